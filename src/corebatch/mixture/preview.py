@@ -1,0 +1,153 @@
+"""A look at a mixture without tokenising all of it: every row is read and checked, a sample is tokenised."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from corebatch.errors import ConfigError, DataError
+from corebatch.mixture.counts import length_quantiles, table_row
+from corebatch.mixture.examples import Example, read_examples
+from corebatch.mixture.spec import DatasetSpec, parse_specs
+from corebatch.mixture.store import COLUMNS
+from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePreview:
+    """One source, as far as a sample tells.
+
+    Attributes:
+        rows_read: rows in the files, all of them read and checked.
+        rows: predicted rows of the data set: weights applied, the sample's dropped share taken off.
+        sampled: rows tokenised.
+        sampled_dropped: of these, without a trained token.
+        sampled_truncated: of these, longer than `max_length`.
+        tokens: predicted tokens in `rows`.
+        trained_tokens: predicted tokens with a loss.
+        lengths: tokens a row of the sampled rows that are kept: "min", "median", "p90", "p99", "max".
+    """
+
+    rows_read: int
+    rows: int
+    sampled: int
+    sampled_dropped: int
+    sampled_truncated: int
+    tokens: int
+    trained_tokens: int
+    lengths: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixturePreview:
+    """What `load_mixture` would give.
+
+    Attributes:
+        sources: source -> prediction, in order of first appearance.
+        sample: `datasets.Dataset` in memory with the tokenised sample, columns as a Mixture's.
+        rows: predicted rows of all sources.
+        seed: of the sample.
+    """
+
+    sources: Mapping[str, SourcePreview]
+    sample: Any
+    rows: int
+    seed: int
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One flat dictionary for each source, for a table; `share` is of the predicted rows."""
+        total = max(self.rows, 1)
+        return [table_row(source, seen, share=seen.rows / total) for source, seen in self.sources.items()]
+
+
+def preview_mixture(
+    specs: Sequence[DatasetSpec | Mapping[str, Any] | str],
+    tokenizer: Any,
+    *,
+    rows_per_source: int = 64,
+    source_column: str = "source",
+    seed: int = 0,
+    **options: Any,
+) -> MixturePreview:
+    """Reads and checks every row, tokenises at most `rows_per_source` of each source, drawn evenly.
+
+    Args:
+        specs, tokenizer, source_column: as `load_mixture`.
+        rows_per_source: at least 1.
+        seed: of the sample.
+        options: the fields of TokeniseOptions.
+
+    Raises:
+        ConfigError, DataError: as `load_mixture`. A source whose sample is dropped as a whole is
+            an error only if the sample is all of it.
+    """
+    if isinstance(rows_per_source, bool) or not isinstance(rows_per_source, int) or rows_per_source < 1:
+        raise ConfigError(f"`rows_per_source` should be an integer of at least 1. Found {rows_per_source!r}.")
+    parsed = parse_specs(specs)
+    tokeniser = Tokeniser(tokenizer, TokeniseOptions(**options))
+    samples: dict[str, _Sample] = {}
+    for spec in parsed:
+        for example in read_examples(spec, source_column):
+            if example.source not in samples:
+                samples[example.source] = _Sample(rows_per_source, f"mixture preview {seed} {example.source}")
+            samples[example.source].add(example, spec.weight)
+    sources: dict[str, SourcePreview] = {}
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for name, sample in samples.items():
+        rows = tokeniser([example.row for example in sample.kept], [example.where for example in sample.kept])
+        usable = [row for row in rows if row.trained]
+        sources[name] = _predict(name, sample, rows, usable)
+        for row in usable:
+            cells = (row.input_ids, row.labels, name, len(row.input_ids))
+            for column, cell in zip(columns.values(), cells, strict=True):
+                column.append(cell)
+    return MixturePreview(
+        sources=sources,
+        sample=datasets.Dataset.from_dict(columns),
+        rows=sum(seen.rows for seen in sources.values()),
+        seed=seed,
+    )
+
+
+class _Sample:
+    """At most `size` examples of a stream, each with the same chance (Vitter 1985, algorithm R)."""
+
+    def __init__(self, size: int, seed: str) -> None:
+        self.kept: list[Example] = []
+        self.read = 0
+        self.weight = 0.0
+        self._size = size
+        self._generator = random.Random(seed)
+
+    def add(self, example: Example, weight: float) -> None:
+        self.read += 1
+        self.weight += weight
+        if len(self.kept) < self._size:
+            self.kept.append(example)
+        elif (place := self._generator.randrange(self.read)) < self._size:
+            self.kept[place] = example
+
+
+def _predict(name: str, sample: _Sample, rows: list[TokenRow], usable: list[TokenRow]) -> SourcePreview:
+    if not usable and len(rows) == sample.read:
+        raise DataError(
+            f"The source {name!r} has no rows left: none of {sample.read} read has a trained token within "
+            "max_length."
+        )
+    lengths = [len(row.input_ids) for row in usable]
+    kept_rows = sample.weight * len(usable) / len(rows)
+    each = kept_rows / max(len(usable), 1)
+    return SourcePreview(
+        rows_read=sample.read,
+        rows=round(kept_rows),
+        sampled=len(rows),
+        sampled_dropped=len(rows) - len(usable),
+        sampled_truncated=sum(row.truncated for row in rows),
+        tokens=round(each * sum(lengths)),
+        trained_tokens=round(each * sum(row.trained for row in usable)),
+        lengths=length_quantiles(lengths),
+    )

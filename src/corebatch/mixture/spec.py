@@ -1,0 +1,98 @@
+"""One entry of the `datasets:` list: where the rows are, what they are called, how often they count."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from corebatch.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec:
+    """One data set of a mixture.
+
+    Attributes:
+        path: a file (.jsonl, .json, .parquet, .csv, each also .gz but Parquet), a folder of such files, a
+            folder written by `save_to_disk`, or a hub id.
+        name: the configuration, as in `datasets.load_dataset(path, name)`; None: the only or default one.
+        split: "train", "test[:100]", "train+validation", ...; None: "train".
+        source: the source label of every row; wins over the rows' own column. None: the rows' own column,
+            and without one the file's or data set's name.
+        weight: how often the usable rows count, above 0: 2 repeats them, 0.5 draws half of them, 1.5 does
+            both.
+    """
+
+    path: str
+    name: str | None = None
+    split: str | None = None
+    source: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path.strip():
+            raise ConfigError(f"datasets: `path` should be a non-empty string. Found {self.path!r}.")
+        for key in ("name", "split", "source"):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise ConfigError(
+                    f"datasets: `{key}` of {self.path!r} should be a non-empty string or absent. Found "
+                    f"{value!r}."
+                )
+        weight = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(
+                f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}."
+            )
+
+
+SPEC_KEYS = tuple(field.name for field in fields(DatasetSpec))
+
+
+def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datasets") -> DatasetSpec:
+    """A spec from one entry of a configuration: a spec itself, a mapping of its fields, or a path alone.
+
+    Raises:
+        ConfigError: an unknown key (named, with the known ones and a close match), no `path`, or a bad value.
+    """
+    if isinstance(entry, DatasetSpec):
+        return entry
+    if isinstance(entry, str):
+        return DatasetSpec(entry)
+    if not isinstance(entry, Mapping):
+        raise ConfigError(
+            f"{where} should be a mapping with the keys {', '.join(SPEC_KEYS)}, or a path. Found {entry!r}."
+        )
+    for key in entry:
+        if key not in SPEC_KEYS:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}{_did_you_mean(str(key))}. Known keys: {', '.join(SPEC_KEYS)}."
+            )
+    if "path" not in entry:
+        raise ConfigError(
+            f"{where}: the key 'path' is missing. Found {', '.join(map(repr, entry)) or 'none'}."
+        )
+    return DatasetSpec(**entry)
+
+
+def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str]) -> list[DatasetSpec]:
+    """All entries of `datasets:`, in order; messages name the entry, as in `datasets[1]`.
+
+    Raises:
+        ConfigError: not a list, an empty list, or an entry that `parse_spec` refuses.
+    """
+    if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
+        raise ConfigError(f"`datasets` should be a list of entries. Found {entries!r}.")
+    if not entries:
+        raise ConfigError("`datasets` should have at least one entry. Found an empty list.")
+    return [parse_spec(entry, f"datasets[{i}]") for i, entry in enumerate(entries)]
+
+
+def _did_you_mean(key: str) -> str:
+    close = difflib.get_close_matches(key, SPEC_KEYS, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,216 @@
+"""Rows to token ids and labels.
+
+- Prompt and completion are tokenised apart and laid end to end, so that the boundary is exact; between them
+  stands `separator`, a part of the prompt. End of sequence is added once, after completions and running text.
+- Conversations are tokenised as a whole, as `tokenizer.apply_chat_template` does; a token counts as trained
+  when any of its characters lies in a trained turn. What begins and ends a conversation is the template's
+  affair.
+- Beginning of sequence is added once, where the tokenizer itself would add it.
+- Longer rows keep their first `max_length` tokens.
+- A row that was tokenised before is only checked and cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from corebatch.errors import ConfigError, DataError
+from corebatch.mixture.chat import Render, render_chat, renderer, trained_tokens
+from corebatch.mixture.formats import IGNORED_LABEL, Canonical, Chat, Completion, Text, TokenIds, canonical
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokeniseOptions:
+    """How rows become tokens.
+
+    Attributes:
+        max_length: tokens; what comes after is cut.
+        apply_chat_template: wrap prompt + completion and instruction rows as a user's and an assistant's
+            turn.
+        chat_template: a Jinja template in place of the tokenizer's own; "plain": lines of "role: content".
+        separator: between prompt and completion when no template is applied; always added, "" for none.
+        train_turns: "all" assistant turns of a conversation, or its "last".
+    """
+
+    max_length: int = 1024
+    apply_chat_template: bool = False
+    chat_template: str | None = None
+    separator: str = "\n"
+    train_turns: str = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 2:
+            raise ConfigError(
+                f"`max_length` should be an integer of at least 2 tokens, since the first of a row is never "
+                "trained. "
+                f"Found {self.max_length!r}."
+            )
+        if self.train_turns not in ("all", "last"):
+            raise ConfigError(f"`train_turns` should be 'all' or 'last'. Found {self.train_turns!r}.")
+        if not isinstance(self.separator, str):
+            raise ConfigError(f"`separator` should be a string. Found {self.separator!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One tokenised row.
+
+    Attributes:
+        input_ids: [T] token ids.
+        labels: [T] the same ids where trained, -100 elsewhere.
+        truncated: whether tokens were cut off.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool = False
+
+    @property
+    def trained(self) -> int:
+        """Tokens with a loss: labels are shifted by one, so the first never has one."""
+        return (
+            len(self.labels)
+            - self.labels.count(IGNORED_LABEL)
+            - (self.labels[:1] not in ([], [IGNORED_LABEL]))
+        )
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """[T'] what comes before the first trained token: the prompt to generate from."""
+        first = next((i for i, label in enumerate(self.labels) if label != IGNORED_LABEL), len(self.labels))
+        return self.input_ids[:first]
+
+
+class Tokeniser:
+    """Tokenises canonical rows with one tokenizer and one set of options, many at a time."""
+
+    def __init__(self, tokenizer: Any, options: TokeniseOptions) -> None:
+        self.tokenizer = tokenizer
+        self.options = options
+        self._eos: int | None = tokenizer.eos_token_id
+        self._start = _start_ids(tokenizer)
+        self._vocabulary = len(tokenizer)
+        self._render: Render | None = None  # made with the first conversation: other rows need no template
+
+    def __call__(self, rows: Sequence[Canonical], wheres: Sequence[str]) -> list[TokenRow]:
+        """One TokenRow for each row; `wheres` say in messages where each comes from.
+
+        Raises:
+            DataError: an id outside of the vocabulary, or a conversation that the template refuses.
+            ConfigError: a conversation, and no chat template.
+        """
+        rows = [self._as_chat(row) for row in rows]
+        done: dict[int, TokenRow] = {}
+        chats = [i for i, row in enumerate(rows) if isinstance(row, Chat)]
+        plain = [i for i, row in enumerate(rows) if isinstance(row, Completion | Text)]
+        done.update(zip(chats, self._chats([(rows[i], wheres[i]) for i in chats]), strict=True))
+        done.update(zip(plain, self._plain([rows[i] for i in plain]), strict=True))
+        for i, row in enumerate(rows):
+            if isinstance(row, TokenIds):
+                done[i] = self._given(row, wheres[i])
+        return [done[i] for i in range(len(rows))]
+
+    def _as_chat(self, row: Canonical) -> Canonical:
+        if not (self.options.apply_chat_template and isinstance(row, Completion)):
+            return row
+        user = {"role": "user", "content": row.prompt}
+        return Chat([user, {"role": "assistant", "content": row.completion}], first_trained=1)
+
+    def _plain(self, rows: Sequence[Canonical]) -> list[TokenRow]:
+        pairs = [
+            (row.prompt + self.options.separator, row.completion)
+            if isinstance(row, Completion)
+            else ("", row.text if isinstance(row, Text) else "")
+            for row in rows
+        ]
+        ids = self._encode([text for pair in pairs for text in pair])
+        return [
+            self._join(before, after, trained=bool(pair[1].strip()))
+            for pair, before, after in zip(pairs, ids[0::2], ids[1::2], strict=True)
+        ]
+
+    def _join(self, before: list[int], after: list[int], trained: bool) -> TokenRow:
+        if self._eos is not None and after[-1:] != [self._eos]:
+            after = [*after, self._eos]
+        if self._start and (before or after)[:1] != self._start:
+            before = self._start + before
+        labels = [IGNORED_LABEL] * len(before) + (after if trained else [IGNORED_LABEL] * len(after))
+        return self._cut(before + after, labels)
+
+    def _chats(self, rows: Sequence[tuple[Any, str]]) -> list[TokenRow]:
+        if not rows:
+            return []
+        if self._render is None:
+            self._render = renderer(self.tokenizer, self.options.chat_template)
+        rendered = [render_chat(chat, where, self._render, self.options.train_turns) for chat, where in rows]
+        if not getattr(self.tokenizer, "is_fast", False):
+            return [self._chat_in_pieces(text, spans) for text, spans in rendered]
+        encoding = self._call([text for text, _ in rendered], return_offsets_mapping=True)
+        return [
+            self._chat(ids, trained_tokens(offsets, spans))
+            for ids, offsets, (_, spans) in zip(
+                encoding["input_ids"], encoding["offset_mapping"], rendered, strict=True
+            )
+        ]
+
+    def _chat_in_pieces(self, text: str, spans: list[tuple[int, int]]) -> TokenRow:
+        """For tokenizers that give no offsets: the text is cut where training starts and ends."""
+        edges = [0, *(edge for span in spans for edge in span), len(text)]
+        pieces = self._encode([text[a:b] for a, b in pairwise(edges)])
+        trained = [number % 2 == 1 for number, piece in enumerate(pieces) for _ in piece]
+        return self._chat([token for piece in pieces for token in piece], trained)
+
+    def _chat(self, ids: list[int], trained: list[bool]) -> TokenRow:
+        if self.options.chat_template == "plain" and self._start and ids[:1] != self._start:
+            ids, trained = self._start + ids, [False] * len(self._start) + trained
+        labels = [token if yes else IGNORED_LABEL for token, yes in zip(ids, trained, strict=True)]
+        return self._cut(ids, labels)
+
+    def _given(self, row: TokenIds, where: str) -> TokenRow:
+        largest = max(*row.input_ids, *row.labels)
+        if largest >= self._vocabulary:
+            raise DataError(
+                f"{where}: token ids should be below the tokenizer's {self._vocabulary}. Found {largest}."
+            )
+        return self._cut(row.input_ids, row.labels)
+
+    def _cut(self, ids: list[int], labels: list[int]) -> TokenRow:
+        length = self.options.max_length
+        return TokenRow(ids[:length], labels[:length], truncated=len(ids) > length)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._call(texts)["input_ids"] if texts else []
+
+    def _call(self, texts: list[str], **options: Any) -> Any:
+        return self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options
+        )
+
+
+def tokenise_row(
+    row: Mapping[str, Any], tokenizer: Any, max_length: int = 1024, *, where: str = "row", **options: Any
+) -> TokenRow:
+    """One raw row (of any form of `formats.FORMS`) as `load_mixture` would tokenise it.
+
+    Args:
+        row: column -> cell.
+        tokenizer: a Hugging Face tokenizer.
+        max_length: tokens.
+        where: how messages call the row.
+        options: the other fields of TokeniseOptions.
+
+    Raises:
+        DataError: the row fits no form or holds something else than it should.
+        ConfigError: a bad option, or a conversation without a chat template.
+    """
+    tokeniser = Tokeniser(tokenizer, TokeniseOptions(max_length=max_length, **options))
+    return tokeniser([canonical(row, where)], [where])[0]
+
+
+def _start_ids(tokenizer: Any) -> list[int]:
+    """[] or [the beginning-of-sequence id], as the tokenizer itself begins a text."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []

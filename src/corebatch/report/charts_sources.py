@@ -1,0 +1,181 @@
+"""Charts of sources: shares drawn and chosen, over the run and over time; held-out answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.path import Path
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from rich.cells import cell_len
+
+from corebatch.report import rows, series, svg, words
+from corebatch.report.chart import Chart, Key, Scale
+from corebatch.report.record import Accuracy, RunRecord
+from corebatch.report.series import Floats
+from corebatch.report.summary import Summary
+
+MOST = 20
+_MOST_COLUMNS = 40
+_NAME_CELLS = 18
+_LEVELS = ((1.1, 0.22), (1.25, 0.45), (1.6, 0.7), (2.0, 1.0))
+"""From which ratio (or its inverse) a cell is coloured, and how strongly."""
+
+
+def _frame(names: Sequence[str]) -> svg.Frame:
+    left = 14 + round(6.4 * max(cell_len(words.shorten(name, _NAME_CELLS)) for name in names))
+    return svg.Frame(height=46 + 22 * len(names) + (24 if len(names) < 3 else 0), left=left)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), [words.shorten(name, _NAME_CELLS) for name in names])
+    axes.tick_params(axis="y", labelcolor=svg.INK)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.grid(False)
+    axes.grid(axis="x", color=svg.GRID, linewidth=0.8)
+    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+
+
+def shares(summary: Summary) -> Chart | None:
+    """Each source's share of what was drawn and of what was chosen; None for one source."""
+    shown, other = rows.largest(summary, MOST)
+    sources = [*shown, *([other] if other else [])]
+    if len(sources) < 2:
+        return None
+
+    def paint(axes: Axes) -> None:
+        y = np.arange(len(sources))
+        axes.barh(y - 0.19, [s.drawn_share for s in sources], height=0.34, color=svg.POOL)
+        axes.barh(y + 0.19, [s.chosen_share for s in sources], height=0.34, color=svg.CHOSEN)
+        _percent_axis(axes)
+        _name_rows(axes, [s.name for s in sources])
+
+    names = [s.name for s in sources]
+    weighted = " With weights, a row of a source chosen less often counts for more." if summary.weighted else ""
+    return Chart(
+        title="Share of each source (% of examples)",
+        svg=svg.draw("shares", f"Shares of {words.listing(names)}", _frame(names), paint),
+        keys=(
+            Key(name="drawn", variable="pool", mark="box"),
+            Key(name="chosen", variable="chosen", mark="box"),
+        ),
+        caption=f"Over all steps; the largest sources first.{weighted}",
+    )
+
+
+def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
+    """Chosen share over drawn share of each source through the run; None for one source."""
+    shown, other = rows.largest(summary, MOST)
+    if len(shown) < 2:
+        return None
+    names = [s.name for s in shown]
+    parts = series.bins(len(run.steps), _MOST_COLUMNS)
+    ratios = _ratios(run, names, parts, other is not None)
+    first, last = run.steps[0].step, run.steps[-1].step
+    edges = np.linspace(first - 0.5, last + 0.5, len(parts) + 1)
+
+    def paint(axes: Axes) -> None:
+        axes.grid(False)
+        for index, (_, opacity) in enumerate(_LEVELS):
+            for colour, sign in ((svg.CHOSEN, 1), (svg.POOL, -1)):
+                if cells := list(_cells(edges, _level(ratios) == sign * (index + 1))):
+                    path = Path.make_compound_path(*cells)
+                    axes.add_collection(
+                        PathCollection([path], facecolor=colour, alpha=opacity, linewidth=0), autolim=False
+                    )
+        axes.set_xlim(edges[0], edges[-1])
+        all_names = [*names, *([other.name] if other else [])]
+        _name_rows(axes, all_names)
+        svg.step_axis(axes)
+
+    all_names = [*names, *([other.name] if other else [])]
+    scale = (
+        *(("pool", opacity) for _, opacity in reversed(_LEVELS)),
+        ("cell", 1.0),
+        *(("chosen", opacity) for _, opacity in _LEVELS),
+    )
+    steps = f"Each column is about {round(len(run.steps) / len(parts))} steps. " if len(parts) < len(run.steps) else ""
+    label = "Ratio of chosen share to drawn share of each source over the steps"
+    return Chart(
+        title="Share chosen / share drawn over time (ratio)",
+        svg=svg.draw("shares-time", label, _frame(all_names), paint),
+        keys=(Scale(low="≤ 0.5", high="≥ 2", colours=scale),),
+        caption=(
+            f"{steps}Orange: chosen more than drawn, from ratios of 1.1, 1.25, 1.6 and 2; blue: less, from "
+            "their inverses. Rare sources vary by chance."
+        ),
+    )
+
+
+def _ratios(run: RunRecord, names: list[str], parts: list[slice], with_other: bool) -> Floats:
+    """Ratio of shares [sources, parts]; 1 where nothing was drawn."""
+    drawn, chosen = (
+        np.array([[sum(getattr(s, key).get(n, 0) for s in run.steps[p]) for p in parts] for n in names], float)
+        for key in ("drawn", "chosen")
+    )
+    totals = [
+        np.array([sum(sum(getattr(s, key).values()) for s in run.steps[p]) for p in parts], float)
+        for key in ("drawn", "chosen")
+    ]
+    if with_other:
+        drawn = np.vstack([drawn, totals[0] - drawn.sum(axis=0)])
+        chosen = np.vstack([chosen, totals[1] - chosen.sum(axis=0)])
+    share_drawn, share_chosen = drawn / np.maximum(totals[0], 1), chosen / np.maximum(totals[1], 1)
+    return np.divide(share_chosen, share_drawn, out=np.ones_like(drawn), where=share_drawn > 0)
+
+
+def _level(ratios: Floats) -> series.Floats:
+    """Signed level of each cell: 0 as drawn, up to 4 for favoured, down to -4."""
+    bounds = np.log([ratio for ratio, _ in _LEVELS]) - 1e-9
+    logs = np.log(np.maximum(ratios, 1e-9))
+    return np.sign(logs) * np.searchsorted(bounds, np.abs(logs), side="right")
+
+
+def _cells(edges: Floats, chosen: np.ndarray) -> Iterable[Path]:
+    for row, column in zip(*np.nonzero(chosen), strict=True):
+        left, right = edges[column], edges[column + 1]
+        top, bottom = row - 0.44, row + 0.44
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        yield Path(corners, closed=True)
+
+
+def answers(summary: Summary) -> Chart | None:
+    """Exact answers on held-out items before and after, with intervals; None without an evaluation."""
+    found = rows.answers(summary)
+    shown = found[: MOST + 1]
+    if not shown:
+        return None
+
+    def paint(axes: Axes) -> None:
+        for offset, colour, which in ((-0.17, svg.POOL, 1), (0.17, svg.CHOSEN, 2)):
+            for row, entry in enumerate(shown):
+                _interval(axes, row + offset, entry[which], colour)  # type: ignore[arg-type]
+        _percent_axis(axes)
+        axes.set_xlim(-0.01, 1.01)
+        _name_rows(axes, [name for name, *_ in shown])
+
+    names = [name for name, *_ in shown]
+    left_out = len(found) - len(shown)
+    return Chart(
+        title="Exact answers (% of held-out items, intervals)",
+        svg=svg.draw("answers", "Held-out accuracy before and after, by source", _frame(names), paint),
+        keys=(
+            Key(name="before training", variable="pool", mark="dot"),
+            Key(name="after", variable="chosen", mark="dot"),
+        ),
+        caption=f"{left_out} more sources are in the table." if left_out else "",
+    )
+
+
+def _interval(axes: Axes, y: float, value: Accuracy | None, colour: str) -> None:
+    if value is None or value.share is None:
+        return
+    axes.plot([value.low, value.high], [y, y], color=colour, linewidth=2, alpha=0.5, solid_capstyle="round")
+    axes.plot([value.share], [y], color=colour, marker="o", markersize=5, linestyle="none")

@@ -1,0 +1,187 @@
+"""Reads a run folder: `selection.jsonl`, `corebatch.json`, `trainer_state.json`, `evaluation.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from corebatch.errors import DataError
+from corebatch.report.fields import Fields, parse
+from corebatch.report.record import Accuracy, Evaluated, RunRecord, StepRecord
+
+_LOSSES = ("pool_loss", "chosen_loss", "train_loss")
+_Z_95 = 1.959963984540054  # standard normal quantile at 0.975
+
+
+def read_run(folder: str | PathLike[str]) -> RunRecord:
+    """Read what a run left behind.
+
+    An unfinished last line of `selection.jsonl` (a killed run) is left out and noted.
+
+    Raises:
+        DataError: there is no such folder, no complete step, or a file is broken; the message names the
+            file and, for `selection.jsonl`, the line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"A run folder was expected. Found no folder at {folder}.")
+    notes: list[str] = []
+    steps = _read_steps(folder / "selection.jsonl", notes)
+    info = _read_info(folder / "corebatch.json", notes)
+    before, after = _read_evaluation(folder / "evaluation.json")
+    return RunRecord(
+        folder=folder,
+        steps=steps,
+        info=info,
+        eval_losses=_read_eval_losses(folder, notes),
+        before=before,
+        after=after,
+        notes=tuple(notes),
+    )
+
+
+def _read_steps(path: Path, notes: list[str]) -> tuple[StepRecord, ...]:
+    if not path.is_file():
+        raise DataError(f"{path} is missing: the folder holds no corebatch run, or none that finished a step.")
+    *lines, last = path.read_bytes().split(b"\n")  # `last` is what follows the last line end
+    steps: list[StepRecord] = []
+    not_finite = 0
+    for number, line in enumerate([*lines, last], start=1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            value = parse(line, where)
+        except DataError:
+            if number <= len(lines):
+                raise
+            notes.append(f"The last line of {path.name} (line {number}) is unfinished and was left out.")
+            continue
+        fields = Fields(value, where)
+        step = _step(fields)
+        if steps and step.step <= steps[-1].step:
+            message = f"{where}: steps should ascend. Found step {step.step} after step {steps[-1].step}."
+            raise DataError(message)
+        steps.append(step)
+        not_finite += any(fields.is_not_finite(key) for key in _LOSSES)
+    if not steps:
+        raise DataError(f"{path} holds no complete step.")
+    if not_finite:
+        notes.append(f"{not_finite} of {len(steps)} steps have a loss that is NaN or infinite; it is left out.")
+    return tuple(steps)
+
+
+def _step(fields: Fields) -> StepRecord:
+    return StepRecord(
+        step=fields.count("step"),
+        pool_examples=fields.count("pool_examples"),
+        chosen_examples=fields.count("chosen_examples"),
+        epoch=fields.number("epoch"),
+        drawn=fields.counts("drawn"),
+        chosen=fields.counts("chosen"),
+        kept=fields.names("kept"),
+        pool_loss=fields.number("pool_loss"),
+        chosen_loss=fields.number("chosen_loss"),
+        train_loss=fields.number("train_loss"),
+        tokens_scored=fields.count_or_none("tokens_scored"),
+        tokens_trained=fields.count_or_none("tokens_trained"),
+        labels_scored=fields.count_or_none("labels_scored"),
+        labels_trained=fields.count_or_none("labels_trained"),
+        weight_max=fields.number("weight_max"),
+        effective_sample_size=fields.number("effective_sample_size"),
+        ms=fields.numbers("ms"),
+        memory_mb=fields.numbers("memory_mb"),
+        seconds=fields.number("seconds"),
+    )
+
+
+def _read_info(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing: settings, model, hardware and versions are unknown.")
+        return {}
+    fields = Fields(parse(path.read_bytes(), str(path)), str(path))
+    for key in ("coreset", "training", "sources", "hardware", "versions"):
+        fields.object(key)  # refuses what is not an object
+    for source in fields.object("sources"):
+        inner = Fields(fields.object("sources")[source], f"{path}: sources.{source}")
+        inner.count_or_none("examples")
+        inner.number("share")
+    fields.count_or_none("dropped_rows")
+    return fields.value
+
+
+def _read_evaluation(path: Path) -> tuple[Evaluated | None, Evaluated | None]:
+    if not path.is_file():
+        return None, None
+    fields = Fields(parse(path.read_bytes(), str(path)), str(path))
+    before, after = (
+        _evaluated(fields.object(when), f"{path}: {when}") if fields.object(when) else None
+        for when in ("before", "after")
+    )
+    return before, after
+
+
+def _evaluated(value: Mapping[str, Any], where: str) -> Evaluated:
+    fields = Fields(value, where)
+    per_source = {
+        name: _accuracy(Fields(found, f"{where}.per_source.{name}"))
+        for name, found in fields.object("per_source").items()
+    }
+    overall = fields.object("overall")
+    found = _accuracy(Fields(overall, f"{where}.overall")) if overall else None
+    return Evaluated(per_source=per_source, overall=found)
+
+
+def _accuracy(fields: Fields) -> Accuracy:
+    """Counts and interval; where the file gives no interval, Wilson's (1927) at 95 %."""
+    correct, total = fields.count("correct"), fields.count("total")
+    if correct > total:
+        raise DataError(f"{fields.where}: correct should be at most total. Found {correct} of {total}.")
+    low, high = fields.number("low"), fields.number("high")
+    if low is None or high is None:
+        low, high = _wilson(correct, total)
+    if not 0 <= low <= high <= 1:
+        raise DataError(f"{fields.where}: low <= high should be shares from 0 to 1. Found {low} and {high}.")
+    return Accuracy(correct=correct, total=total, low=low, high=high)
+
+
+def _wilson(correct: int, total: int) -> tuple[float, float]:
+    if total == 0:
+        return 0.0, 1.0
+    share, square = correct / total, _Z_95**2
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    reach = _Z_95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def _read_eval_losses(folder: Path, notes: list[str]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Held-out losses from the `trainer_state.json` of the latest step, here or in a checkpoint."""
+    newest, newest_step = None, -1
+    checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"))
+    for path in (folder / "trainer_state.json", *checkpoints):
+        if not path.is_file():
+            continue
+        name = path.relative_to(folder)
+        try:
+            state = Fields(parse(path.read_bytes(), str(name)), str(name))
+            step = state.count_or_none("global_step") or 0
+        except DataError as error:
+            notes.append(f"Left out: {error}")
+            continue
+        if step > newest_step:
+            newest, newest_step = state, step
+    if newest is None:
+        return {}
+    curves: dict[str, dict[int, float]] = {}
+    history = newest.value.get("log_history")
+    for entry in history if isinstance(history, list) else []:
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            continue
+        for key, loss in entry.items():
+            is_loss = key.startswith("eval_") and key.endswith("_loss")
+            if is_loss and isinstance(loss, (int, float)) and math.isfinite(loss):
+                curves.setdefault(key, {})[entry["step"]] = float(loss)
+    return {name: tuple(sorted(curve.items())) for name, curve in sorted(curves.items())}

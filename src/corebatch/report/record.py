@@ -1,0 +1,93 @@
+"""The records of a run: what is read from its folder, before anything is added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PHASES = ("load", "score", "exchange", "select", "repack", "train", "optimizer")
+"""The phases of a step in the order in which they happen; others come after them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step: one line of `selection.jsonl`. What the line leaves out is None or empty.
+
+    Attributes:
+        step: optimizer step, counted from 1.
+        pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
+        drawn, chosen: the same by source.
+        kept: sources that were kept whole in this step.
+        pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
+        train_loss: the loss that was minimised, with weights (nats per token).
+        weight_max, effective_sample_size: of the weights of the chosen rows.
+        ms: milliseconds by phase. memory_mb: peak memory by phase, in megabytes.
+        seconds: wall-clock time since the start of training, at the end of the step.
+    """
+
+    step: int
+    pool_examples: int
+    chosen_examples: int
+    epoch: float | None = None
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    chosen: Mapping[str, int] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    pool_loss: float | None = None
+    chosen_loss: float | None = None
+    train_loss: float | None = None
+    tokens_scored: int | None = None
+    tokens_trained: int | None = None
+    labels_scored: int | None = None
+    labels_trained: int | None = None
+    weight_max: float | None = None
+    effective_sample_size: float | None = None
+    ms: Mapping[str, float] = field(default_factory=dict)
+    memory_mb: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Exact answers on held-out items, with the ends of an interval (shares between 0 and 1)."""
+
+    correct: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float | None:
+        """Correct answers as a share of the items; None without items."""
+        return self.correct / self.total if self.total else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One evaluation: by source, and over all sources."""
+
+    per_source: Mapping[str, Accuracy]
+    overall: Accuracy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run folder as it was read.
+
+    Attributes:
+        folder: where it was read from.
+        steps: at least one, by ascending step.
+        info: the contents of `corebatch.json`, empty when the file is missing.
+        eval_losses: by name of the logged value ("eval_loss", "eval_algebra_loss"): (step, loss) pairs.
+        before, after: evaluations of the model before and after training, where there are any.
+        notes: what was missing, unfinished or left out, in sentences for the reader.
+    """
+
+    folder: Path
+    steps: tuple[StepRecord, ...]
+    info: Mapping[str, Any] = field(default_factory=dict)
+    eval_losses: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    before: Evaluated | None = None
+    after: Evaluated | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,75 @@
+"""What the table in the terminal and the tables of the page have in common: their rows."""
+
+from __future__ import annotations
+
+from corebatch.report import words
+from corebatch.report.record import Accuracy
+from corebatch.report.summary import LossSummary, SourceSummary, Summary
+
+
+def totals(summary: Summary) -> list[tuple[str, str]]:
+    """Names and values of what was counted, for the terminal and for the page."""
+    scored, trained = words.compact(summary.scored_per_second), words.compact(summary.trained_per_second)
+    rows = [
+        ("Model", words.clean(summary.model or "unknown")),
+        ("Selection", words.method(summary)),
+        ("Steps", f"{words.count(summary.steps)} ({summary.first_step} to {summary.last_step})"),
+        ("Examples", examples(summary)),
+        ("Tokens", _pair(summary.tokens_scored, summary.tokens_trained, "scored")),
+        ("Tokens per second", f"{scored} scored, {trained} trained"),
+        ("Time in all phases", words.duration(summary.phase_seconds)),
+        ("Wall-clock time", words.duration(summary.wall_seconds)),
+    ]
+    if summary.weighted:
+        weights = f"at most {words.number(summary.weight_max, 2)}"
+        size = f"effective sample size {words.number(summary.effective_sample_size, 1)} on average"
+        rows.append(("Weights", f"{weights}; {size}"))
+    if summary.dropped_rows is not None:
+        rows.append(("Rows dropped", f"{words.count(summary.dropped_rows)} without a trained token"))
+    return rows
+
+
+def losses(summary: Summary) -> list[tuple[str, LossSummary]]:
+    """The losses that are known, for the terminal and for the page."""
+    known = (
+        ("pool (all that was drawn)", summary.pool_loss),
+        ("chosen, unweighted", summary.chosen_loss),
+        ("trained (what was minimised)", summary.train_loss),
+    )
+    return [(name, loss) for name, loss in known if loss.first is not None or loss.last is not None]
+
+
+def largest(summary: Summary, most: int) -> tuple[list[SourceSummary], SourceSummary | None]:
+    """The largest sources, and the others added up (None when there are none)."""
+    sources = list(summary.sources)
+    if len(sources) <= most:
+        return sources, None
+    shown, rest = sources[: most - 1], sources[most - 1 :]
+    drawn_share, chosen_share = (sum(getattr(s, key) for s in rest) for key in ("drawn_share", "chosen_share"))
+    other = SourceSummary(
+        name=f"{len(rest):,} {words.OTHER}",
+        drawn=sum(s.drawn for s in rest),
+        chosen=sum(s.chosen for s in rest),
+        drawn_share=drawn_share,
+        chosen_share=chosen_share,
+        ratio=chosen_share / drawn_share if drawn_share else None,
+        kept_steps=0,
+    )
+    return shown, other
+
+
+def answers(summary: Summary) -> list[tuple[str, Accuracy | None, Accuracy | None]]:
+    """Held-out accuracy before and after: over all first, then by source."""
+    before, after = (e.per_source if e else {} for e in (summary.before, summary.after))
+    found = [(name, before.get(name), after.get(name)) for name in sorted({*before, *after})]
+    overall = [e.overall if e else None for e in (summary.before, summary.after)]
+    return [("all", overall[0], overall[1]), *found] if any(overall) else found
+
+
+def examples(summary: Summary) -> str:
+    """How many examples were drawn and trained on."""
+    return _pair(summary.examples_drawn, summary.examples_trained, "drawn")
+
+
+def _pair(first: int | None, trained: int | None, verb: str) -> str:
+    return f"{words.count(first)} {verb}, {words.count(trained)} trained"

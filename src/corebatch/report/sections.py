@@ -1,0 +1,147 @@
+"""The sections of the page below its head: charts and tables."""
+
+from __future__ import annotations
+
+from corebatch.report import charts_cost as cost
+from corebatch.report import charts_loss as loss
+from corebatch.report import charts_sources as sources
+from corebatch.report import markup, rows, series, words
+from corebatch.report.record import RunRecord
+from corebatch.report.summary import Summary
+
+_MOST_SOURCES = 300
+_MOST_STEPS = 40
+
+
+def sections(run: RunRecord, summary: Summary) -> list[str]:
+    """The sections in their order; those without data are empty."""
+    weights = ""
+    if summary.weighted:
+        weights = markup.figures((cost.largest_weight(run.steps), cost.effective_sample_size(run.steps)))
+    time = (
+        cost.time(summary),
+        cost.time_over_steps(run.steps, summary),
+        cost.memory(summary),
+        cost.tokens(run.steps),
+    )
+    return [
+        markup.section("Loss", markup.figures([loss.losses(run.steps)]), _losses(summary)),
+        markup.section(
+            "Held-out data", markup.figures((sources.answers(summary), loss.held_out(run))), _answers(summary)
+        ),
+        markup.section(
+            "Sources",
+            markup.figures((sources.shares(summary), sources.shares_over_time(run, summary)), aligned=True),
+            _sources(summary),
+        ),
+        markup.section("Time, memory and tokens", markup.figures(time), _phases(summary)),
+        markup.section("Weights", weights),
+        markup.section("Settings", _settings(run, summary)),
+    ]
+
+
+def _losses(summary: Summary) -> str:
+    window = words.tenth(summary.loss_window)
+    found = [(n, words.number(x.first), words.number(x.last)) for n, x in rows.losses(summary)]
+    return markup.table(("nats per token", f"first {window}", f"last {window}"), found) if found else ""
+
+
+def _answers(summary: Summary) -> str:
+    found = [(name, *words.accuracy(before), *words.accuracy(after)) for name, before, after in rows.answers(summary)]
+    header = ("source", "before: correct", "%", "interval, %", "after: correct", "%", "interval, %")
+    return markup.details("All sources in numbers", markup.table(header, found)) if found else ""
+
+
+def _sources(summary: Summary) -> str:
+    shown, other = rows.largest(summary, _MOST_SOURCES)
+    found = [
+        (
+            words.shorten(s.name, 60),
+            words.count(s.examples),
+            words.count(s.drawn),
+            words.percent(s.drawn_share),
+            words.count(s.chosen),
+            words.percent(s.chosen_share),
+            words.times(s.ratio),
+            words.count(s.kept_steps) if s.small or s.kept_steps else "",
+        )
+        for s in (*shown, *([other] if other else []))
+    ]
+    header = (
+        "source",
+        "in data set",
+        "drawn",
+        "share",
+        "chosen",
+        "share",
+        "ratio of shares",
+        "steps kept whole",
+    )
+    return markup.table(header, found) if found else ""
+
+
+def _phases(summary: Summary) -> str:
+    found = [
+        (
+            phase.name,
+            words.milliseconds(phase.mean_ms),
+            words.milliseconds(phase.median_ms),
+            words.percent(phase.share),
+            words.compact(phase.peak_memory_mb),
+        )
+        for phase in summary.phases
+    ]
+    header = ("phase", "mean, ms", "median, ms", "share of time", "peak memory, MB")
+    return markup.table(header, found) if found else ""
+
+
+def _settings(run: RunRecord, summary: Summary) -> str:
+    info = run.info
+    top = [*rows.totals(summary)]
+    if "method_note" in info:
+        top.append(("Note on the method", str(info["method_note"])))
+    top.append(("corebatch", str(info.get("corebatch") or "unknown")))
+    top.append(("Commit", str(info.get("commit") or "unknown")))
+    blocks = [
+        f"<div><h3>{title}</h3>{markup.pairs(info[key]) if info.get(key) else '<p>unknown</p>'}</div>"
+        for key, title in (
+            ("coreset", "Selection (coreset)"),
+            ("training", "Training arguments"),
+            ("hardware", "Hardware"),
+            ("versions", "Versions"),
+        )
+    ]
+    grid = f'<div class="blocks">{"".join(blocks)}</div>'
+    return "\n".join(
+        (
+            f"<div><h3>The run</h3>{markup.pairs(top)}</div>",
+            grid,
+            markup.details("Steps in numbers", _steps(run)),
+        )
+    )
+
+
+def _steps(run: RunRecord) -> str:
+    parts = series.bins(len(run.steps), _MOST_STEPS)
+    last = [run.steps[part][-1] for part in parts]
+    found = [
+        (
+            words.count(s.step),
+            words.number(s.epoch, 2),
+            words.number(s.pool_loss),
+            words.number(s.chosen_loss),
+            words.number(s.train_loss),
+            words.count(s.tokens_scored),
+            words.count(s.tokens_trained),
+            words.number(s.weight_max, 2),
+            words.number(s.effective_sample_size, 1),
+            words.milliseconds(sum(s.ms.values()) if s.ms else None),
+        )
+        for s in last
+    ]
+    header = (
+        *("step", "epoch", "pool loss", "chosen loss", "trained loss", "tokens scored", "tokens trained"),
+        *("largest weight", "effective sample", "ms"),
+    )
+    each = "Every step." if len(last) == len(run.steps) else f"{len(last)} of {len(run.steps)} steps."
+    return markup.table(header, found, each)

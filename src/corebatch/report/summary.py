@@ -1,0 +1,127 @@
+"""What a run did, in numbers: the record that the table, the page and the JSON are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from corebatch.report.record import Evaluated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSummary:
+    """One source over the whole run.
+
+    Attributes:
+        ratio: share among the chosen over share among the drawn, above 1 if favoured; None if never drawn.
+        kept_steps: steps in which it was kept whole as a small source.
+        examples: its size in the data set, None if unknown.
+    """
+
+    name: str
+    drawn: int
+    chosen: int
+    drawn_share: float
+    chosen_share: float
+    ratio: float | None
+    kept_steps: int
+    examples: int | None = None
+    small: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSummary:
+    """One phase of the step: mean and median over the steps that report it; share of all measured time."""
+
+    name: str
+    mean_ms: float | None
+    median_ms: float | None
+    share: float | None
+    peak_memory_mb: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSummary:
+    """Means over the first and over the last tenth of the steps (nats per token); None where unknown."""
+
+    first: float | None
+    last: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run did, in numbers.
+
+    Attributes:
+        examples_drawn, examples_trained: rows over all steps and ranks.
+        pool_size, chosen_size: smallest and largest large and small batch.
+        scored_per_second, trained_per_second: tokens over the time of all phases together.
+        scored_per_second_in_phase, trained_per_second_in_phase: tokens over the time of `score`, of `train`.
+        phase_seconds: time in all phases. wall_seconds: wall-clock time, evaluation and saving included.
+        sources: by falling number drawn.
+        loss_window: how many steps a tenth is.
+        weight_max: largest weight of the run; effective_sample_size: its mean over steps; None if not told.
+        weighted: whether any weight was other than one.
+        kept: sources that were kept whole in any step.
+    """
+
+    name: str
+    model: str | None
+    coreset: Mapping[str, Any]
+    steps: int
+    first_step: int
+    last_step: int
+    epochs: float | None
+    examples_drawn: int
+    examples_trained: int
+    pool_size: tuple[int, int]
+    chosen_size: tuple[int, int]
+    dropped_rows: int | None
+    tokens_scored: int | None
+    tokens_trained: int | None
+    labels_scored: int | None
+    labels_trained: int | None
+    scored_per_second: float | None
+    trained_per_second: float | None
+    scored_per_second_in_phase: float | None
+    trained_per_second_in_phase: float | None
+    phase_seconds: float | None
+    wall_seconds: float | None
+    phases: tuple[PhaseSummary, ...]
+    sources: tuple[SourceSummary, ...]
+    loss_window: int
+    pool_loss: LossSummary
+    chosen_loss: LossSummary
+    train_loss: LossSummary
+    weighted: bool
+    weight_max: float | None
+    effective_sample_size: float | None
+    kept: tuple[str, ...]
+    before: Evaluated | None
+    after: Evaluated | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only: what `to_json` writes."""
+        plain = _plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    def to_json(self) -> str:
+        """The summary as one JSON object in ASCII; the same run gives the same bytes."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """The same with lists for tuples and None for what JSON cannot say (NaN, infinity)."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,149 @@
+"""Adds up a run: totals, sources, phases, losses, weights."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+from corebatch.report.record import PHASES, RunRecord, StepRecord
+from corebatch.report.summary import LossSummary, PhaseSummary, SourceSummary, Summary
+
+
+def summarise(run: RunRecord) -> Summary:
+    """Add up a run. All means over steps are plain means, each step counting once."""
+    steps = run.steps
+    phases = _phases(steps)
+    seconds = sum(sum(step.ms.values()) for step in steps) / 1000
+    spent = {name: sum(step.ms.get(name, 0.0) for step in steps) / 1000 for name in ("score", "train")}
+    scored, trained = _total(s.tokens_scored for s in steps), _total(s.tokens_trained for s in steps)
+    window = -(-len(steps) // 10)
+    weights = [s.weight_max for s in steps if s.weight_max is not None]
+    sizes = [s.effective_sample_size for s in steps if s.effective_sample_size is not None]
+    epochs = [s.epoch for s in steps if s.epoch is not None]
+    return Summary(
+        name=run.folder.resolve().name,
+        model=_text(run.info.get("model")),
+        coreset=run.info.get("coreset") or {},
+        steps=len(steps),
+        first_step=steps[0].step,
+        last_step=steps[-1].step,
+        epochs=epochs[-1] if epochs else None,
+        examples_drawn=sum(s.pool_examples for s in steps),
+        examples_trained=sum(s.chosen_examples for s in steps),
+        pool_size=_range(s.pool_examples for s in steps),
+        chosen_size=_range(s.chosen_examples for s in steps),
+        dropped_rows=run.info.get("dropped_rows"),
+        tokens_scored=scored,
+        tokens_trained=trained,
+        labels_scored=_total(s.labels_scored for s in steps),
+        labels_trained=_total(s.labels_trained for s in steps),
+        scored_per_second=_per_second(scored, seconds),
+        trained_per_second=_per_second(trained, seconds),
+        scored_per_second_in_phase=_per_second(scored, spent["score"]),
+        trained_per_second_in_phase=_per_second(trained, spent["train"]),
+        phase_seconds=seconds or None,
+        wall_seconds=_wall_seconds(steps),
+        phases=phases,
+        sources=_sources(run),
+        loss_window=window,
+        pool_loss=_ends([s.pool_loss for s in steps], window),
+        chosen_loss=_ends([s.chosen_loss for s in steps], window),
+        train_loss=_ends([s.train_loss for s in steps], window),
+        weighted=any(abs(weight - 1) > 1e-6 for weight in weights),
+        weight_max=max(weights, default=None),
+        effective_sample_size=_mean(sizes),
+        kept=tuple(sorted({name for s in steps for name in s.kept})),
+        before=run.before,
+        after=run.after,
+        notes=run.notes,
+    )
+
+
+def phase_names(steps: Iterable[StepRecord]) -> list[str]:
+    """The phases that any step reports: the known ones in their order, then others as they appear."""
+    seen = dict.fromkeys(name for step in steps for name in (*step.ms, *step.memory_mb))
+    return [name for name in PHASES if name in seen] + [name for name in seen if name not in PHASES]
+
+
+def _phases(steps: tuple[StepRecord, ...]) -> tuple[PhaseSummary, ...]:
+    total = sum(sum(step.ms.values()) for step in steps)
+    phases = []
+    for name in phase_names(steps):
+        ms = [step.ms[name] for step in steps if name in step.ms]
+        memory = [step.memory_mb[name] for step in steps if name in step.memory_mb]
+        phase = PhaseSummary(
+            name=name,
+            mean_ms=_mean(ms),
+            median_ms=statistics.median(ms) if ms else None,
+            share=sum(ms) / total if ms and total else None,
+            peak_memory_mb=max(memory, default=None),
+        )
+        phases.append(phase)
+    return tuple(phases)
+
+
+def _sources(run: RunRecord) -> tuple[SourceSummary, ...]:
+    drawn, chosen, kept = Counter[str](), Counter[str](), Counter[str]()
+    for step in run.steps:
+        drawn.update(step.drawn)
+        chosen.update(step.chosen)
+        kept.update(step.kept)
+    listed = run.info.get("sources") or {}
+    all_drawn, all_chosen = drawn.total(), chosen.total()
+    summaries = []
+    for name in {*drawn, *chosen, *listed}:
+        drawn_share = drawn[name] / all_drawn if all_drawn else 0.0
+        chosen_share = chosen[name] / all_chosen if all_chosen else 0.0
+        told = listed.get(name, {})
+        summary = SourceSummary(
+            name=name,
+            drawn=drawn[name],
+            chosen=chosen[name],
+            drawn_share=drawn_share,
+            chosen_share=chosen_share,
+            ratio=chosen_share / drawn_share if drawn_share else None,
+            kept_steps=kept[name],
+            examples=told.get("examples"),
+            small=bool(told.get("small", False)) or kept[name] > 0,
+        )
+        summaries.append(summary)
+    return tuple(sorted(summaries, key=lambda source: (-source.drawn, source.name)))
+
+
+def _ends(losses: list[float | None], window: int) -> LossSummary:
+    first, last = ([x for x in part if x is not None] for part in (losses[:window], losses[-window:]))
+    return LossSummary(first=_mean(first), last=_mean(last))
+
+
+def _wall_seconds(steps: tuple[StepRecord, ...]) -> float | None:
+    """Time since the start at the last step; where the clock falls back (a resumed run), parts are added."""
+    clock = [step.seconds for step in steps if step.seconds is not None]
+    if not clock:
+        return None
+    restarts = (a for a, b in pairwise(clock) if b < a)
+    return sum(restarts) + clock[-1]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _total(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _range(values: Iterable[int]) -> tuple[int, int]:
+    listed = list(values)
+    return min(listed), max(listed)
+
+
+def _per_second(tokens: int | None, seconds: float) -> float | None:
+    return tokens / seconds if tokens is not None and seconds > 0 else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,41 @@
+"""Stage 2: large batch -> features, one row an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from corebatch._registry import build
+from corebatch.scoring.base import Coordinates, LossUnit, Scorer, Scores, seeded, trained_tokens
+from corebatch.scoring.last_layer import LastLayer
+from corebatch.scoring.loss import Loss
+from corebatch.scoring.tokens import Tokens
+from corebatch.scoring.zeroth_order import ZerothOrder
+
+SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in (LastLayer, ZerothOrder, Loss, Tokens)}
+"""Every scorer by its name. A new one is a file and a name here."""
+
+
+def make_scorer(scorer: str | Scorer, options: Mapping[str, Any] | None = None) -> Scorer:
+    """A scorer from its name and options, or the instance itself.
+
+    Raises:
+        ConfigError: an unknown name or option, or options beside an instance.
+    """
+    return build("scorer", scorer, options, SCORERS, Scorer)
+
+
+__all__ = [
+    "SCORERS",
+    "Coordinates",
+    "LastLayer",
+    "Loss",
+    "LossUnit",
+    "Scorer",
+    "Scores",
+    "Tokens",
+    "ZerothOrder",
+    "make_scorer",
+    "seeded",
+    "trained_tokens",
+]

@@ -1,0 +1,135 @@
+"""What a scorer takes and gives (stage 2: large batch -> features).
+
+Shape suffixes: B rows of one forward, N rows of the large batch, T tokens, P features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from corebatch.errors import InputError
+
+LossUnit = Literal["token_mean", "example_mean"]
+"""What is minimised: the mean over all tokens of a step (an example counts with the sum of its token losses, as in
+today's Trainer), or the mean over examples of each one's mean (the official CoLM code)."""
+
+IGNORED = -100
+"""The label that is not trained, everywhere in transformers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What scoring some rows gives.
+
+    Attributes:
+        features: float Tensor [N, P]: one row an example.
+        losses: float Tensor [N], the sum of each example's token losses, or None if no forward was run.
+        tokens: LongTensor [N]: how many tokens of each example are trained.
+    """
+
+    features: Tensor
+    losses: Tensor | None
+    tokens: Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[Scores]) -> Scores:
+        """The rows of several forwards, one below the other."""
+        losses = [part.losses for part in parts if part.losses is not None]
+        return Scores(
+            features=torch.cat([part.features for part in parts]),
+            losses=torch.cat(losses) if len(losses) == len(parts) else None,
+            tokens=torch.cat([part.tokens for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinates:
+    """Where a block of feature columns comes from: the flattened rows `columns` of a parameter [out, in].
+
+    A scorer gives these if each feature is the derivative by one weight, so that an optimizer's moments of that
+    weight can scale it.
+    """
+
+    parameter: nn.Parameter
+    rows: Tensor | None
+    transposed: bool = False
+
+
+class Scorer(ABC):
+    """Gives every example of a batch a row of features. Options are keyword arguments of the constructor.
+
+    A scorer leaves the model as it was: weights, gradients, train/eval mode, random state.
+    """
+
+    name: ClassVar[str]
+    needs_forward: ClassVar[bool] = True
+
+    def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Features [N, P] of a collated batch (`input_ids`, `attention_mask`, `labels`, ...), in the units of a
+        loss that is a mean over tokens."""
+        return self.run(model, batch).features
+
+    def run(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, loss: LossUnit = "token_mean", seed: int = 0
+    ) -> Scores:
+        """Features with losses and token counts.
+
+        Args:
+            model: a causal language model of transformers, with or without adapters; not wrapped by DDP.
+            batch: the collated dictionary; `labels` [B, T] with -100 where nothing is trained.
+            loss: the unit of the features.
+            seed: of whatever randomness the scorer has (directions, projections); the same seed, the same features.
+
+        Raises:
+            InputError: the batch has no labels, or labels of another shape than the inputs.
+            UnsupportedModelError: the model lacks what the scorer needs.
+        """
+        check_batch(batch)
+        return self._run(model, batch, loss, seed)
+
+    @abstractmethod
+    def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores: ...
+
+    def coordinates(self) -> list[Coordinates] | None:
+        """For each block of feature columns the weights that it belongs to, once a batch has been scored; None if
+        features are no derivatives by single weights."""
+        return None
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
+        return f"{type(self).__name__}({options})"
+
+
+def check_batch(batch: Mapping[str, Tensor]) -> None:
+    """Raises InputError unless `input_ids` and `labels` are there and go together."""
+    missing = [key for key in ("input_ids", "labels") if key not in batch]
+    if missing:
+        raise InputError(f"A batch should have `input_ids` and `labels`. Found the keys {sorted(batch)}.")
+    inputs, labels = batch["input_ids"], batch["labels"]
+    if inputs.ndim != 2 or labels.shape != inputs.shape:
+        raise InputError(
+            f"`input_ids` and `labels` should both have shape [rows, tokens]. "
+            f"Found {tuple(inputs.shape)} and {tuple(labels.shape)}."
+        )
+
+
+def trained_tokens(labels: Tensor) -> Tensor:
+    """LongTensor [B]: labels that are trained. The first position predicts nothing: labels are shifted by one."""
+    return (labels[:, 1:] != IGNORED).sum(dim=1)
+
+
+def seeded(seed: int, *purpose: Any) -> torch.Generator:
+    """A CPU generator for one purpose, e.g. `seeded(seed, step, "select")`.
+
+    Its state depends on the arguments alone and is never carried over, so that a resumed run and every rank draw
+    the same numbers.
+    """
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)

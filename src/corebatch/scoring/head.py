@@ -1,0 +1,240 @@
+"""The loss, computed where the head is: chunk by chunk over label positions, never [B, T, V] logits.
+
+The model's own forward runs as it is, inside whatever wraps it (DDP, FSDP, autocast). A hook on the head takes the
+hidden states, computes the loss there (the head's weights are present just then, also when they are sharded), and
+hands the head a single position, so that it builds next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from corebatch.errors import InputError, UnsupportedModelError
+from corebatch.scoring._modes import base_model
+from corebatch.scoring.base import IGNORED
+
+CHUNK_ELEMENTS = 2**25
+"""Logits that exist at one time: 128 MiB in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The label positions of a batch, L in number, in row-major order.
+
+    Attributes:
+        mask: BoolTensor [B, T - 1]: the position predicts a trained token.
+        rows: LongTensor [L]: the row of each.
+        targets: LongTensor [L]: the token to be predicted.
+    """
+
+    mask: Tensor
+    rows: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def of(labels: Tensor) -> Positions:
+        shifted = labels[:, 1:]
+        mask = shifted != IGNORED
+        return Positions(mask, mask.nonzero()[:, 0], shifted[mask])
+
+    def take(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] -> [L, D]."""
+        if hidden.shape[1] != self.mask.shape[1] + 1 or hidden.shape[0] != self.mask.shape[0]:
+            raise UnsupportedModelError(
+                f"The head should be called with hidden states of all {tuple(self.mask.shape)} + 1 positions. "
+                f"Found {tuple(hidden.shape)}: prompt learning and `logits_to_keep` do not go with scoring."
+            )
+        return hidden[:, :-1][self.mask]
+
+    def spread(self, values: Tensor, like: Tensor) -> Tensor:
+        """[L, D] -> [B, T, D], zero elsewhere."""
+        full = torch.zeros_like(like)
+        full[:, :-1][self.mask] = values.to(full.dtype)
+        return full
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """[L] -> [B]: sums over the positions of each row, in double precision where that is free of charge."""
+        return torch.zeros(len(self.mask), dtype=values.dtype, device=values.device).index_add_(0, self.rows, values)
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that maps hidden states to logits.
+
+    Raises:
+        UnsupportedModelError: the model has none.
+    """
+    base = base_model(model)
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if not isinstance(head, nn.Module):
+        raise UnsupportedModelError(
+            f"corebatch trains causal language models with an output head. {type(base).__name__} has none "
+            "(get_output_embeddings() gave nothing)."
+        )
+    return head
+
+
+def logit_map(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What the model does to the head's output before the loss, read from its configuration: soft caps (Gemma 2 and
+    3) and scales (Granite, Cohere). Anything else shows as a loss that differs from the model's own."""
+    base = base_model(model)
+    config = base.config.get_text_config() if hasattr(base, "config") else None
+    cap = getattr(config, "final_logit_softcapping", None)
+    divisor = getattr(config, "logits_scaling", None)
+    scale = getattr(config, "logit_scale", None)
+
+    def transform(logits: Tensor) -> Tensor:
+        if divisor:
+            logits = logits / divisor
+        if isinstance(scale, int | float):
+            logits = logits * scale
+        if cap:
+            logits = torch.tanh(logits / cap) * cap
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    return transform
+
+
+@contextmanager
+def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any]) -> Iterator[list[Any]]:
+    """While open, each forward of `model` calls `take(head, hidden)` in place of building the logits.
+
+    Yields:
+        A list that receives what `take` returned, one entry for each forward.
+    """
+    results: list[Any] = []
+    inside = False
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal inside
+        if inside:  # `take` itself calls the head, on chunks
+            return None
+        inside = True
+        try:
+            results.append(take(module, args[0]))
+        finally:
+            inside = False
+        return (args[0][:, :1].detach(), *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(hook)
+    try:
+        yield results
+    finally:
+        handle.remove()
+
+
+def chunks(length: int, head: nn.Module) -> Iterator[slice]:
+    """Slices over L positions such that the logits of one hold CHUNK_ELEMENTS numbers."""
+    weight = getattr(head, "weight", None)
+    vocabulary = getattr(head, "out_features", None) or (weight.shape[0] if weight is not None else 2**15)
+    step = max(1, CHUNK_ELEMENTS // int(vocabulary))
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def token_losses(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    transform: Callable[[Tensor], Tensor],
+    *,
+    gradients: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy of each position, and its derivative by that position's hidden state.
+
+    Args:
+        head: maps [L, D] to [L, V].
+        hidden: [L, D].
+        targets: LongTensor [L].
+        transform: what follows the head; see `logit_map`.
+        gradients: whether derivatives are wanted.
+
+    Returns:
+        losses [L] (float32, or float64 for a float64 model) and d losses[l] / d hidden[l] as [L, D], or None.
+    """
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    losses = torch.empty(len(targets), dtype=dtype, device=hidden.device)
+    derivatives = torch.empty_like(hidden) if gradients else None
+    for part in chunks(len(targets), head):
+        with torch.set_grad_enabled(gradients):
+            piece = hidden[part].detach().requires_grad_(gradients)
+            loss = F.cross_entropy(transform(head(piece)), targets[part], reduction="none")
+            if derivatives is not None:
+                (derivatives[part],) = torch.autograd.grad(loss.sum(), piece)
+        losses[part] = loss.detach()
+    return losses, derivatives
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """sum_l weights_l loss_l for a head that is not trained: the derivative is computed on the way forward, so that
+    [L, D] numbers are kept and nothing is computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weights: Tensor,
+        targets: Tensor,
+        head: nn.Module,
+        transform: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        losses, derivatives = token_losses(head, hidden, targets, transform, gradients=True)
+        assert derivatives is not None
+        ctx.save_for_backward(derivatives.mul_(weights.unsqueeze(1).to(derivatives.dtype)))
+        return (losses * weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (derivatives,) = ctx.saved_tensors
+        return derivatives * grad.to(derivatives.dtype), None, None, None, None
+
+
+def weighted_token_loss(
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    row_weights: Tensor,
+    transform: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """sum_i row_weights_i sum_t loss_it, differentiable by the hidden states and, if it is trained, the head.
+
+    Args:
+        head: maps [L, D] to [L, V].
+        hidden: [B, T, D].
+        labels: LongTensor [B, T], not yet shifted.
+        row_weights: [B].
+        transform: see `logit_map`.
+    """
+    if row_weights.shape != labels.shape[:1]:
+        raise InputError(
+            f"loss_weights should have one weight for each of the {len(labels)} rows. "
+            f"Found shape {tuple(row_weights.shape)}."
+        )
+    positions = Positions.of(labels)
+    taken = positions.take(hidden)
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    weights = row_weights.to(dtype)[positions.rows]
+    if not any(parameter.requires_grad for parameter in head.parameters()):
+        return _FrozenHeadLoss.apply(taken, weights, positions.targets, head, transform)
+
+    def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> Tensor:
+        return (F.cross_entropy(transform(head(hidden_piece)), targets, reduction="none") * weights_piece).sum()
+
+    total = taken.sum().to(dtype) * 0  # joins the graph even where no label is trained
+    for part in chunks(len(taken), head):
+        total = total + checkpoint(
+            piece,
+            taken[part],
+            positions.targets[part],
+            weights[part],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+    return total

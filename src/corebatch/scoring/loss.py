@@ -1,0 +1,34 @@
+"""The loss of each example, as the only feature: what `hard` chooses by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from corebatch.scoring._modes import forward_inputs, scoring_mode
+from corebatch.scoring.base import LossUnit, Scorer, Scores, trained_tokens
+from corebatch.scoring.head import Positions, intercepted_head, logit_map, token_losses
+
+
+class Loss(Scorer):
+    """Features [N, 1]: the sum of an example's token losses (or their mean, if the loss is a mean of examples').
+
+    One forward without gradients; the head runs on label positions only.
+    """
+
+    name = "loss"
+
+    def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
+        positions = Positions.of(batch["labels"])
+        transform = logit_map(model)
+
+        def take(head: nn.Module, hidden: Tensor) -> Tensor:
+            return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
+
+        with scoring_mode(model), intercepted_head(model, take) as results:
+            model(**forward_inputs(batch))
+        losses = positions.sum_rows(results[0])
+        tokens = trained_tokens(batch["labels"])
+        feature = losses if loss == "token_mean" else losses / tokens.clamp(min=1)
+        return Scores(features=feature.unsqueeze(1), losses=losses, tokens=tokens)

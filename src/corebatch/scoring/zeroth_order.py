@@ -1,0 +1,133 @@
+"""The paper's feature: simultaneous perturbation of the last value projection, kept as factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corebatch.errors import ConfigError, UnsupportedModelError
+from corebatch.scoring._modes import forward_inputs, scoring_mode
+from corebatch.scoring.base import LossUnit, Scorer, Scores, seeded, trained_tokens
+from corebatch.scoring.head import Positions, intercepted_head, logit_map, token_losses
+from corebatch.scoring.projections import ValueProjection, executed_value_projections
+
+
+class ZerothOrder(Scorer):
+    """Features [N, num_directions]: p_ik = [L_i(w + epsilon z_k) - L_i(w - epsilon z_k)] / (2 epsilon).
+
+    SPSA as in MeZO, used by CoLM (arXiv 2407.19580, section 4.2; colm's epsilon is 1e-3). The paper's "gradient" of
+    example i is p_i z with one z for all examples and steps, that is one number an example: the factor p is kept and
+    z is not multiplied out. Distances between rows p_i z are |p_i - p_j| times a constant, and Adam's map of p_i z is
+    sign(z) times Adam's map of p_i, so later stages work on the factor alone.
+
+    Only the last block and the head run twice: at that block's entry the rows are doubled, one half sees the value
+    projection's output moved by +epsilon a z^T and the other by -epsilon a z^T. No weight is perturbed. From there on
+    everything is in float32 (float64 for a float64 model), whatever the autocast type: the difference of two nearly
+    equal losses has no digits left in bfloat16.
+    """
+
+    name = "zeroth_order"
+
+    def __init__(self, *, num_directions: int = 1, epsilon: float = 1e-3) -> None:
+        if not isinstance(num_directions, int) or isinstance(num_directions, bool) or num_directions < 1:
+            raise ConfigError(
+                f"zeroth_order's num_directions should be an integer of at least 1. Found {num_directions!r}."
+            )
+        if not epsilon > 0:
+            raise ConfigError(f"zeroth_order's epsilon should be above 0. Found {epsilon!r}.")
+        self.num_directions = num_directions
+        self.epsilon = float(epsilon)
+        self._traced: tuple[int, ValueProjection] | None = None
+        self._directions: dict[Any, Tensor] = {}
+
+    def projection(self, model: nn.Module, batch: Mapping[str, Tensor]) -> ValueProjection:
+        """The last value projection executed; traced once for a model."""
+        if self._traced is None or self._traced[0] != id(model):
+            found = executed_value_projections(model, batch, 1)[0]
+            low = sorted({str(p.dtype) for p in found.block.parameters() if p.dtype not in _EXACT})
+            if low:
+                raise UnsupportedModelError(
+                    f"zeroth_order needs the last block in float32 (bfloat16 training by autocast is fine). "
+                    f"Found {', '.join(low)}. Load the model with dtype float32, or use scorer 'last_layer'."
+                )
+            self._traced = (id(model), found)
+        return self._traced[1]
+
+    def direction(self, outputs: int, inputs: int, k: int, seed: int, like: Tensor) -> Tensor:
+        """z_k [outputs, inputs], standard normal, the same at every step of a run."""
+        key = (outputs, inputs, k, seed, like.dtype, like.device)
+        if key not in self._directions:
+            z = torch.randn(outputs, inputs, generator=seeded(seed, "direction", k), dtype=torch.float64)
+            self._directions[key] = z.to(like.dtype).to(like.device)
+        return self._directions[key]
+
+    def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
+        projection = self.projection(model, batch)
+        rows = len(batch["labels"])
+        copies = 2 * self.num_directions
+        positions = Positions.of(batch["labels"].repeat(copies, 1))
+        tokens = trained_tokens(batch["labels"])
+        transform = logit_map(model)
+        with ExitStack() as exact:  # autocast is off from the block's entry to the end of the forward
+
+            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+                exact.enter_context(torch.autocast(batch["labels"].device.type, enabled=False))
+                return _repeat(args, rows, copies), _repeat(kwargs, rows, copies)
+
+            def perturb(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                moved = output.clone()
+                columns = projection.columns
+                for k in range(self.num_directions):
+                    for sign, copy in ((1, 2 * k), (-1, 2 * k + 1)):
+                        part = slice(copy * rows, (copy + 1) * rows)
+                        a = args[0][part].to(output.dtype)
+                        width = output.shape[-1] if columns is None else len(columns)
+                        step = sign * self.epsilon * (a @ self.direction(width, a.shape[-1], k, seed, a).T)
+                        if columns is None:
+                            moved[part] += step
+                        else:
+                            moved[part, :, columns.to(output.device)] += step
+                return moved
+
+            def take(head: nn.Module, hidden: Tensor) -> Tensor:
+                return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
+
+            handles = [
+                projection.block.register_forward_pre_hook(enter, with_kwargs=True),
+                projection.hooked.register_forward_hook(perturb),
+            ]
+            try:
+                with scoring_mode(model), intercepted_head(model, take) as results:
+                    model(**forward_inputs(batch))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        losses = positions.sum_rows(results[0]).view(self.num_directions, 2, rows)
+        differences = ((losses[:, 0] - losses[:, 1]) / (2 * self.epsilon)).T
+        if loss == "example_mean":
+            differences = differences / tokens.clamp(min=1).unsqueeze(1)
+        # The mean of L(w + e z) and L(w - e z) is L(w) up to e^2.
+        return Scores(features=differences.contiguous(), losses=losses.mean(dim=(0, 1)), tokens=tokens)
+
+
+_EXACT = (torch.float32, torch.float64)
+
+
+def _repeat(value: Any, rows: int, copies: int) -> Any:
+    """Repeats every tensor [rows, ...] in nested arguments of a block; what broadcasts over rows stays."""
+    if isinstance(value, Tensor):
+        if value.ndim < 2 or value.shape[0] != rows:
+            return value
+        repeated = value.repeat(copies, *([1] * (value.ndim - 1)))
+        return repeated.float() if repeated.dtype in (torch.bfloat16, torch.float16) else repeated
+    if isinstance(value, tuple | list):
+        return type(value)(_repeat(item, rows, copies) for item in value)
+    if isinstance(value, dict):
+        return {key: _repeat(item, rows, copies) for key, item in value.items()}
+    if type(value).__name__ == "BlockMask":
+        raise UnsupportedModelError("zeroth_order does not go with flex attention. Use attn_implementation='sdpa'.")
+    return value

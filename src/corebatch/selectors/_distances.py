@@ -1,0 +1,50 @@
+"""Distances and products between rows, in float64.
+
+Shape suffixes: N rows, P columns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Metric = Literal["l1", "l2", "cosine"]
+METRICS: tuple[str, ...] = get_args(Metric)
+
+
+def gram(features_NP: Tensor) -> Tensor:
+    """Inner products between rows: float64 [N, N] on the CPU, for features in float64."""
+    return (features_NP @ features_NP.T).cpu()
+
+
+def distances(features_NP: Tensor, metric: Metric) -> Tensor:
+    """Distances between rows: float64 [N, N] on the CPU, zero on the diagonal, symmetric.
+
+    "l1" is the sum of absolute differences, "l2" the Euclidean distance, "cosine" one minus the cosine. For
+    "cosine" rows of zeros are alike (distance 0 to one another) and at distance 1 from all others.
+    """
+    if metric == "cosine":
+        return _cosine_distances(features_NP)
+    # `pdist` is ten times faster than `cdist` for p = 1, and its differences do not cancel as those of a
+    # product of matrices do for p = 2.
+    pairs = torch.nn.functional.pdist(features_NP, p=1.0 if metric == "l1" else 2.0).cpu()
+    count = len(features_NP)
+    result_NN = torch.zeros(count, count, dtype=pairs.dtype)
+    start = 0
+    for row in range(count - 1):  # row by row: index lists of all pairs would take more than the matrix
+        stop = start + count - 1 - row
+        result_NN[row, row + 1 :] = pairs[start:stop]
+        result_NN[row + 1 :, row] = pairs[start:stop]
+        start = stop
+    return result_NN
+
+
+def _cosine_distances(features_NP: Tensor) -> Tensor:
+    norms_N1 = torch.linalg.vector_norm(features_NP, dim=1, keepdim=True)
+    units_NP = features_NP / norms_N1.where(norms_N1 > 0, torch.ones_like(norms_N1))
+    result_NN = gram(units_NP).neg_().add_(1.0).clamp_(min=0.0)
+    zero = torch.nonzero(norms_N1[:, 0].cpu() == 0).flatten()
+    result_NN[zero[:, None], zero] = 0.0
+    return result_NN.fill_diagonal_(0.0)

@@ -1,0 +1,101 @@
+"""The meetings of the local pivotal method (see `pivotal.py`).
+
+Shape suffixes: N rows of the large batch, U undecided rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corebatch.selectors._compile import Kernel
+
+_DECIDED = 1e-9  # a probability this near to 0 or 1 is decided
+
+
+def settle_loop(
+    distances_NN: NDArray[np.float64],
+    inclusion_N: NDArray[np.float64],
+    uniforms_N2: NDArray[np.float64],
+    budget: int,
+) -> NDArray[np.bool_]:
+    """Decide every row; True for the `budget` rows that are taken.
+
+    Meeting k uses uniforms_N2[k]: the first number picks the row, the second decides. Each meeting decides
+    one row at least, so N are enough.
+    """
+    chance_N = inclusion_N.copy()
+    undecided_U = np.zeros(len(chance_N), np.int64)
+    left = 0
+    for i in range(len(chance_N)):
+        if chance_N[i] < 1.0 - _DECIDED:
+            undecided_U[left] = i
+            left += 1
+    meeting = 0
+    while left > 1:
+        i = undecided_U[min(int(uniforms_N2[meeting, 0] * left), left - 1)]
+        j = -1
+        for k in range(left):
+            other = undecided_U[k]
+            if other != i and (j < 0 or distances_NN[i, other] < distances_NN[i, j]):
+                j = other
+        both = chance_N[i] + chance_N[j]
+        if both < 1.0:
+            # One leaves; the other takes its chance over.
+            j_stays = uniforms_N2[meeting, 1] * both < chance_N[j]
+            chance_N[i] = 0.0 if j_stays else both
+            chance_N[j] = both if j_stays else 0.0
+        else:
+            # One is taken; the other keeps what is left.
+            j_taken = uniforms_N2[meeting, 1] * (2.0 - both) < 1.0 - chance_N[i]
+            chance_N[i] = both - 1.0 if j_taken else 1.0
+            chance_N[j] = 1.0 if j_taken else both - 1.0
+        kept = 0
+        for k in range(left):  # in order, so that the smaller index wins among equal distances
+            other = undecided_U[k]
+            if _DECIDED < chance_N[other] < 1.0 - _DECIDED:
+                undecided_U[kept] = other
+                kept += 1
+        left = kept
+        meeting += 1
+    taken_N = chance_N > 0.5
+    if left == 1:
+        # The probabilities sum to the budget, so the last is 0 or 1 but for rounding.
+        taken_N[undecided_U[0]] = False
+        taken_N[undecided_U[0]] = taken_N.sum() < budget
+    return taken_N
+
+
+def settle_numpy(
+    distances_NN: NDArray[np.float64],
+    inclusion_N: NDArray[np.float64],
+    uniforms_N2: NDArray[np.float64],
+    budget: int,
+) -> NDArray[np.bool_]:
+    """`settle_loop` without numba: the search for the neighbour is one vector operation."""
+    chance_N = inclusion_N.copy()
+    undecided_U = np.flatnonzero(chance_N < 1.0 - _DECIDED)
+    for first, second in uniforms_N2:
+        if len(undecided_U) <= 1:
+            break
+        place = min(int(first * len(undecided_U)), len(undecided_U) - 1)
+        i = undecided_U[place]
+        near_U = distances_NN[i, undecided_U]
+        near_U[place] = np.inf
+        j = undecided_U[near_U.argmin()]
+        both = chance_N[i] + chance_N[j]
+        if both < 1.0:
+            chance_N[i], chance_N[j] = (0.0, both) if second * both < chance_N[j] else (both, 0.0)
+        else:
+            j_taken = second * (2.0 - both) < 1.0 - chance_N[i]
+            chance_N[i], chance_N[j] = (both - 1.0, 1.0) if j_taken else (1.0, both - 1.0)
+        chance_U = chance_N[undecided_U]
+        undecided_U = undecided_U[(chance_U > _DECIDED) & (chance_U < 1.0 - _DECIDED)]
+    taken_N = chance_N > 0.5
+    if len(undecided_U) == 1:
+        taken_N[undecided_U] = False
+        taken_N[undecided_U] = taken_N.sum() < budget
+    return taken_N
+
+
+settle = Kernel(settle_loop, settle_numpy)

@@ -1,0 +1,101 @@
+"""Balanced sampling by swaps: the weighted sum of the chosen rows meets the large batch's mean.
+
+Shape suffixes: N rows of the large batch, M rows of the small batch, P feature columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corebatch.selectors._checks import check_number
+from corebatch.selectors._distances import gram
+from corebatch.selectors._inclusion import (
+    DEFAULT_FLOOR,
+    check_floor,
+    expansion_weights,
+    inclusion_probabilities,
+    systematic_sample,
+)
+from corebatch.selectors._swaps import swap
+from corebatch.selectors.base import Choice, Selector
+
+_STOP = 1e-12  # of the mean square of what is summed: below this a swap is rounding noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balanced(Selector):
+    """Start from the importance sample, then swap rows while that brings the estimate nearer to the mean.
+
+    Minimises ||sum_S f_i / (N pi_i) - mean f||^2 over the rows S, steepest swap first, with weights that stay
+    M / (N pi_i). Balanced sampling after Deville, Tille 2004, by exchange instead of the cube method: nearer
+    to the mean, and no longer exactly unbiased, since the swaps change the probabilities. Rows with pi = 1
+    stay in, as they would be missed in every draw otherwise.
+
+    A constant column, the mean norm, is added to the features, so that the weights keep averaging about 1;
+    with that scale an error of the mean weight counts as much as one along a typical row.
+
+    Args:
+        floor: as in `importance`.
+        max_swaps: stop after so many swaps; None is as many as the budget, which is rarely reached.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    floor: float = DEFAULT_FLOOR
+    max_swaps: int | None = None
+
+    name: ClassVar[str] = "balanced"
+    requires: ClassVar[frozenset[str]] = frozenset({"features"})
+    weighted = True
+
+    def __post_init__(self) -> None:
+        check_floor(self.floor)
+        if self.max_swaps is not None:
+            check_number("max_swaps", self.max_swaps, low=0, whole=True)
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        inclusion_N = inclusion_probabilities(features, budget, self.floor)
+        start = systematic_sample(inclusion_N, budget, generator)
+        max_swaps = budget if self.max_swaps is None else self.max_swaps
+        rows = balance(gram(features), inclusion_N, start, max_swaps)
+        return Choice(rows=rows, weights=expansion_weights(inclusion_N, rows))
+
+
+def balance(gram_NN: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
+    """Improve a sample by swaps.
+
+    Args:
+        gram_NN: inner products of the rows, float64 [N, N]. Used as working memory.
+        inclusion_N: float64 [N].
+        start_M: LongTensor [M], the rows to start from.
+        max_swaps: stop after so many.
+
+    Returns:
+        LongTensor [M], ascending.
+    """
+    # In units of 1 / N: z_i = (f_i, c) / pi_i is what is summed, and sum_j pi_j z_j is what it should meet.
+    constant = gram_NN.diagonal().sqrt().mean() if bool(gram_NN.diagonal().any()) else torch.tensor(1.0)
+    gram_NN.add_(constant**2).div_(inclusion_N[:, None]).div_(inclusion_N)
+    chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
+    chosen_N[start_M] = True
+    slope_N = gram_NN @ (chosen_N.double() - inclusion_N)
+    scale = float(inclusion_N @ gram_NN.diagonal())
+    fixed_N = inclusion_N == 1.0
+    taken_N = swap(
+        gram_NN.numpy(), slope_N.numpy(), chosen_N.numpy(), fixed_N.numpy(), max_swaps, _STOP * scale
+    )
+    return torch.from_numpy(np.flatnonzero(taken_N))

@@ -1,0 +1,197 @@
+"""The base of every selector: arguments are checked once here, and source groups are dealt with here.
+
+Shape suffixes: N rows of the large batch, M rows of the small batch, P feature columns, V validation rows;
+N_g and M_g are those of one group.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from corebatch.errors import InputError
+from corebatch.selectors._checks import check_budget, check_groups, check_losses, check_matrix, in_float64
+from corebatch.types import Selection, SourceGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a selector makes of one group: rows of that group, in the order chosen.
+
+    Attributes:
+        rows: LongTensor [M_g], into the rows of the group, on the CPU.
+        weights: float64 Tensor [M_g] that averages about 1, one for each entry of `rows`; None means ones.
+        gains: Tensor [M_g], marginal gains in the order chosen, or None.
+    """
+
+    rows: Tensor
+    weights: Tensor | None = None
+    gains: Tensor | None = None
+
+
+class Selector(ABC):
+    """Chooses a small batch from a large one. Subclasses give the class attributes and `_choose`.
+
+    Options are keyword-only constructor arguments. A selector holds no state: the same arguments and the
+    same generator seed give the same choice.
+
+    Attributes:
+        name: the key in `SELECTORS`.
+        requires: which of "features", "losses" and "validation" the choice depends on; a trainer need not
+            compute the others.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether weights other than one are possible."""
+        return False
+
+    @property
+    def per_source(self) -> bool:
+        """Whether choosing within each source is this selector's way when sources are given."""
+        return False
+
+    @final
+    def select(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator | None = None,
+        *,
+        groups: Iterable[SourceGroup] | None = None,
+        losses: Tensor | None = None,
+        validation: Tensor | None = None,
+    ) -> Selection:
+        """Choose `budget` rows.
+
+        Args:
+            features: floating Tensor [N, P], one row an example, on any device. Rows of zeros are valid.
+                The choice does not depend on their scale. Not modified.
+            budget: M, between 0 and N. N gives all rows in order with weight 1.
+            generator: all randomness comes from it; None is a fresh one, seeded with 0.
+            groups: a partition of the rows, with budgets that sum to `budget`. A group that is kept is taken
+                whole; every other is chosen apart. None: one group of all rows.
+            losses: Tensor [N], the losses of the rows.
+            validation: Tensor [V, P], gradients of validation examples.
+
+        Returns:
+            Indices and weights on the device of `features`. Uniform selectors have ones. Weights of a
+            weighted selector are such that (1/M) sum_i w_i g_i estimates (1/N) sum_i g_i: those of a group
+            chosen apart are multiplied by (M/N)(N_g/M_g), and a row that is kept has M/N. Gains are None
+            unless every row was chosen with one (by group, in the order chosen).
+
+        Raises:
+            InputError: an argument is not as above, or one that this selector requires is missing.
+            NonFiniteError: NaN or inf; the rows are named.
+        """
+        count = check_matrix("features", features, "[N, P]").shape[0]
+        budget = check_budget(budget, count)
+        rows_NP = in_float64("features", features)
+        if losses is None and "losses" in self.requires and features.shape[1] == 1:
+            losses = features[:, 0]  # a one-column feature is the loss
+        losses_N = None if losses is None else check_losses(losses, count)
+        validation_VP = None if validation is None else self._checked_validation(validation, features)
+        for name, given in (("losses", losses_N), ("validation", validation_VP)):
+            if name in self.requires and given is None:
+                raise InputError(f"Selector `{self.name}` needs `{name}`. Found None.")
+        if groups is None:
+            whole = SourceGroup(name="all", members=torch.arange(count), budget=budget, keep=budget == count)
+            parts = [whole]
+        else:
+            parts = check_groups(groups, count, budget)
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+
+        members: list[Tensor] = []
+        weights: list[Tensor] = []
+        gains: list[Tensor | None] = []
+        for group in parts:
+            if group.budget == 0:
+                continue
+            inside = group.members.cpu().sort().values
+            choice = self._choose_group(group, inside, rows_NP, generator, losses_N, validation_VP)
+            # (M/N)(N_g/M_g), as one quotient of integers so that one group gives exactly 1.
+            scale = (budget * len(inside)) / (count * group.budget) if self.weighted else 1.0
+            ones = torch.ones(group.budget, dtype=torch.float64)
+            members.append(inside[choice.rows])
+            weights.append(scale * (ones if choice.weights is None else choice.weights))
+            gains.append(choice.gains)
+        return _joined(members, weights, gains, features.device)
+
+    def _choose_group(
+        self,
+        group: SourceGroup,
+        inside: Tensor,
+        rows_NP: Tensor,
+        generator: torch.Generator,
+        losses_N: Tensor | None,
+        validation_VP: Tensor | None,
+    ) -> Choice:
+        """Take a group whole, or choose from it."""
+        if group.budget == len(inside):
+            return Choice(rows=torch.arange(len(inside)))
+        whole = len(inside) == len(rows_NP)
+        features = rows_NP if whole else rows_NP[inside.to(rows_NP.device)]
+        choice = self._choose(
+            features,
+            group.budget,
+            generator,
+            losses=None if losses_N is None else losses_N[inside],
+            validation=validation_VP,
+        )
+        assert len(choice.rows) == group.budget, f"{self.name} chose {len(choice.rows)} of {group.budget}"
+        return choice
+
+    @abstractmethod
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        """Choose from one group.
+
+        Args:
+            features: float64 [N_g, P], finite, scaled by a power of two, on the features' device.
+            budget: M_g, with 0 < M_g < N_g.
+            generator: never None.
+            losses: float64 [N_g] on the CPU; given if the selector requires them.
+            validation: float64 [V, P], scaled by a power of two of its own; given if required.
+        """
+
+    @staticmethod
+    def _checked_validation(validation: Tensor, features: Tensor) -> Tensor:
+        check_matrix("validation", validation, "[V, P]")
+        if validation.shape[1] != features.shape[1]:
+            raise InputError(
+                f"`validation` should have as many columns as `features`, {features.shape[1]}. "
+                f"Found shape {tuple(validation.shape)}."
+            )
+        return in_float64("validation", validation.to(features.device))
+
+
+def _joined(
+    members: list[Tensor], weights: list[Tensor], gains: list[Tensor | None], device: torch.device
+) -> Selection:
+    """Put the groups' choices together, in ascending order of rows."""
+    if not members:
+        nothing = torch.zeros(0, device=device)
+        return Selection(indices=nothing.long(), weights=nothing)
+    indices, order = torch.cat(members).sort()
+    known = [gain for gain in gains if gain is not None]
+    return Selection(
+        indices=indices.to(device),
+        weights=torch.cat(weights)[order].to(device, torch.float32),
+        gains=torch.cat(known).to(device, torch.float32) if len(known) == len(gains) else None,
+    )

@@ -1,0 +1,35 @@
+"""The rows of highest loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from corebatch.selectors.base import Choice, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hard(Selector):
+    """Take the M rows of highest loss, with weights of one; ties go to the smaller index.
+
+    Heavily biased, on purpose. Selective backpropagation (Jiang et al. 2019, arXiv 1910.00762) is a softer
+    form. A one-column feature is taken as the loss when no losses are given.
+    """
+
+    name: ClassVar[str] = "hard"
+    requires: ClassVar[frozenset[str]] = frozenset({"losses"})
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        assert losses is not None  # required, so the base has seen to it
+        return Choice(rows=losses.argsort(descending=True, stable=True)[:budget])

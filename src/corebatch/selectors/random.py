@@ -1,0 +1,31 @@
+"""Uniform choice: what every other selector is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from corebatch.selectors._inclusion import random_order
+from corebatch.selectors.base import Choice, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Selector):
+    """Draw rows uniformly without replacement, with weights of one. Unbiased; looks at no feature."""
+
+    name: ClassVar[str] = "random"
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        return Choice(rows=random_order(generator, len(features))[:budget])

@@ -1,0 +1,207 @@
+"""One step: a large batch goes in, a small one whose update is nearly the same comes out.
+
+    1 groups    = split(source_ids, budget)      small sources may be kept whole
+    2 features  = scorer(model, batch)           one row an example; the model is left as it was
+    3 features  = normalise(features)            as the optimizer will
+    4 features  = sparsify(features)             per source
+    5 selection = select(features, budget)       indices and weights
+    6 an ordinary forward, backward and optimizer step on the small batch (the trainer's)
+
+Stage 2 runs where the rows are, rank by rank; stages 1 and 3 to 5 run on the rows of all ranks together, the same on
+every rank. `select` is stages 1 and 5 for features that a caller has already.
+
+Shape suffixes: N rows of the large batch, M rows of the small batch, P features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corebatch.errors import ConfigError, InputError, NonFiniteError
+from corebatch.scoring import Scorer, Scores, seeded
+from corebatch.selectors import Selector, make_selector
+from corebatch.sources import SmallSources, encode_sources, small_candidates, split
+from corebatch.transforms import Normaliser, Sparsifier
+from corebatch.types import Selection, SourceGroup
+
+DEFAULT_SELECTOR = "pivotal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What one step chose.
+
+    Attributes:
+        selection: indices into the rows of the large batch, and weights.
+        groups: how the rows were split by source.
+    """
+
+    selection: Selection
+    groups: Sequence[SourceGroup]
+
+
+@dataclass(kw_only=True)
+class CoresetStep:
+    """The method and its state. The stages are the statements of `choose`.
+
+    Attributes:
+        scorer: stage 2; a trainer calls it on each rank's rows.
+        selector: stage 5.
+        normalise: stage 3, or None.
+        sparsify: stage 4, or None.
+        small_sources: ids of the sources that may be kept whole.
+        source_names: names[s] is the name of source s.
+        seed: of all randomness, together with the number of the step.
+    """
+
+    scorer: Scorer
+    selector: Selector
+    normalise: Normaliser | None = None
+    sparsify: Sparsifier | None = None
+    small_sources: frozenset[int] = frozenset()
+    source_names: Sequence[str] | Mapping[int, str] = ("all",)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.selector.weighted and self.normalise is not None and not self.normalise.linear:
+            raise ConfigError(
+                f"normalise {self.normalise.name!r} maps each example by itself, so weights that make a mean of "
+                f"gradients honest mean nothing after it. It goes with uniform selectors; found the weighted "
+                f"{self.selector.name!r}. Use normalise 'optimizer' or none."
+            )
+        if self.selector.weighted and self.sparsify is not None and self.sparsify.name == "topk":
+            raise ConfigError(
+                f"sparsify 'topk' gives every source columns of its own, and the weighted selector "
+                f"{self.selector.name!r} chooses once over all sources. Use sparsify 'projection' or none."
+            )
+
+    @property
+    def scores(self) -> bool:
+        """Whether the selector looks at scores at all."""
+        return bool(self.selector.requires & {"features", "losses"})
+
+    def choose(
+        self,
+        scores: Scores,
+        source_ids: Tensor,
+        budget: int,
+        *,
+        step: int,
+        second_moments: Tensor | None = None,
+    ) -> Choice:
+        """Stages 1 and 3 to 5 on the large batch of all ranks.
+
+        Args:
+            scores: of the N rows, in the order of a global example id: ties go to the smaller.
+            source_ids: LongTensor [N].
+            budget: M.
+            step: the number of the optimizer step; with the seed it determines all randomness.
+            second_moments: [P], the live optimizer's, for a normaliser that needs them.
+
+        Raises:
+            NonFiniteError: a feature or loss is NaN or infinite; the rows are named.
+        """
+        groups = split(
+            source_ids,
+            budget,
+            candidates=self.small_sources,
+            names=self.source_names,
+            per_source=self.selector.per_source,
+        )
+        features = scores.features
+        check_finite(features, scores.losses)
+        if self.normalise is not None:
+            features = self.normalise(features, second_moments)
+        if self.sparsify is not None:
+            features = self.sparsify(features, source_ids)
+        selection = self.selector.select(
+            features, budget, seeded(self.seed, step, "select"), groups=groups, losses=scores.losses
+        )
+        if self.normalise is not None:
+            self._remember(scores.features, selection, groups)
+        return Choice(selection=selection, groups=groups)
+
+    def _remember(self, features: Tensor, selection: Selection, groups: Sequence[SourceGroup]) -> None:
+        """The normaliser's history takes the mean over the chosen examples of the large sources only (CoLM)."""
+        assert self.normalise is not None
+        kept = [group.members for group in groups if group.keep]
+        chosen = selection.indices.cpu()
+        if kept:
+            chosen = chosen[~torch.isin(chosen, torch.cat(kept))]
+        if len(chosen):
+            self.normalise.update(features[chosen.to(features.device)].mean(dim=0))
+
+
+def check_finite(features: Tensor, losses: Tensor | None) -> None:
+    """Raises NonFiniteError that names the rows, if a feature or a loss is not finite."""
+    for what, values in (("loss", losses), ("feature", features)):
+        if values is None:
+            continue
+        bad = ~torch.isfinite(values.view(len(values), -1)).all(dim=1)
+        if bool(bad.any()):
+            rows = bad.nonzero().flatten().tolist()
+            shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+            raise NonFiniteError(f"Every {what} should be finite. Found NaN or infinity in {len(rows)} rows: {shown}.")
+
+
+def select(
+    features: Tensor,
+    budget: int,
+    source_ids: Tensor | Sequence[str | int] | None = None,
+    selector: str | Selector = DEFAULT_SELECTOR,
+    *,
+    selector_options: Mapping[str, Any] | None = None,
+    small_sources: SmallSources = None,
+    losses: Tensor | None = None,
+    validation: Tensor | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Chooses `budget` rows of `features`, on plain tensors, without any trainer or model.
+
+    Args:
+        features: float Tensor [N, P]: one row an example, for instance its gradient.
+        budget: M, how many rows to choose, 0 <= M <= N.
+        source_ids: the source of each row: integer Tensor [N] or a list of N names. None: one source.
+        selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
+        selector_options: keyword arguments for a selector that is given by name.
+        small_sources: "auto" keeps whole the sources whose share of the rows is below 1 / (number of sources), from
+            the smallest up while together they take at most half of the budget; a list names the candidates
+            instead; None keeps none.
+        losses: float Tensor [N], for selectors that choose by loss.
+        validation: float Tensor [V, P], for selectors that are guided by validation gradients.
+        seed: of the random selectors; the same seed, the same choice. The global random state is not touched.
+
+    Returns:
+        Selection with ascending indices [M] and weights [M] such that (1/M) sum_i w_i g_i estimates the mean of all
+        N rows (uniform selectors: ones).
+
+    Raises:
+        InputError (a ValueError): arguments of other shapes, a budget outside [0, N], NaN, something that the
+            selector needs and was not given, an unknown selector.
+    """
+    chosen_by = make_selector(selector, selector_options)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else repr(type(features).__name__)
+        raise InputError(f"Parameter `features` should be a Tensor [N, P]. Found {found}.")
+    groups = None
+    if source_ids is not None and isinstance(budget, int) and 0 <= budget <= len(features):
+        ids, names = encode_sources(source_ids, len(features))
+        counts = Counter(ids.tolist())
+        groups = split(
+            ids,
+            budget,
+            candidates=small_candidates(counts, names, small_sources),
+            names=names,
+            per_source=chosen_by.per_source,
+        )
+    elif small_sources is not None:
+        small_candidates({}, [], small_sources)  # an error in the policy is an error without sources too
+    return chosen_by.select(
+        features, budget, seeded(seed, "select"), groups=groups, losses=losses, validation=validation
+    )

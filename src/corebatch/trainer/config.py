@@ -1,0 +1,143 @@
+"""The settings of the method. Field names are the keys of the `coreset:` block in a config file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from corebatch._registry import hint
+from corebatch.errors import ConfigError
+from corebatch.scoring import LossUnit, Scorer, make_scorer
+from corebatch.selectors import Selector, make_selector
+from corebatch.sources import SmallSources, small_candidates
+from corebatch.step import CoresetStep
+from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoresetConfig:
+    """How the small batch is chosen. `CoresetConfig()` is the recommended setting.
+
+    Attributes:
+        pool_factor: how many times more examples are drawn and scored than are trained, at least 1; 1 is plain
+            training. `per_device_train_batch_size` and `gradient_accumulation_steps` keep their meaning: what is
+            trained.
+        scorer: a name in `corebatch.scoring.SCORERS`, or an instance.
+        scorer_options: keyword arguments of a scorer given by name.
+        selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
+        selector_options: keyword arguments of a selector given by name.
+        normalise: "optimizer" (scale by the live optimizer's second moments), "adam" (CoLM's map with a history of
+            its own; for uniform selectors), an instance, or none.
+        sparsify: "topk" (CoLM's, per source; for uniform selectors), "projection", an integer h (topk with h
+            coordinates), an instance, or none.
+        small_sources: sources that are kept whole: "auto" (share of the data set below 1 / number of sources), a list
+            of names, or none. Keeping sources changes the mixture that is trained.
+        source_column: the data set's column that names an example's source. Without such a column there is one source.
+        seed: of all randomness of scoring and selection.
+        loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
+            the mean over examples of each one's mean, as in the official CoLM code.
+        scoring: how the pool is scored; "full" runs the scorer on every example at every step.
+    """
+
+    pool_factor: int = 2
+    scorer: str | Scorer = "last_layer"
+    scorer_options: Mapping[str, Any] = field(default_factory=dict)
+    selector: str | Selector = "pivotal"
+    selector_options: Mapping[str, Any] = field(default_factory=dict)
+    normalise: str | Normaliser | None = None
+    sparsify: str | int | Sparsifier | None = None
+    small_sources: SmallSources = None
+    source_column: str = "source"
+    seed: int = 0
+    loss: LossUnit = "token_mean"
+    scoring: Literal["full"] = "full"
+
+    def __post_init__(self) -> None:
+        for name, least in (("pool_factor", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"coreset.{name} should be an integer of at least {least}. Found {value!r}.")
+        for name, known in (("loss", ("token_mean", "example_mean")), ("scoring", ("full",))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"coreset.{name} should be {' or '.join(known)}. Found {getattr(self, name)!r}.")
+        for name in ("scorer_options", "selector_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"coreset.{name} should map options to values. Found {getattr(self, name)!r}.")
+        if not isinstance(self.source_column, str) or not self.source_column:
+            raise ConfigError(f"coreset.source_column should be the name of a column. Found {self.source_column!r}.")
+        if isinstance(self.small_sources, str) and self.small_sources == "none":
+            object.__setattr__(self, "small_sources", None)
+        small_candidates({}, [], self.small_sources)
+        self.build()  # an unknown name, option or combination is an error here, before anything is loaded
+
+    def build(self) -> CoresetStep:
+        """The step, with a state of its own.
+
+        Raises:
+            ConfigError: an unknown name or option, or settings that do not go together.
+        """
+        return CoresetStep(
+            scorer=make_scorer(self.scorer, self.scorer_options),
+            selector=make_selector(self.selector, self.selector_options),
+            normalise=make_normaliser(self.normalise),
+            sparsify=make_sparsifier(self.sparsify),
+            seed=self.seed,
+        )
+
+    @classmethod
+    def colm(cls, **settings: Any) -> CoresetConfig:
+        """The faithful recipe of CoLM (arXiv 2407.19580): zeroth order in one direction, the per-example Adam map, the
+        2,560 largest coordinates per source, facility location on l1 distances, small sources kept, uniform weights,
+        the mean of per-example means. `settings` replace single fields."""
+        return cls(**{**RECIPES["colm"], **settings})
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any] | None) -> CoresetConfig:
+        """From the `coreset:` block of a config file. The key `recipe` names a starting point ("recommended" or
+        "colm") that the other keys change.
+
+        Raises:
+            ConfigError: an unknown key or a value out of range.
+        """
+        if not isinstance(settings or {}, Mapping):
+            raise ConfigError(f"coreset should be a block of keys and values. Found {settings!r}.")
+        settings = dict(settings or {})
+        recipe = settings.pop("recipe", "recommended")
+        if recipe not in RECIPES:
+            raise ConfigError(f"coreset.recipe should be one of {', '.join(RECIPES)}. Found {recipe!r}.")
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"coreset has the keys {', '.join(known)}. Found {key!r}.{hint(key, known)}")
+        return cls(**{**RECIPES[recipe], **settings})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a run's record; an instance is written as its repr."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "recommended": {},
+    "colm": {
+        "scorer": "zeroth_order",
+        "selector": "facility_location",
+        "selector_options": {"metric": "l1"},
+        "normalise": "adam",
+        "sparsify": "topk",
+        "small_sources": "auto",
+        "loss": "example_mean",
+    },
+}
+"""Named settings: what each changes of the defaults."""
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return repr(value)

@@ -1,0 +1,150 @@
+"""Every example carries two integers to the step: its id and its source.
+
+User data sets need no change. The column that names the source is read once, and two integer columns travel in its
+place, since what a model does not take is dropped on the way and text cannot become a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+
+from corebatch.errors import ConfigError, DataError, InputError
+from corebatch.sources import encode_sources
+
+ID, SOURCE = "corebatch_id", "corebatch_source"
+DEFAULT_COLUMN = "source"
+
+
+class Names(dict[int, str]):
+    """Source names by their numbers; one that is not known yet goes by its number."""
+
+    def __missing__(self, number: int) -> str:
+        return f"source {number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The sources of a data set: their names, and how many examples each has (empty if it cannot be counted)."""
+
+    names: Names
+    counts: dict[int, int]
+
+
+def tag(dataset: Any, column: str) -> tuple[Any, Sources]:
+    """The data set with an id and a source in each example, and its sources.
+
+    Args:
+        dataset: a `datasets.Dataset`, an `IterableDataset`, or any torch data set of dictionaries.
+        column: the name of the column that names an example's source.
+
+    Raises:
+        ConfigError: the column was asked for by another name than the default and is not there.
+        DataError: the data set is empty, or a source is neither text nor an integer.
+    """
+    if isinstance(dataset, datasets.Dataset):
+        if len(dataset) == 0:
+            raise DataError("train_dataset should have examples. Found none.")
+        ids, sources = _encode(_column(dataset.column_names, column, lambda: list(dataset[column])), len(dataset))
+        restricted = dataset.format["columns"]
+        kind, options = dataset.format["type"], dataset.format["format_kwargs"]
+        dataset = dataset.add_column(ID, list(range(len(dataset)))).add_column(SOURCE, ids.tolist())
+        if kind is not None:
+            dataset = dataset.with_format(kind, columns=[*restricted, ID, SOURCE], **options)
+        return dataset, sources
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        sources = Sources(names=Names(), counts={})
+        return _TaggedStream(dataset, column, sources.names), sources
+    if len(dataset) == 0:
+        raise DataError("train_dataset should have examples. Found none.")
+    first = dataset[0]
+    if not isinstance(first, Mapping):
+        raise DataError(f"train_dataset should give dictionaries. Found {type(first).__name__}.")
+    values = _column(list(first), column, lambda: [dataset[i][column] for i in range(len(dataset))])
+    ids, sources = _encode(values, len(dataset))
+    return _Tagged(dataset, ids), sources
+
+
+def _column(present: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any] | None:
+    if column in present:
+        return read()
+    if column != DEFAULT_COLUMN:
+        raise ConfigError(
+            f"coreset.source_column names {column!r}, which train_dataset has not. "
+            f"Found the columns {', '.join(sorted(present))}."
+        )
+    return None
+
+
+def _encode(values: list[Any] | None, count: int) -> tuple[Tensor, Sources]:
+    if values is not None:
+        values = [value.item() if isinstance(value, Tensor) else value for value in values]
+    try:
+        ids, names = encode_sources(values, count)
+    except InputError as error:
+        raise DataError(f"The source column should hold text or integers. {error}") from None
+    return ids, Sources(names=Names(enumerate(names)), counts=dict(Counter(ids.tolist())))
+
+
+class _Tagged(torch.utils.data.Dataset[Any]):
+    def __init__(self, dataset: Any, source_ids: Tensor) -> None:
+        self.dataset, self.source_ids = dataset, source_ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], ID: int(index), SOURCE: int(self.source_ids[index])}
+
+
+class _TaggedStream(torch.utils.data.IterableDataset[Any]):
+    """Ids count from the start of each pass. Source names are numbered as they come, by a stable hash, so that every
+    process gives a name the same number; the names themselves are known where the loader has no worker processes."""
+
+    def __init__(self, dataset: Any, column: str, names: Names) -> None:
+        self.dataset, self.column, self.names = dataset, column, names
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(self.dataset):
+            name = str(row.get(self.column, "all"))
+            source = name_hash(name)
+            self.names[source] = name
+            yield {**row, ID: number, SOURCE: source}
+
+
+def name_hash(name: str) -> int:
+    """A stable 62-bit number for a source name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 2
+
+
+class SourceCollator:
+    """Takes ids and sources out of the examples, calls the user's collator, and adds them as LongTensors [B].
+
+    Also drops the source column where it got as far as here (evaluation without column removal): text cannot become
+    a tensor.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], column: str) -> None:
+        self.collator, self.column = collator, column
+
+    def __call__(self, examples: list[Any]) -> Any:
+        if not examples or not isinstance(examples[0], Mapping):
+            return self.collator(examples)
+        tags = [(int(row[ID]), int(row[SOURCE])) for row in examples if ID in row]
+        dropped = {ID, SOURCE} | ({self.column} if isinstance(examples[0].get(self.column), str) else set())
+        batch = self.collator([{k: v for k, v in row.items() if k not in dropped} for row in examples])
+        if tags:
+            batch[ID] = torch.tensor([tag[0] for tag in tags])
+            batch[SOURCE] = torch.tensor([tag[1] for tag in tags])
+        return batch

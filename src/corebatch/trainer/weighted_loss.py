@@ -1,0 +1,47 @@
+"""The loss of the small batch with weights, through whatever wraps the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from corebatch.scoring._modes import forward_inputs
+from corebatch.scoring.head import intercepted_head, logit_map, weighted_token_loss
+
+
+def weighted_loss(
+    model: nn.Module, inner: nn.Module, inputs: Mapping[str, Tensor], weights: Tensor
+) -> tuple[Tensor, Any]:
+    """sum_i weights_i sum_t loss_it, and the model's output with that loss in it.
+
+    The forward is that of the wrapped model, so that DDP and FSDP see it, and the loss is an output of it: DDP looks
+    for unused parameters by walking back from the outputs.
+
+    Args:
+        model: as the Trainer trains it, perhaps wrapped.
+        inner: the same model without its wrappers.
+        inputs: a micro-batch with `labels`.
+        weights: [B], one for each row.
+    """
+    transform = logit_map(inner)
+    labels = inputs["labels"]
+
+    def take(head: nn.Module, hidden: Tensor) -> Tensor:
+        return weighted_token_loss(head, hidden, labels, weights, transform)
+
+    with intercepted_head(inner, take) as results:
+
+        def attach(module: nn.Module, args: Any, output: Any) -> Any:
+            if isinstance(output, dict):
+                output["loss"] = results[0]
+                return output
+            return (results[0], *output)
+
+        handle = inner.register_forward_hook(attach)
+        try:
+            outputs = model(**forward_inputs(inputs))
+        finally:
+            handle.remove()
+    return outputs["loss"] if isinstance(outputs, dict) else outputs[0], outputs

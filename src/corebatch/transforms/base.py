@@ -1,0 +1,51 @@
+"""What stages 3 (normalise) and 4 (sparsify) take and give.
+
+Shape suffixes: N rows of the large batch, P features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+
+class Normaliser(ABC):
+    """Maps features [N, P] as the optimizer will map gradients.
+
+    Attributes:
+        linear: one scale for all rows, so that a weighted mean of mapped rows is the mapped weighted mean. Only
+            linear ones go with weighted selectors.
+        needs_moments: wants the live optimizer's second moments.
+    """
+
+    name: ClassVar[str]
+    linear: ClassVar[bool]
+    needs_moments: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, features: Tensor, second_moments: Tensor | None = None) -> Tensor:
+        """Features [N, P] -> [N, P]; `second_moments` [P] are the live optimizer's, None before its first step."""
+
+    def update(self, mean: Tensor) -> None:  # noqa: B027 (most have no history)
+        """Takes the mean feature [P] of what was trained into the history, after a choice."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Restores what `state_dict` gave."""
+
+
+class Sparsifier(ABC):
+    """Maps features [N, P] to fewer or simpler ones."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, features: Tensor, source_ids: Tensor) -> Tensor:
+        """Features [N, P], integer source ids [N] -> features [N, P'].
+
+        A sparsifier may give different columns to different sources; rows are then comparable within one source."""

@@ -1,0 +1,133 @@
+"""Compiled loops, plain loops and numpy fallbacks are one function; a broken cache is survived."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corebatch.selectors import make_selector
+from corebatch.selectors import _compile as compile_module
+from corebatch.selectors._compile import Kernel
+from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample, uniforms
+from corebatch.selectors._settle import settle, settle_loop, settle_numpy
+from corebatch.selectors._swaps import swap, swap_loop, swap_numpy
+from corebatch.selectors.pivotal import _expanded_distances
+
+
+def _features(seed: int, rows: int = 30) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    features[rows // 2 :] = features[: rows - rows // 2]  # duplicates: ties in distance
+    return features * torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("budget", [1, 11, 29])
+def test_meetings_agree(seed: int, budget: int) -> None:
+    features = _features(seed)
+    inclusion = inclusion_probabilities(features, budget, 0.1)
+    apart = _expanded_distances(features, inclusion).numpy()
+    numbers = uniforms(torch.Generator().manual_seed(seed), len(features), 2).numpy()
+    before = inclusion.clone()
+    found = [body(apart, inclusion.numpy(), numbers, budget) for body in (settle, settle_loop, settle_numpy)]
+    assert found[0].sum() == budget
+    assert found[0].tolist() == found[1].tolist() == found[2].tolist()
+    assert torch.equal(inclusion, before)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("budget", [1, 11, 29])
+def test_swaps_agree(seed: int, budget: int) -> None:
+    features = _features(seed)
+    inclusion = inclusion_probabilities(features, budget, 0.1)
+    expanded = features / inclusion[:, None]
+    chosen = torch.zeros(len(features), dtype=torch.bool)
+    chosen[systematic_sample(inclusion, budget, torch.Generator().manual_seed(seed))] = True
+    gram = (expanded @ expanded.T).numpy()
+    slope = gram @ (chosen.double() - inclusion).numpy()
+    fixed = (inclusion == 1.0).numpy()
+    found = [body(gram, slope, chosen.numpy(), fixed, 20, 1e-9) for body in (swap, swap_loop, swap_numpy)]
+    assert found[0].sum() == budget
+    assert found[0].tolist() == found[1].tolist() == found[2].tolist()
+
+
+@pytest.mark.parametrize("name", ["facility_location", "pivotal", "balanced"])
+def test_selectors_choose_the_same_without_numba(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = _features(0, rows=40)
+    compiled = make_selector(name).select(features, 12)
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
+    for module in ("_greedy", "_settle", "_swaps"):
+        loaded = sys.modules[f"corebatch.selectors.{module}"]
+        for kernel in vars(loaded).values():
+            if isinstance(kernel, Kernel):
+                monkeypatch.setattr(kernel, "_run", None)
+    plain = make_selector(name).select(features, 12)
+    assert plain.indices.tolist() == compiled.indices.tolist()
+    assert torch.equal(plain.weights, compiled.weights)
+
+
+def _sum_loop(values: np.ndarray) -> float:
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+def _kernel_in(folder: Path) -> Kernel[[np.ndarray], float]:
+    """A kernel whose source file, and so its cache, is in `folder`."""
+    source = "def loop(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total\n"
+    file = folder / "loop_module.py"
+    file.write_text(source)
+    space: dict[str, object] = {"__name__": "loop_module"}
+    exec(compile(source, str(file), "exec"), space)
+    return Kernel(space["loop"], _sum_loop)  # type: ignore[arg-type]
+
+
+def test_a_cache_that_cannot_be_read_is_survived(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    assert _kernel_in(tmp_path)(np.ones(3)) == 3.0
+    written = [*tmp_path.rglob("*.nbi"), *tmp_path.rglob("*.nbc")]
+    assert written, "numba wrote no cache: this test tests nothing"
+    for file in written:
+        file.write_bytes(b"not a cache")
+    again = _kernel_in(tmp_path)
+    assert again(np.ones(4)) == 4.0
+    assert again(np.ones(5, dtype=np.float32)) == 5.0
+
+
+def test_no_place_for_a_cache_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba")
+    plain, asked = numba.njit, []
+
+    def njit(*args: object, **options: object) -> object:
+        asked.append(options)
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function 'loop': no locator available")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert Kernel(_sum_loop, _sum_loop)(np.ones(3)) == 3.0
+    assert asked == [{"cache": True}, {}]
+
+
+def test_an_error_of_the_loop_itself_is_not_hidden() -> None:
+    def broken(values: np.ndarray) -> float:
+        raise IndexError("of the loop")
+
+    kernel = Kernel(broken, broken)
+    kernel._run = broken
+    with pytest.raises(IndexError, match="of the loop"):
+        kernel(np.ones(1))
+
+
+def test_numba_is_not_imported_with_the_selectors() -> None:
+    """It takes most of a second, and `import corebatch` should not."""
+    import subprocess
+
+    code = "import sys, corebatch.selectors; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert compile_module.__doc__

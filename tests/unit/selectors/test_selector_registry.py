@@ -1,0 +1,76 @@
+"""Making selectors from names and options."""
+
+from __future__ import annotations
+
+import pytest
+
+from corebatch.errors import ConfigError
+from corebatch.selectors import SELECTORS, Selector, make_selector
+
+
+def test_a_name_and_options_make_an_instance() -> None:
+    selector = make_selector("facility_location", {"metric": "l2"})
+    assert repr(selector) == "FacilityLocation(metric='l2', weights='uniform')"
+    assert repr(make_selector("random")) == "Random()"
+    assert repr(make_selector("balanced", {"floor": 0.2})) == "Balanced(floor=0.2, max_swaps=None)"
+
+
+def test_an_instance_is_returned_as_it_is() -> None:
+    selector = SELECTORS["random"]()
+    assert make_selector(selector) is selector
+    assert make_selector(selector, {}) is selector
+    with pytest.raises(ConfigError, match="options metric"):
+        make_selector(selector, {"metric": "l1"})
+
+
+def test_an_unknown_name_lists_the_known_and_suggests_one() -> None:
+    with pytest.raises(ConfigError, match=r"facility_location, .*Found 'pivotl'. Did you mean 'pivotal'\?"):
+        make_selector("pivotl")
+    with pytest.raises(ConfigError, match="Found 3"):
+        make_selector(3)  # type: ignore[arg-type]
+
+
+def test_an_unknown_option_lists_the_known_and_suggests_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"options metric, weights. Found 'metrik'. Did you mean 'metric'\?"
+    ):
+        make_selector("facility_location", {"metrik": "l1"})
+    with pytest.raises(ConfigError, match=r"no options. Found 'floor'"):
+        make_selector("random", {"floor": 0.1})
+
+
+@pytest.mark.parametrize(
+    "name, options, found",
+    [
+        ("facility_location", {"metric": "l3"}, "one of l1, l2, cosine. Found 'l3'"),
+        ("facility_location", {"weights": None}, "Found None"),
+        ("importance", {"floor": 0}, "Found 0"),
+        ("importance", {"floor": 1.5}, "between 0.001 and 1.0. Found 1.5"),
+        ("pivotal", {"floor": float("nan")}, "Found nan"),
+        ("pivotal", {"floor": "0.1"}, "Found '0.1'"),
+        ("balanced", {"floor": True}, "Found True"),
+        ("balanced", {"max_swaps": -1}, "integer of at least 0. Found -1"),
+        ("balanced", {"max_swaps": 1.0}, "Found 1.0"),
+    ],
+)
+def test_options_out_of_range(name: str, options: dict[str, object], found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_selector(name, options)
+    assert found in str(caught.value)
+
+
+def test_a_selector_of_ones_own_needs_only_a_choice() -> None:
+    import torch
+
+    from corebatch.selectors import Choice
+
+    class First(Selector):
+        name = "first"
+        requires = frozenset()
+
+        def _choose(self, features, budget, generator, *, losses, validation):  # type: ignore[no-untyped-def]
+            return Choice(rows=torch.arange(budget))
+
+    assert First().select(torch.zeros(4, 1), 2).indices.tolist() == [0, 1]
+    assert not First().weighted
+    assert make_selector(First()).name == "first"

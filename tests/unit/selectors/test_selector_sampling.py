@@ -1,0 +1,243 @@
+"""Inclusion probabilities, unbiasedness, and what spreading and balancing gain."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from corebatch.selectors import SELECTORS, Selector, make_selector
+from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample
+from corebatch.types import Selection, SourceGroup
+
+UNBIASED = [name for name in ("importance", "pivotal", "gram_schmidt_walk", "cube") if name in SELECTORS]
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _features(rows: int = 20, columns: int = 4, seed: int = 0) -> Tensor:
+    """Rows of very different norm with a common direction."""
+    generator = _generator(seed)
+    norms = torch.rand(rows, 1, generator=generator, dtype=torch.float64) ** 2 * 3 + 0.1
+    return (torch.randn(rows, columns, generator=generator, dtype=torch.float64) + 0.5) * norms
+
+
+def _clustered(clusters: int = 8, each: int = 16) -> Tensor:
+    generator = _generator(3)
+    centres = torch.randn(clusters, 12, generator=generator, dtype=torch.float64)
+    noise = 0.05 * torch.randn(clusters * each, 12, generator=generator, dtype=torch.float64)
+    return centres.repeat_interleave(each, 0) + noise
+
+
+def draws(selector: Selector, features: Tensor, budget: int, count: int) -> list[Selection]:
+    generator = _generator(17)
+    return [selector.select(features, budget, generator) for _ in range(count)]
+
+
+def estimate(selection: Selection, features: Tensor) -> Tensor:
+    """(1/M) sum_i w_i f_i."""
+    return (selection.weights.double()[:, None] * features[selection.indices]).mean(0)
+
+
+def mean_square_error(selector: Selector, features: Tensor, budget: int, count: int = 60) -> float:
+    mean = features.mean(0)
+    errors = [
+        (estimate(each, features) - mean).square().sum() for each in draws(selector, features, budget, count)
+    ]
+    return float(torch.stack(errors).mean())
+
+
+# Inclusion probabilities -------------------------------------------------------------------------------------
+
+
+def test_inclusion_is_in_proportion_to_the_norm() -> None:
+    features = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 2.0])).double()
+    found = inclusion_probabilities(features, 2, 0.1)
+    torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 3.0, 4.0, 2.0]).double() / 6)
+
+
+def test_inclusion_is_capped_at_one_again_and_again() -> None:
+    """3 * 20 / 29 is above 1; then 2 * 6 / 9 is above 1, which 3 * 6 / 29 was not; the last is shared."""
+    features = torch.diag(torch.tensor([20.0, 6.0, 1.0, 1.0, 1.0])).double()
+    found = inclusion_probabilities(features, 3, 0.001)
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 1 / 3, 1 / 3, 1 / 3]).double())
+
+
+@pytest.mark.parametrize("floor", [0.001, 0.1, 1.0])
+@pytest.mark.parametrize("budget", [1, 7, 19])
+def test_inclusion_sums_to_the_budget_and_bounds_the_weights(floor: float, budget: int) -> None:
+    for seed in range(10):
+        features = _features(seed=seed)
+        features[seed % 5] = 0.0
+        found = inclusion_probabilities(features, budget, floor)
+        assert float(found.sum()) == pytest.approx(budget, abs=1e-12 * budget)
+        assert 0.0 < float(found.min())
+        assert float(found.max()) <= 1.0
+        assert float((budget / (len(features) * found)).max()) <= (1 + floor) / floor + 1e-9
+
+
+def test_systematic_sample_is_a_sample_even_on_the_edges() -> None:
+    """Probabilities within rounding of 1, and sums that are not exact."""
+    for value in (0.5, 1 / 3, 0.7, 1.0 - 1e-9):
+        inclusion = torch.full((30,), value, dtype=torch.float64)
+        inclusion[-1] += round(value * 30) - value * 30
+        for seed in range(50):
+            rows = systematic_sample(inclusion, round(value * 30), _generator(seed))
+            assert rows.tolist() == sorted(set(rows.tolist()))
+            assert len(rows) == round(value * 30)
+
+
+# Unbiasedness ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.parametrize("budget", [1, 6, 13])
+def test_rows_are_included_as_often_as_they_should(name: str, budget: int) -> None:
+    """Frequencies within 4.5 standard errors of pi; rows with pi = 1 always; weights exactly M / (N pi)."""
+    features, count = _features(), 3000
+    inclusion = inclusion_probabilities(features, budget, 0.1)
+    chosen = torch.zeros(len(features), dtype=torch.float64)
+    for selection in draws(make_selector(name), features, budget, count):
+        chosen[selection.indices] += 1
+        expected = budget / (len(features) * inclusion[selection.indices])
+        torch.testing.assert_close(selection.weights, expected.float())
+    error = (inclusion * (1 - inclusion) / count).sqrt()
+    assert bool(((chosen / count - inclusion).abs() <= 4.5 * error + 1e-12).all())
+
+
+@pytest.mark.parametrize("name", [*UNBIASED, "random"])
+def test_the_weighted_mean_is_unbiased(name: str) -> None:
+    features, count = _features(), 3000
+    estimates = torch.stack(
+        [estimate(each, features) for each in draws(make_selector(name), features, 6, count)]
+    )
+    error = estimates.std(dim=0) / math.sqrt(count)
+    assert bool(((estimates.mean(0) - features.mean(0)).abs() < 4.5 * error).all())
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_the_weighted_mean_is_unbiased_over_groups(name: str) -> None:
+    """A kept source and two chosen apart with budgets that are not in proportion."""
+    features, count = _features(), 3000
+    groups = [
+        SourceGroup(name="kept", members=torch.tensor([1, 8]), budget=2, keep=True),
+        SourceGroup(name="few", members=torch.tensor([0, 2, 3, 4, 5, 6, 7, 9]), budget=2),
+        SourceGroup(name="many", members=torch.arange(10, 20), budget=7),
+    ]
+    selector, generator = make_selector(name), _generator(2)
+    estimates = torch.stack(
+        [estimate(selector.select(features, 11, generator, groups=groups), features) for _ in range(count)]
+    )
+    error = estimates.std(dim=0) / math.sqrt(count)
+    assert bool(((estimates.mean(0) - features.mean(0)).abs() < 4.5 * error).all())
+
+
+def test_balanced_is_nearly_unbiased() -> None:
+    """The swaps bend the probabilities; the bias stays a small part of the error of importance sampling."""
+    features = _features(rows=60, columns=30)
+    estimates = torch.stack(
+        [estimate(each, features) for each in draws(make_selector("balanced"), features, 20, 400)]
+    )
+    mean = features.mean(0)
+    length = float(estimates.mean(0) @ mean / (mean @ mean))
+    assert length == pytest.approx(1.0, abs=0.05)
+
+
+# What the methods are for ------------------------------------------------------------------------------------
+
+
+def test_importance_beats_random_where_norms_differ() -> None:
+    features = _features(rows=64)
+    importance = mean_square_error(make_selector("importance"), features, 16)
+    assert importance < 0.6 * mean_square_error(make_selector("random"), features, 16)
+
+
+def test_pivotal_spreads_over_clusters() -> None:
+    """One of each cluster, nearly: the squared error falls far below importance sampling's."""
+    features = _clustered()
+    pivotal = mean_square_error(make_selector("pivotal"), features, 16)
+    assert pivotal < 0.3 * mean_square_error(make_selector("importance"), features, 16)
+
+
+def test_balanced_reduces_the_error_and_keeps_the_mean_weight() -> None:
+    features = _features(rows=64, columns=40)
+    importance, balanced = make_selector("importance"), make_selector("balanced")
+    assert mean_square_error(balanced, features, 16) < 0.5 * mean_square_error(importance, features, 16)
+    spread = {
+        selector.name: torch.stack([each.weights.mean() for each in draws(selector, features, 16, 60)]).std()
+        for selector in (importance, balanced)
+    }
+    assert float(spread["balanced"]) < 0.7 * float(spread["importance"])
+
+
+def test_balanced_without_swaps_is_importance() -> None:
+    features = _features()
+    none = SELECTORS["balanced"](max_swaps=0).select(features, 6, _generator(4))
+    start = SELECTORS["importance"]().select(features, 6, _generator(4))
+    assert none.indices.tolist() == start.indices.tolist()
+    assert torch.equal(none.weights, start.weights)
+
+
+def test_every_swap_lowers_the_error() -> None:
+    features = _features(rows=40, columns=10)
+    mean = features.mean(0)
+    scale = float(torch.linalg.vector_norm(features, dim=1).mean())
+
+    def error(swaps: int) -> float:
+        selection = SELECTORS["balanced"](max_swaps=swaps).select(features, 12, _generator(5))
+        constant = scale * (float(selection.weights.double().mean()) - 1.0)
+        return float((estimate(selection, features) - mean).square().sum()) + constant**2
+
+    errors = [error(swaps) for swaps in range(8)]
+    assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < errors[0]
+
+
+def test_certain_rows_are_never_swapped_out() -> None:
+    features = _features(rows=20)
+    features[3] *= 1000.0
+    for selection in draws(make_selector("balanced"), features, 5, 30):
+        assert 3 in selection.indices.tolist()
+
+
+def test_random_and_stratified_draw_every_row_alike() -> None:
+    for name in ("random", "stratified"):
+        chosen = torch.zeros(12)
+        for selection in draws(make_selector(name), torch.zeros(12, 1), 4, 2000):
+            chosen[selection.indices] += 1
+        assert bool(((chosen / 2000 - 1 / 3).abs() < 4.5 * math.sqrt(2 / 9 / 2000)).all())
+
+
+def test_hard_takes_the_highest_losses_and_the_first_of_equals() -> None:
+    losses = torch.tensor([0.5, 2.0, 1.0, 2.0, 1.0, 1.0])
+    hard = make_selector("hard")
+    assert hard.select(torch.zeros(6, 3), 3, losses=losses).indices.tolist() == [1, 2, 3]
+    assert hard.select(torch.zeros(6, 3), 1, losses=losses).indices.tolist() == [1]
+    assert hard.select(torch.zeros(6, 3), 4, losses=losses.double()).indices.tolist() == [1, 2, 3, 4]
+    # A one-column feature is the loss; losses that are given come first.
+    assert hard.select(losses[:, None], 3).indices.tolist() == [1, 2, 3]
+    assert hard.select(losses[:, None], 1, losses=-losses).indices.tolist() == [0]
+    with pytest.raises(ValueError, match="`hard` needs `losses`"):
+        hard.select(torch.zeros(6, 3), 3)
+
+
+def test_cluster_size_weights_count_the_nearest_rows() -> None:
+    """Clusters of 1, 3 and 4 rows far apart: weights M / N times their sizes."""
+    features = torch.tensor([0.0, 10.0, 10.1, 9.9, 20.0, 20.1, 19.9, 20.05])[:, None]
+    selector = make_selector("facility_location", {"weights": "cluster_size"})
+    assert selector.weighted
+    assert not selector.per_source
+    selection = selector.select(features, 3)
+    torch.testing.assert_close(selection.weights, torch.tensor([1.0, 3.0, 4.0]) * 3 / 8)
+
+
+def test_facility_location_metrics_differ() -> None:
+    """Directions for cosine, positions for l1."""
+    features = torch.tensor([[1.0, 0.0], [100.0, 0.0], [0.0, 1.0], [0.0, 1.1]])
+    cosine = make_selector("facility_location", {"metric": "cosine"}).select(features, 2)
+    assert cosine.indices.tolist() == [0, 2]
+    assert 1 in make_selector("facility_location").select(features, 2).indices.tolist()
