@@ -1,5 +1,5 @@
 # Everything runs in .venv, which each target makes when it is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # One version of torch for development and CI; pyproject.toml has the bounds for users.

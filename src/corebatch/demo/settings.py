@@ -1,12 +1,13 @@
-"""What the demo trains on and how long: constants measured on two CPU cores."""
+"""What the demo trains on and how long: constants chosen by measuring on two CPU cores."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from corebatch.errors import ConfigError
+
 PROMPT_FORMAT = "Question: {question}\nAnswer:"
-"""Completions begin with a space, so that prompt and answer have the same tokens apart and together."""
+"""A completion begins with a space, so that prompt and answer have the same tokens apart and together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,4 +16,83 @@ class DemoSource:
 
     generator: str
     examples: int
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ConfigError(f"`examples` of {self.generator!r} should be at least 1. Found {self.examples}.")
+
+
+_TWO_SMALL_TERMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+
+DEMO_SOURCES: tuple[DemoSource, ...] = (
+    # Four large sources hold 63 % of the examples.
+    DemoSource(generator="chain_sum", examples=400, options={**_TWO_SMALL_TERMS, "max_digits": 2}),
+    DemoSource(generator="word_sequence_reversal", examples=300, options={"min_words": 2, "max_words": 3}),
+    DemoSource(generator="letter_counting", examples=300, options={"min_words": 2, "max_words": 3}),
+    DemoSource(generator="needle_haystack", examples=260, options={"min_num_statements": 2, "max_num_statements": 3}),
+    # Eight small ones hold the rest, each less than 1/12.
+    DemoSource(
+        generator="decimal_chain_sum",
+        examples=120,
+        options={**_TWO_SMALL_TERMS, "min_decimal_places": 1, "max_decimal_places": 1},
+    ),
+    DemoSource(generator="products", examples=120, options={"min_digits": 1, "max_digits": 2}),
+    DemoSource(generator="family_relationships", examples=110, options={"min_family_size": 3, "max_family_size": 4}),
+    DemoSource(
+        generator="basic_arithmetic",
+        examples=90,
+        options={**_TWO_SMALL_TERMS, "allow_parentheses": False, "operators": ["+", "-", "*"]},
+    ),
+    DemoSource(
+        generator="number_sequence",
+        examples=80,
+        options={"min_terms": 4, "max_terms": 5, "max_complexity": 1, "min_value": 0, "max_value": 20},
+    ),
+    DemoSource(
+        generator="simple_equations",
+        examples=80,
+        options={
+            "min_terms": 2,
+            "max_terms": 2,
+            "min_value": 1,
+            "max_value": 10,
+            "operators": ["+", "-"],
+            "operators_weights": [0.5, 0.5],
+        },
+    ),
+    DemoSource(generator="leg_counting", examples=70, options={"min_animals": 1, "max_animals": 1, "max_instances": 5}),
+    DemoSource(generator="calendar_arithmetic", examples=70, options={"tasks": ["is_leap_year"]}),
+)
+"""Twelve sources with short questions and answers, all new to the model as tasks; see `DemoSettings` for the gains."""
+
+
+_LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """The demo's run: `steps` optimizer steps that score `train_batch_size * pool_factor` examples each.
+
+    Lengths are in tokens of SmolLM2. One epoch of the mixture is at least what the steps draw.
+    """
+
+    steps: int = 120
+    train_batch_size: int = 8
+    pool_factor: int = 2
+    learning_rate: float = 1e-3
+    warmup_steps: int = 10
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_target_modules: tuple[str, ...] = _LINEAR_LAYERS
+    max_length: int = 96
+    heldout_per_source: int = 20
+    max_new_tokens: int = 14
+    eval_batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, int | float) and each.name != "seed" and value <= 0:
+                raise ConfigError(f"`{each.name}` should be above 0. Found {value}.")

@@ -1,8 +1,8 @@
 """Evaluation: tasks, exact checks of answers, held-out loss. It knows nothing of selection.
 
-    task = NumericTask("test.jsonl")
-    result = evaluate(model, tokenizer, task)
-    result.overall.accuracy, result.sources["gsm8k"].interval
+task = NumericTask("test.jsonl")
+result = evaluate(model, tokenizer, task)
+result.overall.accuracy, result.sources["gsm8k"].interval
 """
 
 from corebatch.evaluation.generate import generate_answers

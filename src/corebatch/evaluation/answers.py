@@ -9,6 +9,7 @@ _NUMBER = re.compile(
     r"(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d)|/\d+(?![\d.]))?"  # decimals, then a short exponent or a denominator
     r"|(?<=[\w)\]])(?<!\d)\d+(?:\.\d+)?"  # digits glued to a letter or a bracket, unsigned
 )
+_MINUS = "\N{MINUS SIGN}"
 _FINAL_MARK = "####"  # GSM8K's mark before the final answer
 _SAID_LETTER = re.compile(r"\b(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?([A-Z])(?![\w'])")
 _FIRST_LETTER = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?=\s*$|[).:,]))")
@@ -17,14 +18,14 @@ _BRACKETED_LETTER = re.compile(r"\(([A-Z])\)")
 
 def parse_number(text: str) -> Fraction | None:
     """The value of a text that is one number (`1,200`, `-0.5`, `3/4`, `$12`, `40%` as 40); None if it is none."""
-    cleaned = text.replace("−", "-").strip().lstrip("$").rstrip("%. ").strip()
+    cleaned = text.replace(_MINUS, "-").strip().lstrip("$").rstrip("%. ").strip()
     match = _NUMBER.fullmatch(cleaned)
     return None if match is None else _value(match.group())
 
 
 def final_number(text: str) -> Fraction | None:
     """The number that a text ends on: the first after the last `####`, else the last one; None if it has none."""
-    cleaned = text.replace("−", "-").replace("$", "")
+    cleaned = text.replace(_MINUS, "-").replace("$", "")
     if _FINAL_MARK in cleaned:
         first = _NUMBER.search(cleaned.rpartition(_FINAL_MARK)[2])
         return None if first is None else _value(first.group())

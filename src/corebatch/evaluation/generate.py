@@ -59,7 +59,12 @@ def generate_answers(
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda n: (-len(rows[n]), n))  # longest first: memory peaks at once
     texts = [""] * len(rows)
-    with evaluating(model), _settings_of(model, settings), torch.no_grad(), _bar(progress, description, len(rows)) as tick:
+    with (
+        evaluating(model),
+        _settings_of(model, settings),
+        torch.no_grad(),
+        _bar(progress, description, len(rows)) as tick,
+    ):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids_BT, mask_BT = pad_left([rows[n] for n in chosen], settings.pad_token_id, device)

@@ -75,7 +75,8 @@ def heldout_loss(
     """
     if chunk_tokens < 1:
         raise InputError(f"`chunk_tokens` should be at least 1. Found {chunk_tokens}.")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
     if head is None:
         raise UnsupportedModelError(f"{type(model).__name__} should have an output head. Found none.")
     found: dict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -88,7 +89,9 @@ def heldout_loss(
                 if count == 0:
                     skipped += 1
                 elif loss - loss != 0:
-                    raise NonFiniteError(f"The held-out loss should be finite. Found {loss} in batch {number}, row {row}.")
+                    raise NonFiniteError(
+                        f"The held-out loss should be finite. Found {loss} in batch {number}, row {row}."
+                    )
                 else:
                     found[sources[row]].append((loss, count))
     if not found:
@@ -142,7 +145,7 @@ def _row_losses(model: nn.Module, head: nn.Module, batch: Mapping[str, Any], chu
 
 
 def _chunks(scored_NT: Tensor, counts: Sequence[int], chunk: int) -> Iterator[tuple[slice, Tensor]]:
-    """Consecutive rows with at most `chunk` labels together, and which positions to score; a long row comes in parts."""
+    """Rows with at most `chunk` labels together, and which positions to score; a longer row comes in parts."""
     start = 0
     while start < len(counts):
         stop, total = start + 1, counts[start]

@@ -32,9 +32,7 @@ def create_generator(name: str, options: Mapping[str, Any], *, seed: int, size: 
         raise ConfigError(f"reasoning-gym has no generator {name!r} with options {dict(options)}: {error}") from error
 
 
-def draw_items(
-    name: str, options: Mapping[str, Any], *, prompt_format: str, seed: int, size: int
-) -> Iterator[Item]:
+def draw_items(name: str, options: Mapping[str, Any], *, prompt_format: str, seed: int, size: int) -> Iterator[Item]:
     """Up to `size` items of one generator, in its order; `prompt_format` holds `{question}`.
 
     Entries without an answer and repeated questions are left out. The source is the generator's name. An item's
@@ -76,7 +74,9 @@ class ReasoningGymTask(Task):
         for number, item in enumerate(self._items, 1):
             missing = {"generator", "options", "entry"} - item.metadata.keys()
             if missing:
-                raise DataError(f"Item {number} should have the metadata {sorted(missing)}. Found {list(item.metadata)}.")
+                raise DataError(
+                    f"Item {number} should have the metadata {sorted(missing)}. Found {list(item.metadata)}."
+                )
             if not self.is_correct(item, item.answer):
                 raise DataError(
                     f"Item {number} ({item.source}): its own answer should get the full score. Found {item.answer!r}."

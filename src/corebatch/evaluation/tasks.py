@@ -39,7 +39,8 @@ class Task(ABC):
 def read_items(path: str | PathLike[str]) -> tuple[Item, ...]:
     """Items of a JSONL file with the keys `prompt`, `answer` and, optional, `source` and `metadata`.
 
-    A missing `source` is the file's name without suffix. An answer may be a string or a number.
+    A missing `source` is the file's name without suffix. An answer may be a string or a number, and `metadata` an
+    object or a string that holds one as JSON (objects of unlike shape do not go into one Arrow column).
 
     Raises:
         DataError: no such file, no item, or a bad line; it names the file and the line.
@@ -56,22 +57,35 @@ def read_items(path: str | PathLike[str]) -> tuple[Item, ...]:
 
 
 def _read_item(where: str, line: str, default_source: str) -> Item:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} should be a JSON object. Found invalid JSON: {error}.") from error
+    row = _parse(where, line)
     if not isinstance(row, dict):
         raise DataError(f"{where} should be a JSON object. Found {type(row).__name__}.")
-    prompt, answer = row.get("prompt"), row.get("answer")
-    source, metadata = row.get("source", default_source), row.get("metadata", {})
+    answer, metadata = row.get("answer"), row.get("metadata", {})
+    if isinstance(metadata, str):
+        metadata = _parse(where, metadata)
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
-    for key, value in (("prompt", prompt), ("answer", answer), ("source", source)):
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: `{key}` should be a non-empty string. Found {value!r}; keys: {sorted(row)}.")
     if not isinstance(metadata, dict):
         raise DataError(f"{where}: `metadata` should be an object. Found {type(metadata).__name__}.")
-    return Item(prompt=prompt, source=source, answer=answer, metadata=metadata)
+    return Item(
+        prompt=_text(where, "prompt", row.get("prompt")),
+        source=_text(where, "source", row.get("source", default_source)),
+        answer=_text(where, "answer", answer),
+        metadata=metadata,
+    )
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{where} should be JSON. Found: {error}.") from error
+
+
+def _text(where: str, key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: `{key}` should be a non-empty string. Found {value!r}.")
+    return value
 
 
 class FileTask(Task):

@@ -40,8 +40,7 @@ def renderer(tokenizer: Any, chat_template: str | None) -> Render:
     template = PLAIN_CHAT_TEMPLATE if chat_template == "plain" else chat_template
     if template is None and not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            f"These rows need a chat template, and the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} "
-            "has "
+            f"These rows need a chat template. The tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has "
             "none. Set `chat_template` to a Jinja template, or to 'plain' for lines of 'role: content'."
         )
 
@@ -55,9 +54,7 @@ def renderer(tokenizer: Any, chat_template: str | None) -> Render:
     return render
 
 
-def render_chat(
-    chat: Chat, where: str, render: Render, train_turns: str
-) -> tuple[str, list[tuple[int, int]]]:
+def render_chat(chat: Chat, where: str, render: Render, train_turns: str) -> tuple[str, list[tuple[int, int]]]:
     """The whole text, and the (start, stop) of its trained characters.
 
     Trained are the assistant's turns that are not blank and have something before them: all from
@@ -81,19 +78,21 @@ def render_chat(
 
 
 def _span(messages: list[dict[str, str]], i: int, text: str, render: Render, where: str) -> tuple[int, int]:
-    before = render(messages[:i])
+    opened = render(messages[:i], opening=True)
     through = text if i + 1 == len(messages) else render(messages[: i + 1])
-    if not (text.startswith(before) and text.startswith(through)):
+    # An opening that goes further than the turn itself (a forced "<think>") counts as far as both agree.
+    start = _agreement(opened, through)
+    grows = text.startswith(through)
+    if start < len(opened):
+        before = render(messages[:i])
+        grows, start = grows and through.startswith(before), max(start, len(before))
+    if not grows:
         raise DataError(
             f"{where}: the chat template does not render the first {i} or {i + 1} messages as the beginning "
-            "of all "
-            f"{len(messages)}, so turn {i + 1} cannot be found in the text. Set train_turns to 'last', or "
-            "split the "
-            "conversation into rows of one answer each."
+            f"of all {len(messages)}, so turn {i + 1} cannot be found in the text. Set train_turns to 'last', "
+            "or split the conversation into rows of one answer each."
         )
-    # An opening that goes further than the turn itself (a forced "<think>") counts as far as both agree.
-    opening = _agreement(render(messages[:i], opening=True), through)
-    return max(len(before), opening), len(through)
+    return start, len(through)
 
 
 def _agreement(a: str, b: str) -> int:

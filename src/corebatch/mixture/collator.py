@@ -70,9 +70,7 @@ class PaddingCollator:
     def _check(self, row: Mapping[str, Any]) -> None:
         missing = [name for name in ("input_ids", "labels") if name not in row]
         if missing:
-            raise DataError(
-                f"A row should have 'input_ids' and 'labels'. Found {', '.join(map(repr, row)) or 'none'}."
-            )
+            raise DataError(f"A row should have 'input_ids' and 'labels'. Found {', '.join(map(repr, row)) or 'none'}.")
         lengths = {name: len(row[name]) for name in ("input_ids", "labels", "attention_mask") if name in row}
         if len(set(lengths.values())) != 1:
             raise DataError(f"The columns of a row should have one length. Found {lengths}.")

@@ -68,7 +68,6 @@ def _own_source(raw: RawRow, source_column: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(
-            f"{raw.where}: the source in column {source_column!r} should be a non-empty string. Found "
-            f"{value!r}."
+            f"{raw.where}: the source in column {source_column!r} should be a non-empty string. Found {value!r}."
         )
     return str(value)

@@ -96,9 +96,7 @@ def canonical(row: Mapping[str, Any], where: str = "row", form: Form | None = No
     for name in form.columns:
         if name not in row:
             found = ", ".join(map(repr, row)) or "none"
-            raise DataError(
-                f"{where}: the column {name!r} of the form {form.name} is missing. Found {found}."
-            )
+            raise DataError(f"{where}: the column {name!r} of the form {form.name} is missing. Found {found}.")
     return form.parse(row, where)
 
 
@@ -118,8 +116,7 @@ def _parse_tokens(row: Mapping[str, Any], where: str) -> TokenIds:
         mask = _integers(row, "attention_mask", where)
         if len(mask) != len(ids):
             raise DataError(
-                f"{where}: 'attention_mask' should have the length of 'input_ids', {len(ids)}. Found "
-                f"{len(mask)}."
+                f"{where}: 'attention_mask' should have the length of 'input_ids', {len(ids)}. Found {len(mask)}."
             )
         kept = [i for i, value in enumerate(mask) if value]  # padding is the collator's affair
         ids, labels = [ids[i] for i in kept], [labels[i] for i in kept]
@@ -188,8 +185,7 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{where}: {name!r} holds half a surrogate pair at character {error.start}, which no "
-                "tokenizer takes."
+                f"{where}: {name!r} holds half a surrogate pair at character {error.start}, which no tokenizer takes."
             ) from error
     return value
 
@@ -201,9 +197,7 @@ def _integers(row: Mapping[str, Any], name: str, where: str) -> list[int]:
     values = list(values)
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(
-                f"{where}: {name!r} should be a list of integers. Found {_describe(value)} in it."
-            )
+            raise DataError(f"{where}: {name!r} should be a list of integers. Found {_describe(value)} in it.")
     return values
 
 
@@ -215,9 +209,7 @@ def _messages(cell: Any, name: str, where: str) -> list[dict[str, str]]:
             raise DataError(f"{at}: has 'tool_calls', which are not supported.")
         role = _string(turn, "role", at)
         if role not in MESSAGE_ROLES:
-            raise DataError(
-                f"{at}: 'role' should be one of {', '.join(sorted(MESSAGE_ROLES))}. Found {role!r}."
-            )
+            raise DataError(f"{at}: 'role' should be one of {', '.join(sorted(MESSAGE_ROLES))}. Found {role!r}.")
         messages.append({"role": role, "content": _string(turn, "content", at)})
     return messages
 
@@ -227,9 +219,7 @@ def _turns(cell: Any, name: str, where: str) -> Sequence[Mapping[str, Any]]:
     if isinstance(cell, Mapping) and cell and all(isinstance(column, list) for column in cell.values()):
         cell = [dict(zip(cell, values, strict=False)) for values in zip(*cell.values(), strict=False)]
     if not isinstance(cell, list) or not cell:
-        raise DataError(
-            f"{where}: {name!r} should be a list of messages, not empty. Found {_describe(cell)}."
-        )
+        raise DataError(f"{where}: {name!r} should be a list of messages, not empty. Found {_describe(cell)}.")
     for turn in cell:
         if not isinstance(turn, Mapping):
             raise DataError(f"{where}: {name!r} should be a list of messages. Found {_describe(turn)} in it.")

@@ -87,9 +87,7 @@ class JsonDocumentReader(RowReader):
             return
         for number, value in enumerate(rows, start=1):
             if not isinstance(value, dict):
-                raise DataError(
-                    f"{self.label}, row {number}: should be a JSON object. Found {type(value).__name__}."
-                )
+                raise DataError(f"{self.label}, row {number}: should be a JSON object. Found {type(value).__name__}.")
             yield RawRow(self.label, "row", number, value)
 
     def _document(self) -> list[Any] | None:

@@ -46,9 +46,7 @@ class Mixture:
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the rows."""
         total = len(self.dataset)
-        return [
-            table_row(source, counts, share=counts.rows / total) for source, counts in self.counts.items()
-        ]
+        return [table_row(source, counts, share=counts.rows / total) for source, counts in self.counts.items()]
 
     def text(self, index: int, tokenizer: Any) -> str:
         """The text of one row, special tokens included, decoded from its ids."""
@@ -112,9 +110,7 @@ def load_mixture(
     return Mixture(dataset=dataset, counts=counts, specs=tuple(parsed), options=options, seed=seed)
 
 
-def _token_rows(
-    spec: DatasetSpec, source_column: str, tokeniser: Tokeniser
-) -> Iterator[tuple[str, TokenRow]]:
+def _token_rows(spec: DatasetSpec, source_column: str, tokeniser: Tokeniser) -> Iterator[tuple[str, TokenRow]]:
     for batch in batches(read_examples(spec, source_column), ROWS_AT_ONCE):
         rows = tokeniser([example.row for example in batch], [example.where for example in batch])
         yield from zip((example.source for example in batch), rows, strict=True)
@@ -180,7 +176,5 @@ class _Tally:
             )
         dropped, cut = sum(self.dropped), sum(self.truncated)
         if dropped or cut:
-            logger.info(
-                "of %d rows, %d cut at %d tokens, %d dropped", sum(self.read), cut, max_length, dropped
-            )
+            logger.info("of %d rows, %d cut at %d tokens, %d dropped", sum(self.read), cut, max_length, dropped)
         return counts

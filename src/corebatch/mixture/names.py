@@ -58,9 +58,14 @@ def looks_local(path: str) -> bool:
         path.startswith(("/", "./", "../", "~", ".\\", "..\\"))
         or data_suffix(Path(path)) is not None
         or path.count("/") > 1
+        or (path.count("/") == 1 and _beside_something_similar(Path(path)))
         or "\\" in path
         or path.endswith(("/", ".gz", ".txt", ".arrow", ".tsv", ".zip", ".zst", ".yaml", ".yml"))
     )
+
+
+def _beside_something_similar(path: Path) -> bool:
+    return path.parent.is_dir() and bool(_similar(path.name, path.parent))
 
 
 def nearby(path: Path) -> str:
@@ -69,9 +74,7 @@ def nearby(path: Path) -> str:
     if not folder.is_dir():
         while not folder.is_dir() and folder != folder.parent:
             folder = folder.parent
-        return (
-            f"The folder '{path.parent}' does not exist{_similar(path.relative_to(folder).parts[0], folder)}."
-        )
+        return f"The folder '{path.parent}' does not exist{_similar(path.relative_to(folder).parts[0], folder)}."
     return f"Its folder exists{_similar(path.name, folder) or ' but has no similar name'}."
 
 

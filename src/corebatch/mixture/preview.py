@@ -135,8 +135,7 @@ class _Sample:
 def _predict(name: str, sample: _Sample, rows: list[TokenRow], usable: list[TokenRow]) -> SourcePreview:
     if not usable and len(rows) == sample.read:
         raise DataError(
-            f"The source {name!r} has no rows left: none of {sample.read} read has a trained token within "
-            "max_length."
+            f"The source {name!r} has no rows left: none of {sample.read} read has a trained token within max_length."
         )
     lengths = [len(row.input_ids) for row in usable]
     kept_rows = sample.weight * len(usable) / len(rows)

@@ -98,8 +98,7 @@ def _folder_splits(folder: Path, label: str) -> dict[str, list[Part]]:
         if seen.setdefault(key, data_suffix(path)) != data_suffix(path):
             raise DataError(
                 f"{label}: holds '{key[1]}' as {seen[key]} and as {data_suffix(path)}, probably the same "
-                "rows twice. "
-                "Give one of the files as `path`."
+                "rows twice. Give one of the files as `path`."
             )
         inside = path.relative_to(folder)
         part = Part(reader=_reader(path, str(Path(label) / inside)), default_source=source_of(path))
@@ -135,9 +134,7 @@ def _load_dataset(spec: DatasetSpec) -> Part:
         raise DataError(f"{label}: cannot be loaded: {_first_line(error)}{hint}") from error
     source = Path(spec.path).name
     named = spec.name is not None and spec.name != "default"
-    return Part(
-        reader=DatasetReader(dataset, label), default_source=f"{source}/{spec.name}" if named else source
-    )
+    return Part(reader=DatasetReader(dataset, label), default_source=f"{source}/{spec.name}" if named else source)
 
 
 def _choose(splits: Mapping[str, Sequence[Part]], spec: DatasetSpec) -> list[Part]:
@@ -145,14 +142,10 @@ def _choose(splits: Mapping[str, Sequence[Part]], spec: DatasetSpec) -> list[Par
     wanted = spec.split or "train"
     for name in _SPLIT_NAMES.findall(wanted):
         if name not in splits:
-            raise DataError(
-                f"{spec.path}: has no split {name!r}. Found {', '.join(map(repr, sorted(splits)))}."
-            )
+            raise DataError(f"{spec.path}: has no split {name!r}. Found {', '.join(map(repr, sorted(splits)))}.")
     if wanted in splits:
         return list(splits[wanted])
-    counts = {
-        name: sum(part.reader.count() for part in splits[name]) for name in _SPLIT_NAMES.findall(wanted)
-    }
+    counts = {name: sum(part.reader.count() for part in splits[name]) for name in _SPLIT_NAMES.findall(wanted)}
     try:
         instructions = datasets.ReadInstruction.from_spec(wanted).to_absolute(counts)
     except (ValueError, AssertionError) as error:
@@ -171,9 +164,7 @@ def _cut(parts: Sequence[Part], start: int, stop: int) -> list[Part]:
         count = part.reader.count()
         first, last = max(start - offset, 0), min(stop - offset, count)
         if first < last:
-            chosen.append(
-                Part(reader=part.reader, default_source=part.default_source, start=first, stop=last)
-            )
+            chosen.append(Part(reader=part.reader, default_source=part.default_source, start=first, stop=last))
         offset += count
     return chosen
 

@@ -22,8 +22,7 @@ class DatasetSpec:
         split: "train", "test[:100]", "train+validation", ...; None: "train".
         source: the source label of every row; wins over the rows' own column. None: the rows' own column,
             and without one the file's or data set's name.
-        weight: how often the usable rows count, above 0: 2 repeats them, 0.5 draws half of them, 1.5 does
-            both.
+        weight: how often the usable rows count, above 0: 2 repeats them, 0.5 draws half, 1.5 does both.
     """
 
     path: str
@@ -39,16 +38,13 @@ class DatasetSpec:
             value = getattr(self, key)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise ConfigError(
-                    f"datasets: `{key}` of {self.path!r} should be a non-empty string or absent. Found "
-                    f"{value!r}."
+                    f"datasets: `{key}` of {self.path!r} should be a non-empty string or absent. Found {value!r}."
                 )
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
         if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(
-                f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}."
-            )
+            raise ConfigError(f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}.")
 
 
 SPEC_KEYS = tuple(field.name for field in fields(DatasetSpec))
@@ -74,9 +70,7 @@ def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datas
                 f"{where}: unknown key {key!r}{_did_you_mean(str(key))}. Known keys: {', '.join(SPEC_KEYS)}."
             )
     if "path" not in entry:
-        raise ConfigError(
-            f"{where}: the key 'path' is missing. Found {', '.join(map(repr, entry)) or 'none'}."
-        )
+        raise ConfigError(f"{where}: the key 'path' is missing. Found {', '.join(map(repr, entry)) or 'none'}.")
     return DatasetSpec(**entry)
 
 

@@ -3,8 +3,8 @@
 - Prompt and completion are tokenised apart and laid end to end, so that the boundary is exact; between them
   stands `separator`, a part of the prompt. End of sequence is added once, after completions and running text.
 - Conversations are tokenised as a whole, as `tokenizer.apply_chat_template` does; a token counts as trained
-  when any of its characters lies in a trained turn. What begins and ends a conversation is the template's
-  affair.
+  when any of its characters lies in a trained turn. What begins and ends a conversation is up to the
+  template.
 - Beginning of sequence is added once, where the tokenizer itself would add it.
 - Longer rows keep their first `max_length` tokens.
 - A row that was tokenised before is only checked and cut.
@@ -28,8 +28,7 @@ class TokeniseOptions:
 
     Attributes:
         max_length: tokens; what comes after is cut.
-        apply_chat_template: wrap prompt + completion and instruction rows as a user's and an assistant's
-            turn.
+        apply_chat_template: wrap prompt + completion and instruction rows as turns of user and assistant.
         chat_template: a Jinja template in place of the tokenizer's own; "plain": lines of "role: content".
         separator: between prompt and completion when no template is applied; always added, "" for none.
         train_turns: "all" assistant turns of a conversation, or its "last".
@@ -44,9 +43,8 @@ class TokeniseOptions:
     def __post_init__(self) -> None:
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 2:
             raise ConfigError(
-                f"`max_length` should be an integer of at least 2 tokens, since the first of a row is never "
-                "trained. "
-                f"Found {self.max_length!r}."
+                "`max_length` should be an integer of at least 2 tokens, since the first of a row is never "
+                f"trained. Found {self.max_length!r}."
             )
         if self.train_turns not in ("all", "last"):
             raise ConfigError(f"`train_turns` should be 'all' or 'last'. Found {self.train_turns!r}.")
@@ -71,11 +69,7 @@ class TokenRow:
     @property
     def trained(self) -> int:
         """Tokens with a loss: labels are shifted by one, so the first never has one."""
-        return (
-            len(self.labels)
-            - self.labels.count(IGNORED_LABEL)
-            - (self.labels[:1] not in ([], [IGNORED_LABEL]))
-        )
+        return len(self.labels) - self.labels.count(IGNORED_LABEL) - (self.labels[:1] not in ([], [IGNORED_LABEL]))
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -172,9 +166,7 @@ class Tokeniser:
     def _given(self, row: TokenIds, where: str) -> TokenRow:
         largest = max(*row.input_ids, *row.labels)
         if largest >= self._vocabulary:
-            raise DataError(
-                f"{where}: token ids should be below the tokenizer's {self._vocabulary}. Found {largest}."
-            )
+            raise DataError(f"{where}: token ids should be below the tokenizer's {self._vocabulary}. Found {largest}.")
         return self._cut(row.input_ids, row.labels)
 
     def _cut(self, ids: list[int], labels: list[int]) -> TokenRow:
@@ -185,9 +177,7 @@ class Tokeniser:
         return self._call(texts)["input_ids"] if texts else []
 
     def _call(self, texts: list[str], **options: Any) -> Any:
-        return self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options
-        )
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 
 def tokenise_row(

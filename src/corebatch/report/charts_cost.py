@@ -13,6 +13,7 @@ from corebatch.report.chart import Chart, Key
 from corebatch.report.record import PHASES, StepRecord
 from corebatch.report.summary import Summary
 
+_Curve = tuple[str, list[float | None], str]  # name, one value a step, colour
 _COLOURS = dict(
     zip(
         PHASES,
@@ -115,20 +116,16 @@ def time_over_steps(steps: Sequence[StepRecord], summary: Summary) -> Chart | No
 def tokens(steps: Sequence[StepRecord]) -> Chart | None:
     """Tokens scored and tokens trained in each step; None when neither was counted."""
     both = (("scored", "tokens_scored", svg.POOL), ("trained", "tokens_trained", svg.TRAINED))
-    found: list[tuple[str, list[float | None], str]] = [
-        (name, [getattr(step, field) for step in steps], colour) for name, field, colour in both
-    ]
+    found: list[_Curve] = [(name, [getattr(step, field) for step in steps], colour) for name, field, colour in both]
     found = [entry for entry in found if any(entry[1])]
-    chart = _over_steps("tokens", "Tokens of a step (number)", steps, found)
-    return chart if found else None
+    return _over_steps("tokens", "Tokens of a step (number)", steps, found)
 
 
 def largest_weight(steps: Sequence[StepRecord]) -> Chart | None:
     """The largest weight in each step; None when weights were not recorded."""
     weights = [s.weight_max for s in steps]
     found = [("largest weight", weights, svg.CHOSEN)] if any(w is not None for w in weights) else []
-    chart = _over_steps("weight", "Largest weight of a chosen row (factor on its loss)", steps, found, 1.0)
-    return chart if found else None
+    return _over_steps("weight", "Largest weight of a chosen row (factor on its loss)", steps, found, 1.0)
 
 
 def effective_sample_size(steps: Sequence[StepRecord]) -> Chart | None:
@@ -136,7 +133,7 @@ def effective_sample_size(steps: Sequence[StepRecord]) -> Chart | None:
     sizes = [s.effective_sample_size for s in steps]
     if all(size is None for size in sizes):
         return None
-    found = [
+    found: list[_Curve] = [
         ("rows trained", [float(s.chosen_examples) for s in steps], svg.EXTRA[4]),
         ("effective sample size", sizes, svg.CHOSEN),
     ]
@@ -147,10 +144,12 @@ def _over_steps(
     name: str,
     title: str,
     steps: Sequence[StepRecord],
-    found: Sequence[tuple[str, list[float | None], str]],
+    found: Sequence[_Curve],
     line_at: float | None = None,
-) -> Chart:
-    """Smoothed lines with the raw values faint; the axis starts at 0."""
+) -> Chart | None:
+    """Smoothed lines with the raw values faint, from 0 on; None without curves."""
+    if not found:
+        return None
     parts = series.bins(len(steps), _MOST_POINTS)
     x = series.thin(series.values([float(step.step) for step in steps]), parts)
     width = series.window(len(parts))

@@ -40,6 +40,7 @@ def write_report(folder: str | PathLike[str], out: str | PathLike[str] | None = 
     page = render(run, summarise(run)).encode("utf-8")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(page)
         os.replace(temporary, path)
     finally:

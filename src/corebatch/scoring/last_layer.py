@@ -28,6 +28,8 @@ class LastLayer(Scorer):
     `max_dim` numbers is projected on both sides with Gaussian matrices, delta to `projection_dim` and a to
     `projection_dim` numbers (Johnson and Lindenstrauss: inner products are kept in expectation).
 
+    Of the last `num_blocks` blocks, or of all if the model has fewer.
+
     The feature is CoLM's (arXiv 2407.19580, section 4.2: the last V projection), computed instead of estimated.
     """
 

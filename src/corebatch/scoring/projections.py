@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corebatch.errors import ConfigError, UnsupportedModelError
+from corebatch.errors import UnsupportedModelError
 from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
 from corebatch.scoring.head import intercepted_head
 
@@ -45,14 +45,14 @@ class ValueProjection:
 def executed_value_projections(
     model: nn.Module, batch: Mapping[str, Tensor], count: int
 ) -> tuple[ValueProjection, ...]:
-    """The value projections of the last `count` blocks, in the order in which one traced forward executed them.
+    """The value projections of the last `count` blocks (all, if the model has fewer), in the order in which one
+    traced forward executed them.
 
     The trace runs one row of at most TRACE_TOKENS tokens. Names tell nothing of the order of execution, and a model
     may skip or share layers.
 
     Raises:
         UnsupportedModelError: no known projection was executed; the message lists what was.
-        ConfigError: fewer than `count` were.
     """
     calls: list[str] = []
     linear: list[str] = []
@@ -84,8 +84,6 @@ def executed_value_projections(
             f"No value projection was executed: expected a module called {', '.join(VALUE_NAMES)}. "
             f"{type(base_model(model)).__name__} executed {', '.join(leaves) or 'nothing'}."
         )
-    if len(names) < count:
-        raise ConfigError(f"num_blocks should be at most the {len(names)} value projections executed. Found {count}.")
     return tuple(_describe(model, name) for name in names[-count:])
 
 

@@ -14,8 +14,11 @@ from typing import Any
 from corebatch.errors import ConfigError
 from corebatch.selectors.balanced import Balanced
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.calibrated import Calibrated
+from corebatch.selectors.craig import Craig
 from corebatch.selectors.facility_location import FacilityLocation, select_from_similarities
 from corebatch.selectors.hard import Hard
+from corebatch.selectors.herding import Herding
 from corebatch.selectors.importance import Importance
 from corebatch.selectors.pivotal import Pivotal
 from corebatch.selectors.random import Random
@@ -23,7 +26,18 @@ from corebatch.selectors.stratified import Stratified
 
 SELECTORS: dict[str, type[Selector]] = {
     selector.name: selector
-    for selector in (FacilityLocation, Importance, Pivotal, Balanced, Random, Stratified, Hard)
+    for selector in (
+        FacilityLocation,
+        Craig,
+        Herding,
+        Importance,
+        Pivotal,
+        Balanced,
+        Calibrated,
+        Random,
+        Stratified,
+        Hard,
+    )
 }
 
 __all__ = ["SELECTORS", "Choice", "Selector", "make_selector", "select_from_similarities"]
@@ -54,9 +68,7 @@ def make_selector(selector: str | Selector, options: Mapping[str, Any] | None = 
     expected = f"the options {', '.join(known)}" if known else "no options"
     for option in options:
         if option not in known:
-            raise ConfigError(
-                f"Selector `{selector}` has {expected}. Found {option!r}.{_suggestion(option, known)}"
-            )
+            raise ConfigError(f"Selector `{selector}` has {expected}. Found {option!r}.{_suggestion(option, known)}")
     return kind(**options)
 
 

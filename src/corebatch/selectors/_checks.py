@@ -23,9 +23,7 @@ def check_choice(option: str, value: object, allowed: Sequence[str]) -> None:
         raise ConfigError(f"Option `{option}` should be one of {', '.join(allowed)}. Found {value!r}.")
 
 
-def check_number(
-    option: str, value: object, *, low: float, high: float = math.inf, whole: bool = False
-) -> None:
+def check_number(option: str, value: object, *, low: float, high: float = math.inf, whole: bool = False) -> None:
     """Raise ConfigError unless `value` is a number (an int, if `whole`) in [low, high]."""
     kind = "an integer" if whole else "a number"
     good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
@@ -114,9 +112,7 @@ def check_groups(groups: Iterable[SourceGroup], count: int, budget: int) -> list
     for group in listed:
         if not isinstance(group, SourceGroup):
             raise InputError(f"`groups` should hold SourceGroup records. Found {type(group).__name__}.")
-    rows = (
-        torch.cat([group.members.cpu() for group in listed]) if listed else torch.zeros(0, dtype=torch.long)
-    )
+    rows = torch.cat([group.members.cpu() for group in listed]) if listed else torch.zeros(0, dtype=torch.long)
     outside = rows[(rows < 0) | (rows >= count)]
     if len(outside):
         raise InputError(

@@ -36,7 +36,7 @@ def greedy_loop(similarities_CN: _Floats, budget: int, relative: float) -> tuple
     for j in range(candidates):
         total = 0.0
         for i in range(count):
-            total += max(similarities_CN[j, i], 0.0)
+            total += max(similarities_CN[j, i] - covered_N[i], 0.0)
         bound_C[j] = total
     tolerance = relative * bound_C.max()
     # The step at which a bound was computed; `budget` marks candidates that are chosen already.

@@ -70,16 +70,28 @@ class Balanced(Selector):
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
         start = systematic_sample(inclusion_N, budget, generator)
+        expanded_NN, _ = expand(gram(features), inclusion_N)
         max_swaps = budget if self.max_swaps is None else self.max_swaps
-        rows = balance(gram(features), inclusion_N, start, max_swaps)
+        rows = balance(expanded_NN, inclusion_N, start, max_swaps)
         return Choice(rows=rows, weights=expansion_weights(inclusion_N, rows))
 
 
-def balance(gram_NN: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
+def expand(gram_NN: Tensor, inclusion_N: Tensor) -> tuple[Tensor, float]:
+    """Turn inner products of the rows f_i into those of (f_i, c) / pi_i, in place.
+
+    Returns:
+        The matrix, float64 [N, N], and the constant c: the mean norm, or 1 if all rows are zero. In units of
+        1 / N the rows (f_i, c) / pi_i are what is summed, and sum_j pi_j z_j is what the sum should meet.
+    """
+    constant = float(gram_NN.diagonal().sqrt().mean()) or 1.0
+    return gram_NN.add_(constant**2).div_(inclusion_N[:, None]).div_(inclusion_N), constant
+
+
+def balance(expanded_NN: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
     """Improve a sample by swaps.
 
     Args:
-        gram_NN: inner products of the rows, float64 [N, N]. Used as working memory.
+        expanded_NN: inner products of the rows to be summed, as `expand` gives them.
         inclusion_N: float64 [N].
         start_M: LongTensor [M], the rows to start from.
         max_swaps: stop after so many.
@@ -87,15 +99,10 @@ def balance(gram_NN: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: in
     Returns:
         LongTensor [M], ascending.
     """
-    # In units of 1 / N: z_i = (f_i, c) / pi_i is what is summed, and sum_j pi_j z_j is what it should meet.
-    constant = gram_NN.diagonal().sqrt().mean() if bool(gram_NN.diagonal().any()) else torch.tensor(1.0)
-    gram_NN.add_(constant**2).div_(inclusion_N[:, None]).div_(inclusion_N)
     chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
     chosen_N[start_M] = True
-    slope_N = gram_NN @ (chosen_N.double() - inclusion_N)
-    scale = float(inclusion_N @ gram_NN.diagonal())
+    slope_N = expanded_NN @ (chosen_N.double() - inclusion_N)
+    scale = float(inclusion_N @ expanded_NN.diagonal())
     fixed_N = inclusion_N == 1.0
-    taken_N = swap(
-        gram_NN.numpy(), slope_N.numpy(), chosen_N.numpy(), fixed_N.numpy(), max_swaps, _STOP * scale
-    )
+    taken_N = swap(expanded_NN.numpy(), slope_N.numpy(), chosen_N.numpy(), fixed_N.numpy(), max_swaps, _STOP * scale)
     return torch.from_numpy(np.flatnonzero(taken_N))

@@ -92,9 +92,7 @@ def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
     """
     count = check_matrix("similarities_NN", similarities_NN, "[N, N]").shape[0]
     if similarities_NN.shape[1] != count:
-        raise InputError(
-            f"`similarities_NN` should be square, [N, N]. Found shape {tuple(similarities_NN.shape)}."
-        )
+        raise InputError(f"`similarities_NN` should be square, [N, N]. Found shape {tuple(similarities_NN.shape)}.")
     budget = check_budget(budget, count)
     check_finite("similarities_NN", torch.isfinite(similarities_NN).all(dim=1))
     similarities = similarities_NN.detach().cpu()
@@ -102,9 +100,7 @@ def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
         similarities = similarities.float()
     device = similarities_NN.device
     if budget in (0, count):
-        return Selection(
-            indices=torch.arange(budget, device=device), weights=torch.ones(budget, device=device)
-        )
+        return Selection(indices=torch.arange(budget, device=device), weights=torch.ones(budget, device=device))
     if not torch.equal(similarities, similarities.T):
         similarities = similarities.T  # the greedy reads candidates as rows
     rows, gains = _greedy_rows(similarities, budget)

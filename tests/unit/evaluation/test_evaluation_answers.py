@@ -14,7 +14,7 @@ from corebatch.evaluation.answers import chosen_letter, final_number, parse_numb
         (" 14.0 ", "14"),
         ("+7", "7"),
         ("-0.5", "-1/2"),
-        ("−3", "-3"),
+        ("\N{MINUS SIGN}3", "-3"),
         (".25", "1/4"),
         ("1,234,567", "1234567"),
         ("3/4", "3/4"),
@@ -28,7 +28,9 @@ def test_parse_number(text: str, value: str) -> None:
     assert parse_number(text) == Fraction(value)
 
 
-@pytest.mark.parametrize("text", ["", "C", "two", "-2 3 5", "[0, 1]", "1/0", "1e9999999999", "1..2", "nan", "inf", "3x"])
+@pytest.mark.parametrize(
+    "text", ["", "C", "two", "-2 3 5", "[0, 1]", "1/0", "1e9999999999", "1..2", "nan", "inf", "3x"]
+)
 def test_not_a_number(text: str) -> None:
     assert parse_number(text) is None
 

@@ -25,16 +25,16 @@ UNEVEN = result(("a", True), ("b", False), ("a", True), ("a", False), ("a", True
 @pytest.mark.parametrize(
     "correct, total, low, high",
     [
-        # R: prop.test(correct, total, correct = FALSE)$conf.int
-        (0, 10, 0.0, 0.2775328),
-        (10, 10, 0.7224672, 1.0),
-        (5, 10, 0.2365931, 0.7634069),
-        (1, 1, 0.2065493, 1.0),
-        (81, 263, 0.2553265, 0.3662052),
+        # Newcombe (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),  # 1 - z^2 / (n + z^2)
     ],
 )
 def test_wilson_values(correct: int, total: int, low: float, high: float) -> None:
-    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=2e-6)
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5.1e-5)
 
 
 @pytest.mark.parametrize("correct, total", [(0, 0), (2, 1), (-1, 3)])

@@ -19,12 +19,12 @@ def write(path: Path, *rows: Any) -> Path:
 def test_items_keep_order_source_and_metadata(tmp_path: Path) -> None:
     rows = [
         {"prompt": "1+1=", "answer": 2, "source": "sum", "metadata": {"level": 1}},
-        {"prompt": "x", "answer": "7.0"},
+        {"prompt": "x", "answer": "7.0", "metadata": '{"level": 2}'},
     ]
     task = NumericTask(write(tmp_path / "easy.jsonl", *rows, ""))
     first, second = task.items()
     assert (first.prompt, first.answer, first.source, first.metadata) == ("1+1=", "2", "sum", {"level": 1})
-    assert second.source == "easy"
+    assert (second.source, second.metadata) == ("easy", {"level": 2})
     assert task.name == "easy"
 
 
@@ -54,13 +54,14 @@ def test_exact_and_choice(tmp_path: Path) -> None:
     [
         ([], "empty file"),
         (["", "  "], "empty file"),
-        ([{"prompt": "a", "answer": "1"}, "{broken"], "a.jsonl:2.*invalid JSON"),
+        ([{"prompt": "a", "answer": "1"}, "{broken"], "a.jsonl:2 should be JSON"),
         (["[1]"], "a.jsonl:1.*list"),
         ([{"prompt": "a"}], "a.jsonl:1.*`answer`.*None"),
         ([{"prompt": "", "answer": "1"}], "`prompt`"),
         ([{"prompt": "a", "answer": True}], "`answer`.*True"),
         ([{"prompt": "a", "answer": "1", "source": 3}], "`source`.*3"),
         ([{"prompt": "a", "answer": "1", "metadata": []}], "`metadata`.*list"),
+        ([{"prompt": "a", "answer": "1", "metadata": "{"}], "a.jsonl:1 should be JSON"),
         ([{"prompt": "a", "answer": "1"}, {"prompt": "a", "answer": "one"}], "item 2.*number.*'one'"),
     ],
 )

@@ -39,7 +39,7 @@ def test_jsonl_with_byte_order_mark_crlf_blank_lines_and_line_separators(tmp_pat
         (b'{"text": "x"', "is not valid JSON"),
         (b"[1, 2]", "should be a JSON object"),
         (b'{"text": "\xff"}', "is not UTF-8"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "is not valid JSON: nested too deeply"),
     ],
 )
 def test_a_broken_line_is_named_by_number(tmp_path: Path, line: bytes, message: str) -> None:
@@ -144,7 +144,7 @@ def test_saved_folders(tmp_path: Path) -> None:
     assert read(tmp_path / "single") == read(tmp_path / "both") == qa(3)
     assert read(tmp_path / "both", split="test") == qa(1)
     assert read(tmp_path / "both", split="train[1:]+test") == qa(3)[1:] + qa(1)
-    with pytest.raises(DataError, match="no split 'validation'. Found 'test', 'train'"):
+    with pytest.raises(DataError, match=r"no split 'validation'. Found 'test', 'train'"):
         read(tmp_path / "both", split="validation")
     (tmp_path / "both" / "train" / "dataset_info.json").unlink()
     with pytest.raises(DataError, match="not a readable folder of save_to_disk"):
@@ -234,6 +234,17 @@ def test_a_missing_file_is_no_hub_error(tmp_path: Path, write_jsonl: WriteLines)
         read(tmp_path / "dat" / "train.jsonl")
     with pytest.raises(DataError, match="has no similar name"):
         read(tmp_path / "data" / "qqqqqqqq.csv")
+
+
+def test_a_folder_here_tells_a_misspelt_path_from_a_hub_id(
+    tmp_path: Path, write_jsonl: WriteLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl("data/mathmix/train.jsonl", qa(1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(qa(2)))
+    with pytest.raises(DataError, match=r"data/mathmx: no such file or folder.*similar there: 'mathmix'"):
+        read("data/mathmx")
+    assert read("data/gsm8k") == qa(2)
 
 
 def test_folders_and_files_that_do_not_serve(tmp_path: Path, write_jsonl: WriteLines) -> None:

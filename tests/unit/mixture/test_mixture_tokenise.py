@@ -170,13 +170,13 @@ STRICT = "{% for m in messages %}{{ raise_exception('no system turns, please') }
 
 def test_templates_that_do_not_grow(tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"messages": chat("user", "assistant", "user", "assistant")}
-    with pytest.raises(DataError, match="turn 2 cannot be found.*train_turns"):
+    with pytest.raises(DataError, match=r"turn 2 cannot be found.*train_turns"):
         tokenise_row(row, tokenizer, chat_template=FORGETFUL)
     last = tokenise_row(row, tokenizer, chat_template=FORGETFUL, train_turns="last")
     assert trained_text(last, tokenizer) == "answer 3 ok<|end|>"
     eager = tokenise_row(row, tokenizer, chat_template=EAGER)
     assert trained_text(eager, tokenizer) == "answer 1 ok<|end|>answer 3 ok<|end|>"
-    with pytest.raises(DataError, match="f.jsonl, line 4: the chat template refuses.*no system turns"):
+    with pytest.raises(DataError, match=r"f.jsonl, line 4: the chat template refuses.*no system turns"):
         tokenise_row(row, tokenizer, chat_template=STRICT, where="f.jsonl, line 4")
 
 

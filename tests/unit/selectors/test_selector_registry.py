@@ -31,9 +31,7 @@ def test_an_unknown_name_lists_the_known_and_suggests_one() -> None:
 
 
 def test_an_unknown_option_lists_the_known_and_suggests_one() -> None:
-    with pytest.raises(
-        ConfigError, match=r"options metric, weights. Found 'metrik'. Did you mean 'metric'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"options metric, weights. Found 'metrik'. Did you mean 'metric'\?"):
         make_selector("facility_location", {"metrik": "l1"})
     with pytest.raises(ConfigError, match=r"no options. Found 'floor'"):
         make_selector("random", {"floor": 0.1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -45,13 +46,11 @@ def estimate(selection: Selection, features: Tensor) -> Tensor:
 
 def mean_square_error(selector: Selector, features: Tensor, budget: int, count: int = 60) -> float:
     mean = features.mean(0)
-    errors = [
-        (estimate(each, features) - mean).square().sum() for each in draws(selector, features, budget, count)
-    ]
+    errors = [(estimate(each, features) - mean).square().sum() for each in draws(selector, features, budget, count)]
     return float(torch.stack(errors).mean())
 
 
-# Inclusion probabilities -------------------------------------------------------------------------------------
+# Inclusion probabilities
 
 
 def test_inclusion_is_in_proportion_to_the_norm() -> None:
@@ -75,23 +74,26 @@ def test_inclusion_sums_to_the_budget_and_bounds_the_weights(floor: float, budge
         features[seed % 5] = 0.0
         found = inclusion_probabilities(features, budget, floor)
         assert float(found.sum()) == pytest.approx(budget, abs=1e-12 * budget)
-        assert 0.0 < float(found.min())
+        assert float(found.min()) > 0.0
         assert float(found.max()) <= 1.0
         assert float((budget / (len(features) * found)).max()) <= (1 + floor) / floor + 1e-9
 
 
-def test_systematic_sample_is_a_sample_even_on_the_edges() -> None:
-    """Probabilities within rounding of 1, and sums that are not exact."""
-    for value in (0.5, 1 / 3, 0.7, 1.0 - 1e-9):
-        inclusion = torch.full((30,), value, dtype=torch.float64)
-        inclusion[-1] += round(value * 30) - value * 30
-        for seed in range(50):
-            rows = systematic_sample(inclusion, round(value * 30), _generator(seed))
-            assert rows.tolist() == sorted(set(rows.tolist()))
-            assert len(rows) == round(value * 30)
+@pytest.mark.parametrize("value", [0.5, 1 / 3, 0.7, 0.9, 1.0 - 1 / 30, 1 / 30])
+def test_systematic_sample_has_its_size_whatever_the_rounding(value: float) -> None:
+    """The sum is an integer in truth, and not quite when it is added up."""
+    inclusion = torch.full((30,), value, dtype=torch.float64)
+    inclusion[:3] = 1.0
+    budget = 3 + round(27 * value)
+    inclusion[3:] *= (budget - 3) / float(inclusion[3:].sum())
+    for seed in range(50):
+        rows = systematic_sample(inclusion, budget, _generator(seed))
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        assert len(rows) == budget
+        assert rows[:3].tolist() == [0, 1, 2], "certain rows"
 
 
-# Unbiasedness ------------------------------------------------------------------------------------------------
+# Unbiasedness
 
 
 @pytest.mark.parametrize("name", UNBIASED)
@@ -112,9 +114,7 @@ def test_rows_are_included_as_often_as_they_should(name: str, budget: int) -> No
 @pytest.mark.parametrize("name", [*UNBIASED, "random"])
 def test_the_weighted_mean_is_unbiased(name: str) -> None:
     features, count = _features(), 3000
-    estimates = torch.stack(
-        [estimate(each, features) for each in draws(make_selector(name), features, 6, count)]
-    )
+    estimates = torch.stack([estimate(each, features) for each in draws(make_selector(name), features, 6, count)])
     error = estimates.std(dim=0) / math.sqrt(count)
     assert bool(((estimates.mean(0) - features.mean(0)).abs() < 4.5 * error).all())
 
@@ -139,15 +139,13 @@ def test_the_weighted_mean_is_unbiased_over_groups(name: str) -> None:
 def test_balanced_is_nearly_unbiased() -> None:
     """The swaps bend the probabilities; the bias stays a small part of the error of importance sampling."""
     features = _features(rows=60, columns=30)
-    estimates = torch.stack(
-        [estimate(each, features) for each in draws(make_selector("balanced"), features, 20, 400)]
-    )
+    estimates = torch.stack([estimate(each, features) for each in draws(make_selector("balanced"), features, 20, 400)])
     mean = features.mean(0)
     length = float(estimates.mean(0) @ mean / (mean @ mean))
     assert length == pytest.approx(1.0, abs=0.05)
 
 
-# What the methods are for ------------------------------------------------------------------------------------
+# What the methods are for
 
 
 def test_importance_beats_random_where_norms_differ() -> None:
@@ -193,7 +191,7 @@ def test_every_swap_lowers_the_error() -> None:
         return float((estimate(selection, features) - mean).square().sum()) + constant**2
 
     errors = [error(swaps) for swaps in range(8)]
-    assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
 
 
@@ -241,3 +239,57 @@ def test_facility_location_metrics_differ() -> None:
     cosine = make_selector("facility_location", {"metric": "cosine"}).select(features, 2)
     assert cosine.indices.tolist() == [0, 2]
     assert 1 in make_selector("facility_location").select(features, 2).indices.tolist()
+
+
+def _length(selection: Selection, features: Tensor) -> float:
+    mean = features.mean(0)
+    return float(estimate(selection, features) @ mean / (mean @ mean))
+
+
+@pytest.mark.parametrize("budget, share", [(8, 0.95), (16, 0.7), (32, 0.3)])
+def test_calibrated_meets_the_mean_and_keeps_length_and_mean_weight(budget: int, share: float) -> None:
+    """In 40 dimensions: with fewer weights than directions there is less to be gained."""
+    features = _features(rows=64, columns=40)
+    calibrated = make_selector("calibrated")
+    balanced_error = mean_square_error(make_selector("balanced"), features, budget)
+    assert mean_square_error(calibrated, features, budget) < share * balanced_error
+    for selection in draws(calibrated, features, budget, 20):
+        assert _length(selection, features) == pytest.approx(1.0, abs=0.02)
+        assert float(selection.weights.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_calibrated_weights_stay_within_their_bounds() -> None:
+    features = _features(rows=64, columns=40)
+    selector = make_selector("calibrated", {"max_weight": 1.5, "ridge": 1e-4})
+    drawn = draws(selector, features, 16, 20)
+    weights = torch.cat([selection.weights for selection in drawn])
+    assert float(weights.max()) == 1.5, "the bound is met, or this test tests nothing"
+    assert float(weights.min()) == 0.0
+
+
+def test_a_great_ridge_leaves_the_weights_as_they_were() -> None:
+    features = _features(rows=64, columns=40)
+    stiff = SELECTORS["calibrated"](ridge=1e9).select(features, 16, _generator(1))
+    balanced = SELECTORS["balanced"]().select(features, 16, _generator(1))
+    assert stiff.indices.tolist() == balanced.indices.tolist()
+    torch.testing.assert_close(stiff.weights, balanced.weights, rtol=1e-3, atol=1e-4)
+
+
+def test_craig_is_facility_location_with_cluster_sizes() -> None:
+    features = _features()
+    craig = SELECTORS["craig"]().select(features, 5)
+    same = SELECTORS["facility_location"](metric="l2", weights="cluster_size").select(features, 5)
+    assert craig.indices.tolist() == same.indices.tolist()
+    assert torch.equal(craig.weights, same.weights)
+
+
+def test_herding_takes_the_best_next_row_by_enumeration() -> None:
+    features = _features(rows=14)
+    mean, chosen = features.mean(0), []
+    for _ in range(6):
+        free = [row for row in range(14) if row not in chosen]
+        errors = [float((features[[*chosen, row]].mean(0) - mean).norm()) for row in free]
+        chosen.append(free[errors.index(min(errors))])
+    assert make_selector("herding").select(features, 6).indices.tolist() == sorted(chosen)
+    herding = mean_square_error(make_selector("herding"), features, 6, count=1)
+    assert herding < 0.5 * mean_square_error(make_selector("random"), features, 6)

@@ -1,0 +1,50 @@
+"""CRAIG: medoids, each weighted by the size of its cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from corebatch.selectors._checks import check_choice
+from corebatch.selectors._distances import METRICS, Metric
+from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.facility_location import FacilityLocation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Craig(Selector):
+    """`facility_location` with cluster-size weights, on Euclidean distances.
+
+    Mirzasoleiman, Bilmes, Leskovec, "Coresets for Data-efficient Training of Machine Learning Models", ICML
+    2020, arXiv 1906.01827. Here the weights average 1; in the paper they sum to N.
+
+    Args:
+        metric: "l2" (Euclidean), "l1" or "cosine".
+
+    Raises:
+        ConfigError: the metric is none of these.
+    """
+
+    metric: Metric = "l2"
+
+    name: ClassVar[str] = "craig"
+    requires: ClassVar[frozenset[str]] = frozenset({"features"})
+    weighted = True
+
+    def __post_init__(self) -> None:
+        check_choice("metric", self.metric, METRICS)
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        medoids = FacilityLocation(metric=self.metric, weights="cluster_size")
+        return medoids._choose(features, budget, generator, losses=losses, validation=validation)

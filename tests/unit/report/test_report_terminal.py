@@ -1,0 +1,60 @@
+"""The tables in the terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import EVALUATION, long_run, write_run
+from rich.cells import cell_len
+from rich.console import Console
+
+from corebatch.report import print_summary, read_run, summarise
+
+
+def printed(folder: Path, width: int = 80, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=width, **options)
+    print_summary(summarise(read_run(folder)), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def row(text: str, first: str) -> list[str]:
+    return next(line.split() for line in text.splitlines() if line.startswith(first))
+
+
+def test_numbers_are_there(tmp_path: Path) -> None:
+    text = printed(write_run(tmp_path, evaluation=EVALUATION))
+    assert row(text, "algebra ") == ["algebra", "14", "87.5", "%", "6", "75.0", "%", "0.86", "×"]  # noqa: RUF001
+    assert row(text, "tiny")[-1] == "1"
+    assert row(text, "score ")[:5] == ["score", "600", "600", "30.0", "%"]
+    assert row(text, "pool (all")[-2:] == ["2.000", "1.000"]
+    assert row(text, "Tokens  ") == ["Tokens", "2,000", "scored,", "1,000", "trained"]
+    assert row(text, "all ") == ["all", "–", "3/4", "75.0", "30.1–95.4"]  # noqa: RUF001
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_fits_the_width_without_cutting_a_number(tmp_path: Path, width: int) -> None:
+    names = ["数学オリンピック", "a_source_with_a_name_that_is_longer_than_any_column", *map(str, range(40))]
+    steps = long_run(30, names)
+    for step in steps:
+        step["drawn"] = {name: n * (300_000 if len(name) > 2 else 100_000) for name, n in step["drawn"].items()}
+    text = printed(write_run(tmp_path, steps, evaluation=EVALUATION), width)
+    assert all(cell_len(line) <= width for line in text.splitlines())
+    assert "26 other sources" in text
+    numbers = [line for line in text.splitlines() if line.startswith(("数学", "26 other", "train "))]
+    assert len(numbers) == 3
+    assert not any("…" in line for line in numbers)
+
+
+def test_names_are_neither_markup_nor_escape_codes(tmp_path: Path) -> None:
+    text = printed(write_run(tmp_path, long_run(3, ["[red]a[/red]", "b\x1b[31m\nc"])))
+    assert "[red]a[/red]" in text
+    assert "\x1b" not in text
+    assert "b�[31m�c" in text
+
+
+def test_notes_are_told(tmp_path: Path) -> None:
+    assert "Note: corebatch.json is missing" in printed(write_run(tmp_path, corebatch=None))
