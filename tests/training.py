@@ -28,7 +28,9 @@ SOURCES = ("algebra", "geometry", "logic", "rare")
 VALUES = {"llama": "v_proj", "phi": "v_proj", "gpt2": "c_attn"}
 
 
-def tiny_model(kind: str = "llama", *, lora: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(
+    kind: str = "llama", *, lora: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+) -> Any:
     set_seed(0)
     common = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     common |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -38,7 +40,9 @@ def tiny_model(kind: str = "llama", *, lora: bool = True, dropout: float = 0.0, 
         )
     elif kind == "phi":
         model = PhiForCausalLM(
-            PhiConfig(**common, intermediate_size=32, resid_pdrop=dropout, embd_pdrop=dropout, attention_dropout=dropout)
+            PhiConfig(
+                **common, intermediate_size=32, resid_pdrop=dropout, embd_pdrop=dropout, attention_dropout=dropout
+            )
         )
     else:
         model = GPT2LMHeadModel(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from worker import METHODS, STEPS
+
 from training import largest_difference
 
 HERE = Path(__file__).parent

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from training import mixture, run, tiny_model, trainer, weights
 
 from corebatch.trainer import CoresetConfig
+from training import mixture, run, tiny_model, trainer, weights
 
 METHODS = {
     "recommended": (CoresetConfig(), {}),
@@ -27,7 +27,10 @@ METHODS = {
     "full_tied": (CoresetConfig(), {"lora": False}),
     # 35 rows: the last pool is short, and a loader of two ranks fills it up from the start
     "uneven": (CoresetConfig(), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
-    "uneven_random": (CoresetConfig(selector="random", pool_factor=3), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
+    "uneven_random": (
+        CoresetConfig(selector="random", pool_factor=3),
+        {"rows": 35, "num_train_epochs": 2, "max_steps": -1},
+    ),
 }
 STEPS = 8
 

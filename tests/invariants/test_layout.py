@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from training import largest_difference, run, same, tiny_model, trainer, weights
 
 from corebatch.trainer import CoresetConfig
+from training import largest_difference, run, same, tiny_model, trainer, weights
 
 METHODS = {
     "recommended": CoresetConfig(),
@@ -58,7 +58,5 @@ def test_the_same_seed_gives_the_same_run(tmp_path, method):
 
 
 def test_another_selection_seed_gives_another_choice(tmp_path):
-    results = [
-        weights(run(trainer(tmp_path / str(seed), tiny_model(), CoresetConfig(seed=seed)))) for seed in (0, 1)
-    ]
+    results = [weights(run(trainer(tmp_path / str(seed), tiny_model(), CoresetConfig(seed=seed)))) for seed in (0, 1)]
     assert not same(*results)

@@ -1,9 +1,9 @@
 """pool_factor 1 is the plain Trainer, bit for bit."""
 
 import pytest
-from training import mixture, run, same, tiny_model, trainer, weights
 
 from corebatch.trainer import CoresetConfig
+from training import mixture, run, same, tiny_model, trainer, weights
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -15,7 +15,10 @@ def test_pool_factor_1_is_the_plain_trainer(tmp_path, kind, lora):
     for plain in (True, False):
         made = run(
             trainer(
-                tmp_path / str(plain), tiny_model(kind, lora=lora, dropout=0.1), CoresetConfig(pool_factor=1), plain=plain
+                tmp_path / str(plain),
+                tiny_model(kind, lora=lora, dropout=0.1),
+                CoresetConfig(pool_factor=1),
+                plain=plain,
             )
         )
         history = [{k: v for k, v in line.items() if k not in TIMES} for line in made.state.log_history]

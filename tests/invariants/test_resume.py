@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
-from training import run, same, tiny_model, trainer, weights
 
 from corebatch.errors import CheckpointError
 from corebatch.trainer import CoresetConfig
+from training import run, same, tiny_model, trainer, weights
 
 CASES = {
     "recommended": (CoresetConfig(), {}),

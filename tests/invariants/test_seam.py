@@ -4,10 +4,10 @@ import inspect
 
 import pytest
 import torch
-from training import mixture, run, tiny_model, trainer
 from transformers import Trainer
 
 from corebatch.trainer import CoresetConfig, CoresetMixin
+from training import mixture, run, tiny_model, trainer
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,9 @@ def test_every_step_gets_as_many_micro_batches_as_it_asked_for(tmp_path, count, 
     assert len(trained) == sum(asked)
     assert all(1 <= rows <= 2 for rows in trained)
     assert len(asked) == 2 * -(-count // (2 * 4 * 3)) == made.state.global_step
-    seen = sum(int((b["loss_weights"] > 0).sum()) if "loss_weights" in b else len(b["labels"]) for g in given for b in g)
+    seen = sum(
+        int((b["loss_weights"] > 0).sum()) if "loss_weights" in b else len(b["labels"]) for g in given for b in g
+    )
     assert seen >= 2 * -(-count // 4)
 
 

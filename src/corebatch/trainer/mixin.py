@@ -9,6 +9,7 @@ With pool_factor 1 every override is the parent's.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,9 @@ class CoresetMixin(_Base):
         self.coreset = coreset if coreset is not None else CoresetConfig()
         if not isinstance(self.coreset, CoresetConfig):
             raise ConfigError(f"coreset should be a CoresetConfig. Found {type(self.coreset).__name__}.")
+        if self.coreset.pool_factor > 1:
+            given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+            _check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
         self._step = self.coreset.build()
         self._tagged: tuple[Any, Any, Sources] | None = None
@@ -316,11 +320,6 @@ class CoresetMixin(_Base):
                 "train_sampling_strategy 'batch_rebalance'",
                 "'random' or 'group_by_length'; the chosen rows are sorted by length anyway",
             ),
-            (
-                dataset is not None and not length and args.max_steps <= 0,
-                "a stream without max_steps",
-                "max_steps",
-            ),
         ]
         for bad, found, use in problems:
             if bad:
@@ -467,6 +466,12 @@ class CoresetMixin(_Base):
     def _inner(self, model: Any) -> Any:
         """The model below DDP, torch.compile and the like; autocast stays."""
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
+def _check_stream(args: Any, dataset: Any) -> None:
+    """Raises ConfigError for data without a length and no number of steps: nobody could tell when to stop."""
+    if args is not None and dataset is not None and not hasattr(dataset, "__len__") and args.max_steps <= 0:
+        raise ConfigError("A stream (a train_dataset without a length) needs max_steps above 0. Found none.")
 
 
 def _rows(scores: Scores, rows: Tensor) -> Scores:

@@ -12,6 +12,8 @@ import torch
 
 from corebatch.selectors import make_selector
 from corebatch.selectors._compile import Kernel
+from corebatch.selectors._distances import distances
+from corebatch.selectors._exchange import exchange, exchange_loop, exchange_numpy
 from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample, uniforms
 from corebatch.selectors._settle import settle, settle_loop, settle_numpy
 from corebatch.selectors._swaps import swap, swap_loop, swap_numpy
@@ -55,12 +57,29 @@ def test_swaps_agree(seed: int, budget: int) -> None:
     assert found[0].tolist() == found[1].tolist() == found[2].tolist()
 
 
-@pytest.mark.parametrize("name", ["facility_location", "pivotal", "balanced"])
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("budget", [1, 2, 11, 29])
+def test_exchanges_agree_and_end_where_no_exchange_helps(seed: int, budget: int) -> None:
+    apart = distances(_features(seed), "l1").numpy()
+    start = np.arange(budget)
+    found = [body(apart, start, 200, 1e-12) for body in (exchange, exchange_loop, exchange_numpy)]
+    assert found[0].tolist() == found[1].tolist() == found[2].tolist()
+    assert start.tolist() == list(range(budget))
+    medoids = found[0].tolist()
+    reached = apart[:, medoids].min(axis=1).sum()
+    assert reached <= apart[:, start].min(axis=1).sum()
+    for place in range(budget):
+        for row in set(range(len(apart))) - set(medoids):
+            other = [*medoids[:place], row, *medoids[place + 1 :]]
+            assert apart[:, other].min(axis=1).sum() >= reached - 1e-9
+
+
+@pytest.mark.parametrize("name", ["facility_location", "pivotal", "balanced", "k_medoids"])
 def test_selectors_choose_the_same_without_numba(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features = _features(0, rows=40)
     compiled = make_selector(name).select(features, 12)
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
-    for module in ("_greedy", "_settle", "_swaps"):
+    for module in ("_greedy", "_settle", "_swaps", "_exchange"):
         loaded = sys.modules[f"corebatch.selectors.{module}"]
         for kernel in vars(loaded).values():
             if isinstance(kernel, Kernel):

@@ -246,7 +246,7 @@ def _length(selection: Selection, features: Tensor) -> float:
     return float(estimate(selection, features) @ mean / (mean @ mean))
 
 
-@pytest.mark.parametrize("budget, share", [(8, 0.95), (16, 0.7), (32, 0.3)])
+@pytest.mark.parametrize("budget, share", [(8, 0.95), (16, 0.8), (32, 0.5)])
 def test_calibrated_meets_the_mean_and_keeps_length_and_mean_weight(budget: int, share: float) -> None:
     """In 40 dimensions: with fewer weights than directions there is less to be gained."""
     features = _features(rows=64, columns=40)

@@ -1,0 +1,109 @@
+"""Model, tokenizer and data from settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from corebatch.cli.settings import ModelSettings, Settings
+from corebatch.errors import ConfigError
+from corebatch.mixture import Mixture, load_mixture
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """Raises ConfigError that names the path if there is no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.model_name_or_path,
+            revision=settings.model_revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_missing("tokenizer", settings, error)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(settings: Settings) -> Any:
+    """The model to train, with adapters if LoRA is on.
+
+    Raises:
+        ConfigError: there is no such model, or the adapters find nothing to adapt.
+    """
+    own = settings.model
+    try:
+        model = AutoModelForCausalLM.from_pretrained(own.model_name_or_path, **_model_options(own))
+    except (OSError, ValueError) as error:
+        raise ConfigError(_missing("model", own, error)) from error
+    return with_adapters(model, settings)
+
+
+def skeleton(settings: Settings) -> Any:
+    """The same model without weights (on the meta device): sizes can be counted, nothing is computed."""
+    own = settings.model
+    try:
+        config = AutoConfig.from_pretrained(
+            own.model_name_or_path, revision=own.model_revision, trust_remote_code=own.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_missing("model", own, error)) from error
+    dtype = getattr(config, "dtype", None) or torch.float32 if own.dtype == "auto" else getattr(torch, own.dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=own.attn_implementation or "eager", trust_remote_code=own.trust_remote_code
+        )
+        return with_adapters(model.to(dtype), settings)
+
+
+def with_adapters(model: Any, settings: Settings) -> Any:
+    """LoRA by peft if it is on, else the model as it is."""
+    if not settings.lora:
+        return model
+    own = settings.model
+    try:
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=own.lora_r,
+            lora_alpha=own.lora_alpha,
+            lora_dropout=own.lora_dropout,
+            target_modules=own.lora_target_modules,
+        )
+        return get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"peft refuses the LoRA settings: {error}") from error
+
+
+def read_mixture(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> Mixture:
+    """The data of a run, tokenised."""
+    data = settings.data
+    return load_mixture(
+        list(data.eval_datasets if evaluation else data.datasets),
+        tokenizer,
+        max_length=data.max_length,
+        source_column=settings.coreset.source_column,
+        apply_chat_template=data.apply_chat_template,
+        chat_template=data.chat_template,
+        separator=data.separator,
+        train_turns=data.train_turns,
+        seed=int(settings.training.get("seed", 42)),
+    )
+
+
+def _model_options(own: ModelSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {"revision": own.model_revision, "trust_remote_code": own.trust_remote_code}
+    options["dtype"] = "auto" if own.dtype == "auto" else getattr(torch, own.dtype)
+    if own.attn_implementation is not None:
+        options["attn_implementation"] = own.attn_implementation
+    return options
+
+
+def _missing(what: str, own: ModelSettings, error: Exception) -> str:
+    path = Path(own.model_name_or_path)
+    local = path.exists() or own.model_name_or_path.startswith((".", "/", "~"))
+    kind = "folder" if local else "folder or hub id"
+    return f"model_name_or_path: no {what} can be loaded from the {kind} {own.model_name_or_path!r}: {error}"

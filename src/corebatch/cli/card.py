@@ -1,0 +1,63 @@
+"""The model card: what was trained, on what, and how the small batches were chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from corebatch.cli.settings import Settings
+from corebatch.trainer.checkpoint import write_text
+
+_COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"
+
+
+def write_card(folder: Path, trainer: Any, settings: Settings) -> None:
+    """Writes README.md into the folder of a trained model, in place of the template that peft leaves."""
+    made = trainer.coreset_record()
+    coreset = made["coreset"]
+    head: dict[str, Any] = {
+        "base_model": settings.model.model_name_or_path,
+        "library_name": "peft" if settings.lora else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["corebatch", "data-selection"] + (["lora"] if settings.lora else []),
+    }
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if coreset["pool_factor"] > 1:
+        method = (
+            f"At each optimizer step up to {batch * coreset['pool_factor']} examples were drawn and {batch} of them "
+            f"trained, chosen by corebatch {made['corebatch']}: scorer `{coreset['scorer']}`, selector "
+            f"`{coreset['selector']}`. {made['method_note']} Choosing a mini-batch coreset at every step is "
+            f"{_COLM}'s idea."
+        )
+    else:
+        method = f"Plain training with corebatch {made['corebatch']} (pool_factor 1), {batch} examples a step."
+    sources = "\n".join(f"- {name}: {row['examples']} examples" for name, row in made["sources"].items())
+    text = f"""---
+{yaml.safe_dump(head, sort_keys=False).strip()}
+---
+
+# {folder.name}
+
+{"LoRA adapters for" if settings.lora else "A fine-tune of"} `{settings.model.model_name_or_path}`.
+
+## Method
+
+{method}
+
+## Data
+
+{sources}
+
+## Settings
+
+```json
+{json.dumps({"coreset": coreset, "training": made["training"]}, indent=1, default=str)}
+```
+
+Steps: {trainer.state.global_step}. Versions: {", ".join(f"{k} {v}" for k, v in made["versions"].items())}.
+"""
+    write_text(folder / "README.md", text)

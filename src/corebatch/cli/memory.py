@@ -1,0 +1,81 @@
+"""How much memory a training step will take, counted on a model without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that one rank needs for a step.
+
+    Attributes:
+        weights: of the model.
+        gradients: of what is trained.
+        optimizer: two moments in float32 for each trained number, as AdamW keeps.
+        activations: what the forward of one micro-batch keeps for the backward, of the longest rows; None if it could
+            not be counted.
+        scored_rows: rows of one scoring forward. It keeps little: no logits, and only the last blocks' activations.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+    scored_rows: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + (self.activations or 0)
+
+
+def predict(model: Any, *, rows: int, tokens: int, pool_factor: int, checkpointing: bool) -> Memory:
+    """Counts weights and runs one forward on the meta device, which computes nothing, to see what it keeps.
+
+    Args:
+        model: on the meta device, with adapters if there are any.
+        rows: of a micro-batch.
+        tokens: of its longest row.
+        pool_factor: how many times more rows are scored at a time.
+        checkpointing: whether activations are recomputed.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Memory(
+        weights=weights,
+        gradients=sum(p.numel() * p.element_size() for p in trained),
+        optimizer=sum(8 * p.numel() for p in trained),
+        activations=saved_bytes(model, rows, tokens, checkpointing),
+        scored_rows=rows * pool_factor,
+    )
+
+
+def saved_bytes(model: Any, rows: int, tokens: int, checkpointing: bool) -> int | None:
+    """Bytes of tensors that autograd keeps after a forward with labels, weights not counted; None if the model does
+    not run on the meta device."""
+    owned = {id(p) for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if id(tensor) not in owned and (tensor._base is None or id(tensor._base) not in owned):
+            seen[id(tensor._base if tensor._base is not None else tensor)] = tensor.numel() * tensor.element_size()
+            keep.append(tensor)  # an id is unique only while its tensor lives
+        return tensor
+
+    keep: list[Tensor] = []
+    model.train()
+    if checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        return None
+    return sum(seen.values())

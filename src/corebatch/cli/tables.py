@@ -1,0 +1,34 @@
+"""Rows of dictionaries as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table with a column for each key of the rows; numbers to the right, with thousands separated."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+        made.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*[_text(row.get(column)) for column in columns])
+    return made
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return str(value)

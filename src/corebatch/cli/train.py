@@ -1,0 +1,80 @@
+"""`corebatch train`: from a config to a trained model and its record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from corebatch.cli.building import load_model, load_tokenizer, read_mixture
+from corebatch.cli.card import write_card
+from corebatch.cli.progress import show_progress
+from corebatch.cli.settings import Settings
+from corebatch.errors import ConfigError
+from corebatch.mixture import PaddingCollator
+from corebatch.trainer import CoresetTrainer
+
+
+def train(settings: Settings, console: Console) -> Path:
+    """Trains, saves model, tokenizer, model card and report into `output_dir`, and returns that folder.
+
+    Raises:
+        ConfigError: the folder is not empty and nothing is resumed; all other settings are checked before as well.
+    """
+    output_dir = Path(settings.training["output_dir"])
+    resume = settings.training.get("resume_from_checkpoint") or None
+    check_output(output_dir, resume)
+    args = settings.training_arguments()
+    first = int(os.environ.get("RANK", "0")) == 0
+    tokenizer = load_tokenizer(settings.model)
+    mixture = read_mixture(settings, tokenizer)
+    held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
+    if first:
+        print_mixture(mixture, console)
+    trainer: Any = CoresetTrainer(
+        model=load_model(settings),
+        args=args,
+        train_dataset=mixture.dataset,
+        eval_dataset=held_out.dataset if held_out is not None else None,
+        data_collator=PaddingCollator(tokenizer),
+        processing_class=tokenizer,
+        coreset=settings.coreset,
+    )
+    show_progress(trainer, console)
+    result = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        trainer.save_metrics("train", result.metrics, combined=False)
+        write_card(output_dir, trainer, settings)
+        finish(output_dir, settings, console)
+    return output_dir
+
+
+def check_output(output_dir: Path, resume: Any) -> None:
+    """Raises ConfigError if the folder holds something and the run does not go on from it."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"output_dir: {output_dir} is a file. Expected a folder.")
+    if resume is None and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ConfigError(
+            f"output_dir: {output_dir} is not empty, and nothing in it is overwritten. Choose another folder, or go on "
+            "from its last checkpoint with --resume_from_checkpoint true."
+        )
+
+
+def print_mixture(mixture: Any, console: Console) -> None:
+    """The sources of a mixture, a row each."""
+    from corebatch.cli.tables import table
+
+    console.print(table("Mixture", mixture.summary()))
+
+
+def finish(output_dir: Path, settings: Settings, console: Console) -> None:
+    """The run's report, on the terminal and as a page; plain training has none."""
+    if settings.coreset.pool_factor > 1:
+        from corebatch.cli.report import report
+
+        report(output_dir, console)
+    console.print(f"The model is in {output_dir}", highlight=False, soft_wrap=True)

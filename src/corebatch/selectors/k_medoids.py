@@ -1,0 +1,67 @@
+"""k-medoids: the rows with the least total distance from every row to the nearest of them.
+
+Shape suffixes: N rows of the large batch, M rows of the small batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from corebatch.selectors._checks import check_choice, check_number
+from corebatch.selectors._distances import METRICS, Metric, distances
+from corebatch.selectors._exchange import exchange
+from corebatch.selectors._greedy import TOLERANCE, greedy
+from corebatch.selectors.base import Choice, Selector
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMedoids(Selector):
+    """Minimise sum_i min_{s in S} d(i, s): start from `facility_location`, then exchange medoids; weights 1.
+
+    Kaufman, Rousseeuw 1990 (PAM), with the start that greedy facility location gives (the same objective, in
+    other words) and the steepest exchange until none helps. As biased as facility location: a better optimum
+    of the same objective does not make the plain mean of medoids a better estimate.
+
+    Args:
+        metric: "l1", "l2" (Euclidean) or "cosine".
+        max_swaps: stop after so many exchanges; None is as many as there are rows, which is rarely reached.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    metric: Metric = "l1"
+    max_swaps: int | None = None
+
+    name: ClassVar[str] = "k_medoids"
+    requires: ClassVar[frozenset[str]] = frozenset({"features"})
+    per_source = True
+
+    def __post_init__(self) -> None:
+        check_choice("metric", self.metric, METRICS)
+        if self.max_swaps is not None:
+            check_number("max_swaps", self.max_swaps, low=0, whole=True)
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        matrix_NN = distances(features, self.metric).numpy()
+        largest = matrix_NN.max()
+        # Similarities and back in place: there is one N x N matrix.
+        matrix_NN *= -1.0
+        matrix_NN += largest
+        start_M, _ = greedy(matrix_NN, budget, TOLERANCE)
+        matrix_NN *= -1.0
+        matrix_NN += largest
+        max_swaps = len(features) if self.max_swaps is None else self.max_swaps
+        return Choice(rows=torch.from_numpy(exchange(matrix_NN, start_M, max_swaps, TOLERANCE)))

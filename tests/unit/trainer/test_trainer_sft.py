@@ -1,0 +1,82 @@
+"""The step inside TRL's SFTTrainer."""
+
+import json
+
+import pytest
+import torch
+
+from training import SOURCES, mixture, same, tiny_model
+
+pytest.importorskip("trl", reason="the extra trl is not installed")
+
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.trainer import CoresetConfig, CoresetSFTTrainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:trl"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = ["<pad>", "<s>", "</s>", *[f"w{n}" for n in range(45)]]
+    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def made(kind, folder, tokenizer, coreset=None, **settings):
+    args = {
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "learning_rate": 5e-3,
+        "report_to": [], "disable_tqdm": True, "use_cpu": True, "bf16": False, "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 3, **settings,
+    }  # fmt: skip
+    extra = {} if kind is SFTTrainer else {"coreset": coreset}
+    return kind(
+        model=tiny_model(),
+        args=SFTConfig(str(folder), **args),
+        train_dataset=mixture(96),
+        eval_dataset=mixture(8, seed=5),
+        processing_class=tokenizer,
+        **extra,
+    )
+
+
+@pytest.mark.parametrize("coreset", [CoresetConfig(), CoresetConfig(selector="random"), CoresetConfig.colm()])
+def test_sources_survive_and_the_small_batch_is_trained(tmp_path, tokenizer, coreset):
+    trainer = made(CoresetSFTTrainer, tmp_path, tokenizer, coreset)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert set(lines[0]["drawn"]) <= set(SOURCES)
+    assert len(lines[0]["drawn"]) > 2
+    assert all(line["chosen_examples"] == 8 for line in lines)
+    assert all(torch.isfinite(torch.tensor(line["train_loss"])) for line in lines)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_pool_factor_1_is_the_plain_sft_trainer(tmp_path, tokenizer):
+    states = []
+    for kind in (SFTTrainer, CoresetSFTTrainer):
+        trainer = made(kind, tmp_path / kind.__name__, tokenizer, CoresetConfig(pool_factor=1))
+        trainer.train()
+        states.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    assert same(*states)
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        ({"packing": True, "max_length": 32}, ConfigError, "packing"),
+        ({"loss_type": "dft"}, LossMismatchError, "dft"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_does_not_go_with_selection_is_refused(tmp_path, tokenizer, settings, error, message):
+    with pytest.raises(error, match=message):
+        made(CoresetSFTTrainer, tmp_path, tokenizer, CoresetConfig(), **settings)
