@@ -19,6 +19,9 @@ SmallSources = Literal["auto"] | Sequence[str | int] | None
 """Which sources may be kept whole: "auto", a list of names (or ids), or None for none."""
 
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
 def encode_sources(source_ids: Tensor | Sequence[str | int] | None, count: int) -> tuple[Tensor, list[str]]:
     """Turns source ids as a user has them into positions in a sorted list of names.
 
@@ -35,7 +38,7 @@ def encode_sources(source_ids: Tensor | Sequence[str | int] | None, count: int) 
     if source_ids is None:
         return torch.zeros(count, dtype=torch.long), ["all"]
     if isinstance(source_ids, Tensor):
-        if source_ids.ndim != 1 or source_ids.is_floating_point() or source_ids.is_complex():
+        if source_ids.ndim != 1 or source_ids.dtype not in _INTEGERS:
             raise InputError(
                 f"Parameter `source_ids` should be an integer Tensor [N] or a list of strings. "
                 f"Found dtype {source_ids.dtype}, shape {tuple(source_ids.shape)}."

@@ -117,7 +117,8 @@ class CoresetStep:
         features = scores.features
         check_finite(features, scores.losses)
         if self.normalise is not None:
-            features = self.normalise(features, second_moments)
+            shapes = self.scorer.shapes() if self.normalise.needs_shapes else None
+            features = self.normalise(features, second_moments, shapes)
         if self.sparsify is not None:
             features = self.sparsify(features, source_ids)
         selection = self.selector.select(

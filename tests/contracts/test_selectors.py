@@ -31,6 +31,11 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("facility_location", {"weights": "cluster_size"}),
     ("importance", {"floor": 1.0}),
     ("balanced", {"max_swaps": 1}),
+    ("importance", {"calibrate": True}),
+    ("pivotal", {"calibrate": 0.1}),
+    ("balanced", {"calibrate": True}),
+    ("cube", {"dimensions": 40}),
+    ("greats", {"interaction": 0.0}),
 ]
 EVERY = pytest.mark.parametrize("name, options", VARIANTS, ids=lambda value: str(value))
 

@@ -8,21 +8,20 @@ from typing import Any
 
 import yaml
 
-from corebatch.cli.settings import Settings
 from corebatch.trainer.checkpoint import write_text
 
 _COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"
 
 
-def write_card(folder: Path, trainer: Any, settings: Settings) -> None:
+def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> None:
     """Writes README.md into the folder of a trained model, in place of the template that peft leaves."""
     made = trainer.coreset_record()
     coreset = made["coreset"]
     head: dict[str, Any] = {
-        "base_model": settings.model.model_name_or_path,
-        "library_name": "peft" if settings.lora else "transformers",
+        "base_model": base_model,
+        "library_name": "peft" if lora else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["corebatch", "data-selection"] + (["lora"] if settings.lora else []),
+        "tags": ["corebatch", "data-selection"] + (["lora"] if lora else []),
     }
     args = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -42,7 +41,7 @@ def write_card(folder: Path, trainer: Any, settings: Settings) -> None:
 
 # {folder.name}
 
-{"LoRA adapters for" if settings.lora else "A fine-tune of"} `{settings.model.model_name_or_path}`.
+{"LoRA adapters for" if lora else "A fine-tune of"} `{base_model}`.
 
 ## Method
 

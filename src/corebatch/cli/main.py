@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -75,9 +76,19 @@ def env() -> None:
     show(console())
 
 
+def _add_bench() -> None:
+    from corebatch.cli.bench import app as bench
+
+    app.add_typer(bench, name="bench")
+
+
 def main() -> None:
     """The entry point `corebatch`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft 0.21 reads an attribute that transformers 5 calls deprecated; nothing that a user could change
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    if "bench" in sys.argv[1:2] or not sys.argv[1:] or "--help" in sys.argv[1:2]:
+        _add_bench()  # it imports torch and transformers, which `corebatch report` need not wait for
     try:
         app()
     except (CorebatchError, ImportError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from transformers import TrainingArguments
 
@@ -71,7 +72,12 @@ class Settings:
             raise ConfigError(f"transformers refuses these training settings: {error}") from error
 
 
-TRAINING_DEFAULTS: dict[str, Any] = {"report_to": "none", "logging_steps": 10, "save_total_limit": 2}
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "dataloader_pin_memory": torch.cuda.is_available(),  # a warning at every start where there is no GPU
+}
 """Where `corebatch train` differs from TrainingArguments' own defaults."""
 
 _MODEL = {f.name: f for f in dataclasses.fields(ModelSettings)}

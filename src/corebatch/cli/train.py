@@ -48,7 +48,7 @@ def train(settings: Settings, console: Console) -> Path:
     trainer.save_state()
     if trainer.is_world_process_zero():
         trainer.save_metrics("train", result.metrics, combined=False)
-        write_card(output_dir, trainer, settings)
+        write_card(output_dir, trainer, base_model=settings.model.model_name_or_path, lora=settings.lora)
         finish(output_dir, settings, console)
     return output_dir
 

@@ -44,7 +44,7 @@ def load_smollm2(cache_dir: str | PathLike[str] | None = None) -> tuple[Any, Any
         UnsupportedModelError: the package's weights are not those of this model.
     """
     folder = smollm2_folder(cache_dir)
-    with _quiet():
+    with _quiet(), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer
@@ -66,7 +66,8 @@ def smollm2_folder(cache_dir: str | PathLike[str] | None = None) -> Path:
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=cache) as scratch:
             part = Path(scratch) / "part"
             part.mkdir(mode=0o755)
-            _convert(gguf, part)
+            with torch.random.fork_rng(devices=[]):  # the first run draws the same random numbers as later ones
+                _convert(gguf, part)
             _move(part, folder)
     except OSError as error:
         raise ConfigError(f"The cache folder {cache} should be writable, with 1 GB free. Found: {error}.") from error

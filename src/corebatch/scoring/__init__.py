@@ -7,12 +7,19 @@ from typing import Any
 
 from corebatch._registry import build
 from corebatch.scoring.base import Coordinates, LossUnit, Scorer, Scores, seeded, trained_tokens
+from corebatch.scoring.gradient_norm import GradientNorm
 from corebatch.scoring.last_layer import LastLayer
+from corebatch.scoring.length import Length
+from corebatch.scoring.logits import Logits
 from corebatch.scoring.loss import Loss
+from corebatch.scoring.representation import Representation
 from corebatch.scoring.tokens import Tokens
 from corebatch.scoring.zeroth_order import ZerothOrder
 
-SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in (LastLayer, ZerothOrder, Loss, Tokens)}
+SCORERS: dict[str, type[Scorer]] = {
+    scorer.name: scorer
+    for scorer in (LastLayer, GradientNorm, ZerothOrder, Loss, Logits, Representation, Tokens, Length)
+}
 """Every scorer by its name. A new one is a file and a name here."""
 
 
@@ -28,9 +35,13 @@ def make_scorer(scorer: str | Scorer, options: Mapping[str, Any] | None = None) 
 __all__ = [
     "SCORERS",
     "Coordinates",
+    "GradientNorm",
     "LastLayer",
+    "Length",
+    "Logits",
     "Loss",
     "LossUnit",
+    "Representation",
     "Scorer",
     "Scores",
     "Tokens",

@@ -61,6 +61,12 @@ class Coordinates:
     rows: Tensor | None
     transposed: bool = False
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, R): the block's columns are a matrix [O, R], row by row, O outputs and R inputs of the weight."""
+        outputs, inputs = self.parameter.shape[::-1] if self.transposed else self.parameter.shape
+        return (outputs if self.rows is None else len(self.rows), inputs)
+
 
 class Scorer(ABC):
     """Gives every example of a batch a row of features. Options are keyword arguments of the constructor.
@@ -102,6 +108,12 @@ class Scorer(ABC):
         features are no derivatives by single weights."""
         return None
 
+    def shapes(self) -> list[tuple[int, int]] | None:
+        """For each block of feature columns the matrix (O, R) that it is, once a batch has been scored; None if
+        features are no derivatives by matrices."""
+        coordinates = self.coordinates()
+        return None if coordinates is None else [coordinate.shape for coordinate in coordinates]
+
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__name__}({options})"
@@ -123,6 +135,23 @@ def check_batch(batch: Mapping[str, Tensor]) -> None:
 def trained_tokens(labels: Tensor) -> Tensor:
     """LongTensor [B]: labels that are trained. The first position predicts nothing: labels are shifted by one."""
     return (labels[:, 1:] != IGNORED).sum(dim=1)
+
+
+def attended(batch: Mapping[str, Tensor]) -> Tensor:
+    """BoolTensor [B, T]: tokens that are no padding; without an attention mask all.
+
+    Raises:
+        InputError: the attention mask has another shape than the inputs.
+    """
+    inputs = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(inputs, dtype=torch.bool)
+    if mask.shape != inputs.shape:
+        raise InputError(
+            f"`attention_mask` should have the shape of `input_ids`, {tuple(inputs.shape)}. Found {tuple(mask.shape)}."
+        )
+    return mask != 0
 
 
 def seeded(seed: int, *purpose: Any) -> torch.Generator:

@@ -130,11 +130,15 @@ def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any])
         handle.remove()
 
 
+def vocabulary(head: nn.Module) -> int:
+    """How many logits the head gives for a position; a guess if it does not say."""
+    weight = getattr(head, "weight", None)
+    return int(getattr(head, "out_features", None) or (weight.shape[0] if weight is not None else 2**15))
+
+
 def chunks(length: int, head: nn.Module) -> Iterator[slice]:
     """Slices over L positions such that the logits of one hold CHUNK_ELEMENTS numbers."""
-    weight = getattr(head, "weight", None)
-    vocabulary = getattr(head, "out_features", None) or (weight.shape[0] if weight is not None else 2**15)
-    step = max(1, CHUNK_ELEMENTS // int(vocabulary))
+    step = max(1, CHUNK_ELEMENTS // vocabulary(head))
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
 
@@ -234,7 +238,6 @@ def weighted_token_loss(
             taken[part],
             positions.targets[part],
             weights[part],
-            use_reentrant=False,
-            preserve_rng_state=False,
+            use_reentrant=False,  # the random state is kept: a head with LoRA may have dropout
         )
     return total

@@ -87,6 +87,15 @@ def executed_value_projections(
     return tuple(_describe(model, name) for name in names[-count:])
 
 
+def check_executed(found: int, expected: int) -> None:
+    """Raises UnsupportedModelError if value projections that were traced did not run in a later forward."""
+    if found != expected:
+        raise UnsupportedModelError(
+            f"The {expected} traced value projections should all run in each forward. Found {found} that did: were "
+            "adapters switched off or merged since the first batch?"
+        )
+
+
 def forward_inputs_only(batch: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     """The tensors among what the forward is called with."""
     return [(key, value) for key, value in forward_inputs(batch).items() if isinstance(value, Tensor)]
@@ -158,7 +167,11 @@ def value_columns(kind: str, width: int, config: Any) -> Tensor | None:
         return columns[-head_dim:] if config.multi_query else interleaved(heads)
     if kind == "query_key_value" and width == 3 * heads * head_dim:
         return interleaved(heads)
-    if kind != "query_key_value" and model_type != "codegen" and width == (heads + 2 * kv_heads) * head_dim:
+    if (
+        kind != "query_key_value"
+        and model_type not in ("codegen", "minimax")
+        and width == (heads + 2 * kv_heads) * head_dim
+    ):
         return columns[-kv_heads * head_dim :]
     raise UnsupportedModelError(
         f"The layout of {kind!r} with {width} columns is not known for model type {model_type!r} "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, UnsupportedModelError
-from corebatch.scoring._modes import forward_inputs, scoring_mode
+from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
 from corebatch.scoring.base import LossUnit, Scorer, Scores, seeded, trained_tokens
 from corebatch.scoring.head import Positions, intercepted_head, logit_map, token_losses
-from corebatch.scoring.projections import ValueProjection, executed_value_projections
+from corebatch.scoring.projections import ValueProjection, check_executed, executed_value_projections
 
 
 class ZerothOrder(Scorer):
@@ -37,16 +39,21 @@ class ZerothOrder(Scorer):
             raise ConfigError(
                 f"zeroth_order's num_directions should be an integer of at least 1. Found {num_directions!r}."
             )
-        if not epsilon > 0:
-            raise ConfigError(f"zeroth_order's epsilon should be above 0. Found {epsilon!r}.")
+        if not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+            raise ConfigError(f"zeroth_order's epsilon should be a number above 0. Found {epsilon!r}.")
         self.num_directions = num_directions
         self.epsilon = float(epsilon)
-        self._traced: tuple[int, ValueProjection] | None = None
+        self._traced: tuple[weakref.ref[nn.Module], ValueProjection] | None = None
         self._directions: dict[Any, Tensor] = {}
 
     def projection(self, model: nn.Module, batch: Mapping[str, Tensor]) -> ValueProjection:
         """The last value projection executed; traced once for a model."""
-        if self._traced is None or self._traced[0] != id(model):
+        if self._traced is None or self._traced[0]() is not model:
+            if getattr(base_model(model).config, "model_type", "") in _FIXED_BATCH:
+                raise UnsupportedModelError(
+                    f"zeroth_order doubles the rows at the last block. {type(base_model(model)).__name__} restores "
+                    "the number of rows itself after it. Use scorer 'last_layer'."
+                )
             found = executed_value_projections(model, batch, 1)[0]
             low = sorted({str(p.dtype) for p in found.block.parameters() if p.dtype not in _EXACT})
             if low:
@@ -54,7 +61,7 @@ class ZerothOrder(Scorer):
                     f"zeroth_order needs the last block in float32 (bfloat16 training by autocast is fine). "
                     f"Found {', '.join(low)}. Load the model with dtype float32, or use scorer 'last_layer'."
                 )
-            self._traced = (id(model), found)
+            self._traced = (weakref.ref(model), found)
         return self._traced[1]
 
     def direction(self, outputs: int, inputs: int, k: int, seed: int, like: Tensor) -> Tensor:
@@ -72,13 +79,21 @@ class ZerothOrder(Scorer):
         positions = Positions.of(batch["labels"].repeat(copies, 1))
         tokens = trained_tokens(batch["labels"])
         transform = logit_map(model)
+        moves = 0
         with ExitStack() as exact:  # autocast is off from the block's entry to the end of the forward
 
             def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
                 exact.enter_context(torch.autocast(batch["labels"].device.type, enabled=False))
-                return _repeat(args, rows, copies), _repeat(kwargs, rows, copies)
+                repeated = {
+                    key: _repeat(value, len(value) if key == "alibi" and value is not None else rows, copies)
+                    for key, value in kwargs.items()
+                    if key not in _SHARED_BY_ROWS
+                }
+                return _repeat(args, rows, copies), {**kwargs, **repeated}
 
             def perturb(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                nonlocal moves
+                moves += 1
                 moved = output.clone()
                 columns = projection.columns
                 for k in range(self.num_directions):
@@ -106,6 +121,7 @@ class ZerothOrder(Scorer):
             finally:
                 for handle in handles:
                     handle.remove()
+        check_executed(moves, 1)
         losses = positions.sum_rows(results[0]).view(self.num_directions, 2, rows)
         differences = ((losses[:, 0] - losses[:, 1]) / (2 * self.epsilon)).T
         if loss == "example_mean":
@@ -115,6 +131,9 @@ class ZerothOrder(Scorer):
 
 
 _EXACT = (torch.float32, torch.float64)
+_FIXED_BATCH = ("gpt_bigcode",)
+# MPT's [heads, 1, tokens]. Bloom's alibi is [rows x heads, 1, tokens], Falcon's [rows, heads, 1, tokens].
+_SHARED_BY_ROWS = ("position_bias",)
 
 
 def _repeat(value: Any, rows: int, copies: int) -> Any:

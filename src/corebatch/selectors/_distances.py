@@ -1,4 +1,4 @@
-"""Distances and products between rows, in float64.
+"""Distances and products between rows.
 
 Shape suffixes: N rows, P columns.
 """
@@ -13,23 +13,36 @@ from torch import Tensor
 Metric = Literal["l1", "l2", "cosine"]
 METRICS: tuple[str, ...] = get_args(Metric)
 
+_BLOCK = 4096  # columns that are summed in float32 before the next block is added
+
 
 def gram(features_NP: Tensor) -> Tensor:
-    """Inner products between rows: float64 [N, N] on the CPU, for features in float64."""
+    """Inner products between rows: float64 [N, N] on the CPU, for features in float64.
+
+    In float64, since what is computed from them cancels, and since float32 products obey the process's global
+    setting for them (TF32 or bfloat16, which keep 3 digits).
+    """
+    if features_NP.device.type == "cpu":
+        rows = features_NP.numpy()
+        return torch.from_numpy(rows @ rows.T)  # numpy sees that this is symmetric, and does half of the work
     return (features_NP @ features_NP.T).cpu()
 
 
 def distances(features_NP: Tensor, metric: Metric) -> Tensor:
-    """Distances between rows: float64 [N, N] on the CPU, zero on the diagonal, symmetric.
+    """Distances between rows: [N, N] on the CPU, zero on the diagonal, symmetric.
 
     "l1" is the sum of absolute differences, "l2" the Euclidean distance, "cosine" one minus the cosine. For
     "cosine" rows of zeros are alike (distance 0 to one another) and at distance 1 from all others.
+
+    "l1" and "l2" are in float32: they are sums of what does not cancel, each pair in the same way, so identical
+    rows have identical distances, and the matrix is what takes time and memory. "cosine" is in float64, since it
+    cancels.
     """
     if metric == "cosine":
         return _cosine_distances(features_NP)
     # `pdist` is ten times faster than `cdist` for p = 1, and its differences do not cancel as those of a
     # product of matrices do for p = 2.
-    pairs = torch.nn.functional.pdist(features_NP, p=1.0 if metric == "l1" else 2.0).cpu()
+    pairs = _pairs(features_NP, 1.0 if metric == "l1" else 2.0).cpu()
     count = len(features_NP)
     result_NN = torch.zeros(count, count, dtype=pairs.dtype)
     start = 0
@@ -39,6 +52,18 @@ def distances(features_NP: Tensor, metric: Metric) -> Tensor:
         result_NN[row + 1 :, row] = pairs[start:stop]
         start = stop
     return result_NN
+
+
+def _pairs(features_NP: Tensor, p: float) -> Tensor:
+    """Distances of all pairs of rows, one after the other: float32 [N (N - 1) / 2]."""
+    blocks = [block.float().contiguous() for block in features_NP.split(_BLOCK, dim=1)]
+    result = torch.nn.functional.pdist(blocks[0], p=p)
+    if len(blocks) == 1:
+        return result
+    result.pow_(p)
+    for block in blocks[1:]:
+        result.add_(torch.nn.functional.pdist(block, p=p).pow_(p))
+    return result.pow_(1.0 / p)
 
 
 def _cosine_distances(features_NP: Tensor) -> Tensor:

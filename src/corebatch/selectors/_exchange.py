@@ -14,14 +14,14 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
 
-def exchange_loop(distances_NN: _Floats, start_M: _Ints, max_swaps: int, relative: float) -> _Ints:
+def exchange_loop(distances_NN: NDArray[np.floating], start_M: _Ints, max_swaps: int, relative: float) -> _Ints:
     """Replace one medoid by another row while that lowers sum_i min_m d(i, m), the best exchange each time.
 
     FastPAM1 (Schubert, Rousseeuw 2019, arXiv 1810.05691): with each row's nearest and second nearest medoid
     known, all exchanges are compared in O(N^2) together.
 
     Args:
-        distances_NN: symmetric, not negative.
+        distances_NN: symmetric, not negative, float32 or float64; sums are in float64.
         start_M: the medoids to start from. Not modified.
         max_swaps: stop after so many.
         relative: stop when no exchange lowers the sum by more than this share of the largest distance times N.
@@ -38,7 +38,7 @@ def exchange_loop(distances_NN: _Floats, start_M: _Ints, max_swaps: int, relativ
         chosen_N = np.zeros(count, np.bool_)
         nearest_N = np.zeros(count, np.int64)
         first_N = np.full(count, np.inf)
-        second_N = np.full(count, largest)
+        second_N = np.full(count, largest, np.float64)
         loss_M = np.zeros(budget)  # what leaving a medoid out costs
         for m in range(budget):
             chosen_N[medoids_M[m]] = True
@@ -76,21 +76,21 @@ def exchange_loop(distances_NN: _Floats, start_M: _Ints, max_swaps: int, relativ
     return medoids_M
 
 
-def exchange_numpy(distances_NN: _Floats, start_M: _Ints, max_swaps: int, relative: float) -> _Ints:
+def exchange_numpy(distances_NN: NDArray[np.floating], start_M: _Ints, max_swaps: int, relative: float) -> _Ints:
     """`exchange_loop` without numba: each entering row is one vector operation."""
     count, budget = len(distances_NN), len(start_M)
     medoids_M = start_M.copy()
     largest = distances_NN.max()
     tolerance = relative * largest * count
     for _ in range(max_swaps):
-        apart_NM = distances_NN[:, medoids_M]
+        apart_NM = distances_NN[:, medoids_M].astype(np.float64)
         nearest_N = apart_NM.argmin(axis=1)
         first_N = apart_NM.min(axis=1)
-        second_N = np.partition(apart_NM, 1, axis=1)[:, 1] if budget > 1 else np.full(count, largest)
+        second_N = np.partition(apart_NM, 1, axis=1)[:, 1] if budget > 1 else np.full(count, largest, np.float64)
         loss_M = np.bincount(nearest_N, second_N - first_N, minlength=budget)
         best, enterer, leaver = -tolerance, -1, -1
         for j in np.setdiff1d(np.arange(count), medoids_M):
-            row_N = distances_NN[j]
+            row_N = distances_NN[j].astype(np.float64)
             gain = np.minimum(row_N - first_N, 0.0).sum()
             saved_N = np.clip(row_N, first_N, second_N) - second_N
             change_M = loss_M + np.bincount(nearest_N, saved_N, minlength=budget)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
 from corebatch.selectors._checks import check_number
 from corebatch.selectors._distances import gram
 from corebatch.selectors._inclusion import (
@@ -42,6 +43,8 @@ class Balanced(Selector):
     Args:
         floor: as in `importance`.
         max_swaps: stop after so many swaps; None is as many as the budget, which is rarely reached.
+        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
+            default. Nearer in one step, and no longer unbiased.
 
     Raises:
         ConfigError: an option is out of range.
@@ -49,6 +52,7 @@ class Balanced(Selector):
 
     floor: float = DEFAULT_FLOOR
     max_swaps: int | None = None
+    calibrate: bool | float = False
 
     name: ClassVar[str] = "balanced"
     requires: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -56,6 +60,7 @@ class Balanced(Selector):
 
     def __post_init__(self) -> None:
         check_floor(self.floor)
+        check_calibrate(self.calibrate)
         if self.max_swaps is not None:
             check_number("max_swaps", self.max_swaps, low=0, whole=True)
 
@@ -70,21 +75,14 @@ class Balanced(Selector):
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
         start = systematic_sample(inclusion_N, budget, generator)
-        expanded_NN, _ = expand(gram(features), inclusion_N)
+        expanded_NN, constant = expand(gram(features), inclusion_N)
         max_swaps = budget if self.max_swaps is None else self.max_swaps
         rows = balance(expanded_NN, inclusion_N, start, max_swaps)
-        return Choice(rows=rows, weights=expansion_weights(inclusion_N, rows))
-
-
-def expand(gram_NN: Tensor, inclusion_N: Tensor) -> tuple[Tensor, float]:
-    """Turn inner products of the rows f_i into those of (f_i, c) / pi_i, in place.
-
-    Returns:
-        The matrix, float64 [N, N], and the constant c: the mean norm, or 1 if all rows are zero. In units of
-        1 / N the rows (f_i, c) / pi_i are what is summed, and sum_j pi_j z_j is what the sum should meet.
-    """
-    constant = float(gram_NN.diagonal().sqrt().mean()) or 1.0
-    return gram_NN.add_(constant**2).div_(inclusion_N[:, None]).div_(inclusion_N), constant
+        if self.calibrate:
+            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
+        else:
+            weights = expansion_weights(inclusion_N, rows)
+        return Choice(rows=rows, weights=weights)
 
 
 def balance(expanded_NN: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:

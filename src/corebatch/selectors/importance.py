@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
+from corebatch.selectors._distances import gram
 from corebatch.selectors._inclusion import (
     DEFAULT_FLOOR,
     check_floor,
@@ -29,12 +31,15 @@ class Importance(Selector):
     Args:
         floor: norms below this share of the mean norm are raised to it, 0.001 to 1. A weight is at most
             (1 + floor) / floor, so 0.1 bounds the weights by 11 and changes few probabilities.
+        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
+            default. Nearer in one step, and no longer unbiased.
 
     Raises:
-        ConfigError: the floor is out of range.
+        ConfigError: an option is out of range.
     """
 
     floor: float = DEFAULT_FLOOR
+    calibrate: bool | float = False
 
     name: ClassVar[str] = "importance"
     requires: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -42,6 +47,7 @@ class Importance(Selector):
 
     def __post_init__(self) -> None:
         check_floor(self.floor)
+        check_calibrate(self.calibrate)
 
     def _choose(
         self,
@@ -54,4 +60,9 @@ class Importance(Selector):
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
         rows = systematic_sample(inclusion_N, budget, generator)
-        return Choice(rows=rows, weights=expansion_weights(inclusion_N, rows))
+        if self.calibrate:
+            expanded_NN, constant = expand(gram(features), inclusion_N)
+            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
+        else:
+            weights = expansion_weights(inclusion_N, rows)
+        return Choice(rows=rows, weights=weights)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
 from corebatch.selectors._distances import gram
 from corebatch.selectors._inclusion import (
     DEFAULT_FLOOR,
@@ -38,12 +39,15 @@ class Pivotal(Selector):
 
     Args:
         floor: as in `importance`.
+        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
+            default. Nearer in one step, and no longer unbiased.
 
     Raises:
-        ConfigError: the floor is out of range.
+        ConfigError: an option is out of range.
     """
 
     floor: float = DEFAULT_FLOOR
+    calibrate: bool | float = False
 
     name: ClassVar[str] = "pivotal"
     requires: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -51,6 +55,7 @@ class Pivotal(Selector):
 
     def __post_init__(self) -> None:
         check_floor(self.floor)
+        check_calibrate(self.calibrate)
 
     def _choose(
         self,
@@ -62,16 +67,22 @@ class Pivotal(Selector):
         validation: Tensor | None,
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        squared_NN = _expanded_distances(features, inclusion_N)
+        gram_NN = gram(features)
+        squared_NN = expanded_distances(gram_NN, inclusion_N)
         uniforms_N2 = uniforms(generator, len(features), 2)
         taken_N = settle(squared_NN.numpy(), inclusion_N.numpy(), uniforms_N2.numpy(), budget)
         rows = torch.from_numpy(np.flatnonzero(taken_N))
-        return Choice(rows=rows, weights=expansion_weights(inclusion_N, rows))
+        if self.calibrate:
+            expanded_NN, constant = expand(gram_NN, inclusion_N)
+            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
+        else:
+            weights = expansion_weights(inclusion_N, rows)
+        return Choice(rows=rows, weights=weights)
 
 
-def _expanded_distances(features_NP: Tensor, inclusion_N: Tensor) -> Tensor:
-    """Squared Euclidean distances between the rows f_i / pi_i: float64 [N, N]."""
-    result_NN = gram(features_NP / inclusion_N.to(features_NP.device)[:, None])
+def expanded_distances(gram_NN: Tensor, inclusion_N: Tensor) -> Tensor:
+    """Squared Euclidean distances between the rows f_i / pi_i, from inner products of f_i: float64 [N, N]."""
+    result_NN = (gram_NN / inclusion_N[:, None]).div_(inclusion_N)
     squares_N = result_NN.diagonal().clone()
     sums_NN = squares_N[:, None] + squares_N
     result_NN.mul_(-2.0).add_(sums_NN)

@@ -101,11 +101,11 @@ class CoresetConfig:
         Raises:
             ConfigError: an unknown key or a value out of range.
         """
-        if not isinstance(settings or {}, Mapping):
+        if settings is not None and not isinstance(settings, Mapping):
             raise ConfigError(f"coreset should be a block of keys and values. Found {settings!r}.")
         settings = dict(settings or {})
         recipe = settings.pop("recipe", "recommended")
-        if recipe not in RECIPES:
+        if not isinstance(recipe, str) or recipe not in RECIPES:
             raise ConfigError(f"coreset.recipe should be one of {', '.join(RECIPES)}. Found {recipe!r}.")
         known = [f.name for f in dataclasses.fields(cls)]
         for key in settings:

@@ -82,7 +82,7 @@ def put_together(rows: Sequence[Mapping[str, Tensor]], padding: Padding) -> dict
     batch = {}
     for key in rows[0]:
         values = [row[key] for row in rows]
-        if any(v.ndim > 0 and len(v) == len(row["input_ids"]) for v, row in zip(values, rows, strict=True)):
+        if all(v.ndim > 0 and len(v) == len(row["input_ids"]) for v, row in zip(values, rows, strict=True)):
             full = values[0].new_full((len(rows), length, *values[0].shape[1:]), padding.value(key))
             for i, value in enumerate(values):
                 part = slice(length - len(value), length) if padding.left else slice(0, len(value))

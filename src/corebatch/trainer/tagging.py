@@ -53,10 +53,10 @@ def tag(dataset: Any, column: str) -> tuple[Any, Sources]:
         if len(dataset) == 0:
             raise DataError("train_dataset should have examples. Found none.")
         ids, sources = _encode(_column(dataset.column_names, column, lambda: list(dataset[column])), len(dataset))
-        restricted = dataset.format["columns"]
+        present, restricted = dataset.column_names, dataset.format["columns"]
         kind, options = dataset.format["type"], dataset.format["format_kwargs"]
         dataset = dataset.add_column(ID, list(range(len(dataset)))).add_column(SOURCE, ids.tolist())
-        if kind is not None:
+        if kind is not None or set(restricted) != set(present):
             dataset = dataset.with_format(kind, columns=[*restricted, ID, SOURCE], **options)
         return dataset, sources
     if isinstance(dataset, torch.utils.data.IterableDataset):
@@ -105,7 +105,7 @@ class _Tagged(torch.utils.data.Dataset[Any]):
 
 
 class _TaggedStream(torch.utils.data.IterableDataset[Any]):
-    """Ids count from the start of each pass. Source names are numbered as they come, by a stable hash, so that every
+    """Ids count from the start of each pass, each worker process in steps of the number of workers. Source names are numbered as they come, by a stable hash, so that every
     process gives a name the same number; the names themselves are known where the loader has no worker processes."""
 
     def __init__(self, dataset: Any, column: str, names: Names) -> None:
@@ -116,11 +116,15 @@ class _TaggedStream(torch.utils.data.IterableDataset[Any]):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number, row in enumerate(self.dataset):
-            name = str(row.get(self.column, "all"))
+            values = _column(list(row), self.column, lambda row=row: [row[self.column]])
+            _, sources = _encode(values, 1)
+            name = sources.names[0]
             source = name_hash(name)
             self.names[source] = name
-            yield {**row, ID: number, SOURCE: source}
+            yield {**row, ID: first + every * number, SOURCE: source}
 
 
 def name_hash(name: str) -> int:

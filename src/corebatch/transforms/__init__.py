@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from corebatch._registry import build
+from corebatch.errors import ConfigError
 from corebatch.transforms.adam import AdamHistory, OptimizerScale
-from corebatch.transforms.base import Normaliser, Sparsifier
+from corebatch.transforms.base import Normaliser, Shapes, Sparsifier
+from corebatch.transforms.muon import Muon
 from corebatch.transforms.projection import Projection
+from corebatch.transforms.sgd import Sgd
 from corebatch.transforms.topk import TopK
 
-NORMALISERS: dict[str, type[Normaliser]] = {kind.name: kind for kind in (AdamHistory, OptimizerScale)}
+NORMALISERS: dict[str, type[Normaliser]] = {kind.name: kind for kind in (AdamHistory, OptimizerScale, Muon, Sgd)}
 SPARSIFIERS: dict[str, type[Sparsifier]] = {kind.name: kind for kind in (TopK, Projection)}
 
 
@@ -32,6 +35,8 @@ def make_sparsifier(sparsify: str | int | Sparsifier | None) -> Sparsifier | Non
     if sparsify is None or sparsify == "none":
         return None
     if isinstance(sparsify, int) and not isinstance(sparsify, bool):
+        if sparsify < 1:
+            raise ConfigError(f"sparsify should be a name or an integer of at least 1. Found {sparsify}.")
         return TopK(h=sparsify)
     return build("sparsify", sparsify, None, SPARSIFIERS, Sparsifier)
 
@@ -40,9 +45,12 @@ __all__ = [
     "NORMALISERS",
     "SPARSIFIERS",
     "AdamHistory",
+    "Muon",
     "Normaliser",
     "OptimizerScale",
     "Projection",
+    "Sgd",
+    "Shapes",
     "Sparsifier",
     "TopK",
     "make_normaliser",

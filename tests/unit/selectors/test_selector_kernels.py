@@ -12,12 +12,12 @@ import torch
 
 from corebatch.selectors import make_selector
 from corebatch.selectors._compile import Kernel
-from corebatch.selectors._distances import distances
+from corebatch.selectors._distances import distances, gram
 from corebatch.selectors._exchange import exchange, exchange_loop, exchange_numpy
 from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample, uniforms
 from corebatch.selectors._settle import settle, settle_loop, settle_numpy
 from corebatch.selectors._swaps import swap, swap_loop, swap_numpy
-from corebatch.selectors.pivotal import _expanded_distances
+from corebatch.selectors.pivotal import expanded_distances
 
 
 def _features(seed: int, rows: int = 30) -> torch.Tensor:
@@ -32,7 +32,7 @@ def _features(seed: int, rows: int = 30) -> torch.Tensor:
 def test_meetings_agree(seed: int, budget: int) -> None:
     features = _features(seed)
     inclusion = inclusion_probabilities(features, budget, 0.1)
-    apart = _expanded_distances(features, inclusion).numpy()
+    apart = expanded_distances(gram(features), inclusion).numpy()
     numbers = uniforms(torch.Generator().manual_seed(seed), len(features), 2).numpy()
     before = inclusion.clone()
     found = [body(apart, inclusion.numpy(), numbers, budget) for body in (settle, settle_loop, settle_numpy)]

@@ -1,0 +1,116 @@
+"""The cube method: an unbiased sample of exact size that meets the mean in its main directions.
+
+Shape suffixes: N rows of the large batch, M rows of the small batch, P feature columns, Q balancing variables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
+from corebatch.selectors._checks import check_number
+from corebatch.selectors._distances import gram
+from corebatch.selectors._flight import fly
+from corebatch.selectors._inclusion import (
+    DEFAULT_FLOOR,
+    check_floor,
+    expansion_weights,
+    inclusion_probabilities,
+    random_order,
+    uniforms,
+)
+from corebatch.selectors.base import Choice, Selector
+
+_SPARE = 8  # directions that are computed beside those wanted, so that those wanted are right
+_NOTHING = 1e-10  # of the largest variance: a direction with less is rounding noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cube(Selector):
+    """Draw M rows with given probabilities so that weighted sums along the main directions are nearly exact.
+
+    Deville, Tille, "Efficient balanced sampling: the cube method", Biometrika 91, 2004, in the fast form of
+    Chauvet, Tille 2006. The vector of inclusion probabilities walks inside the cube [0, 1]^N, along directions
+    that keep every total and with expected change zero, until it stands on a corner. So each row is taken with
+    exactly its probability, and the size, the first total, is exact. The other totals are those of
+    f_i / (N pi_i) along the directions of largest sampling variance. When fewer rows than totals are left,
+    the totals of least variance are given up first.
+
+    Args:
+        floor: as in `importance`.
+        dimensions: how many totals are kept beside the size, at least 1. More is nearer to the mean, even above M;
+            the time goes with N x dimensions^3.
+        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
+            default. Nearer in one step, and no longer unbiased.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    floor: float = DEFAULT_FLOOR
+    dimensions: int = 32
+    calibrate: bool | float = False
+
+    name: ClassVar[str] = "cube"
+    requires: ClassVar[frozenset[str]] = frozenset({"features"})
+    weighted = True
+
+    def __post_init__(self) -> None:
+        check_floor(self.floor)
+        check_calibrate(self.calibrate)
+        check_number("dimensions", self.dimensions, low=1, whole=True)
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        count = len(features)
+        inclusion_N = inclusion_probabilities(features, budget, self.floor)
+        gram_NN = gram(features)
+        variables_NQ = balancing_variables(gram_NN, inclusion_N, self.dimensions, generator)
+        order = random_order(generator, count)
+        uniforms_N = uniforms(generator, count)
+        taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), budget)
+        rows = order[torch.from_numpy(np.flatnonzero(taken_N))]
+        if self.calibrate:
+            expanded_NN, constant = expand(gram_NN, inclusion_N)
+            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
+        else:
+            weights = expansion_weights(inclusion_N, rows)
+        return Choice(rows=rows, weights=weights)
+
+
+def balancing_variables(gram_NN: Tensor, inclusion_N: Tensor, dimensions: int, generator: torch.Generator) -> Tensor:
+    """A column of ones, and the rows f_i / pi_i along the directions in which a sample varies most.
+
+    Rows drawn one by one would have the covariance sum_i pi_i (1 - pi_i) (f_i / pi_i)(f_i / pi_i)^T. Its leading
+    eigenvectors come from inner products alone, by random subspace iteration (Halko, Martinsson, Tropp 2011,
+    arXiv 0909.4061, algorithm 4.4): N x N times a few dozen columns, where all eigenvectors would take N^3.
+
+    Returns:
+        float64 [N, Q] with Q <= 1 + dimensions, by falling variance; the largest entry of each column is 1.
+    """
+    count = len(inclusion_N)
+    ones_N1 = torch.ones(count, 1, dtype=torch.float64)
+    spread_N = (inclusion_N * (1.0 - inclusion_N)).clamp_(min=0.0).sqrt_()
+    expanded_NN = (gram_NN / inclusion_N[:, None]).div_(inclusion_N)
+    varied_NN = (expanded_NN * spread_N[:, None]).mul_(spread_N)
+    basis_NQ = uniforms(generator, count, min(count, dimensions + _SPARE)) - 0.5
+    for _ in range(3):
+        basis_NQ = torch.linalg.qr(varied_NN @ basis_NQ).Q
+    variances_Q, turn_QQ = torch.linalg.eigh(basis_NQ.T @ varied_NN @ basis_NQ)
+    wanted = (variances_Q > _NOTHING * variances_Q[-1].clamp(min=0.0)).nonzero().flatten().flip(0)[:dimensions]
+    if not bool(variances_Q[-1] > 0):
+        return ones_N1
+    along_NQ = expanded_NN @ (spread_N[:, None] * (basis_NQ @ turn_QQ[:, wanted]))
+    return torch.cat([ones_N1, along_NQ / along_NQ.abs().amax(dim=0)], dim=1)
