@@ -19,7 +19,7 @@ def assert_agrees(similarities: Tensor, budget: int) -> None:
     chosen, gains = naive_greedy(similarities, budget)
     by_candidate = np.ascontiguousarray(similarities.T.numpy())
     for body in (greedy, greedy_loop, greedy_numpy):
-        found, found_gains = body(by_candidate, budget, TOLERANCE)
+        found, found_gains = body(by_candidate, np.zeros(len(by_candidate), np.int64), np.array([budget]), TOLERANCE)
         assert found.tolist() == chosen
         assert found_gains.tolist() == pytest.approx(gains, rel=1e-9, abs=1e-9)
 

@@ -10,7 +10,9 @@ from corebatch.trainer.distributed import shares
 
 
 @settings(deadline=None)
-@given(st.integers(1, 6).flatmap(lambda world: st.tuples(st.lists(st.integers(0, world - 1), max_size=40), st.just(world))))
+@given(
+    st.integers(1, 6).flatmap(lambda world: st.tuples(st.lists(st.integers(0, world - 1), max_size=40), st.just(world)))
+)
 def test_ranks_get_equal_numbers_with_as_few_moves_as_possible(case: tuple[list[int], int]) -> None:
     owners, world = case
     trained_by, moving = shares(owners, world)

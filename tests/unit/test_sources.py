@@ -23,7 +23,9 @@ def splits(draw: st.DrawFn) -> tuple[list[int], int, frozenset[int]]:
 
 @settings(deadline=None)
 @given(splits(), st.booleans())
-def test_groups_partition_the_rows_and_budgets_sum(case: tuple[list[int], int, frozenset[int]], per_source: bool) -> None:
+def test_groups_partition_the_rows_and_budgets_sum(
+    case: tuple[list[int], int, frozenset[int]], per_source: bool
+) -> None:
     ids, budget, candidates = case
     groups = split(torch.tensor(ids), budget, candidates=candidates, per_source=per_source)
     counts = Counter(ids)

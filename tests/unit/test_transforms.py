@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_batch, tiny_model, value_modules, value_weights
 from torch import Tensor
 
 from corebatch.errors import CorebatchError, UnsupportedModelError
@@ -22,6 +21,7 @@ from corebatch.transforms import (
     make_normaliser,
     make_sparsifier,
 )
+from models import tiny_batch, tiny_model, value_modules, value_weights
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

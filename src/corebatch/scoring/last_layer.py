@@ -27,7 +27,7 @@ class LastLayer(ValueGradientScorer):
 
     Of the last `num_blocks` blocks, or of all if the model has fewer.
 
-    The feature is CoLM's (arXiv 2407.19580, section 4.2: the last V projection), computed instead of estimated.
+    The feature is CoLM's (arXiv 2407.19580: the last V projection), computed instead of estimated.
     """
 
     name = "last_layer"

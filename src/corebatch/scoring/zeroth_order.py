@@ -21,7 +21,7 @@ from corebatch.scoring.projections import ValueProjection, check_executed, execu
 class ZerothOrder(Scorer):
     """Features [N, num_directions]: p_ik = [L_i(w + epsilon z_k) - L_i(w - epsilon z_k)] / (2 epsilon).
 
-    SPSA as in MeZO, used by CoLM (arXiv 2407.19580, section 4.2; colm's epsilon is 1e-3). The paper's "gradient" of
+    SPSA as in MeZO, used by CoLM (arXiv 2407.19580; CoLM's epsilon is 1e-3). The paper's "gradient" of
     example i is p_i z with one z for all examples and steps, that is one number an example: the factor p is kept and
     z is not multiplied out. Distances between rows p_i z are |p_i - p_j| times a constant, and Adam's map of p_i z is
     sign(z) times Adam's map of p_i, so later stages work on the factor alone.

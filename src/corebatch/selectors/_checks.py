@@ -23,6 +23,12 @@ def check_choice(option: str, value: object, allowed: Sequence[str]) -> None:
         raise ConfigError(f"Option `{option}` should be one of {', '.join(allowed)}. Found {value!r}.")
 
 
+def check_flag(option: str, value: object) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"Option `{option}` should be true or false. Found {value!r}.")
+
+
 def check_number(option: str, value: object, *, low: float, high: float = math.inf, whole: bool = False) -> None:
     """Raise ConfigError unless `value` is a number (an int, if `whole`) in [low, high]."""
     kind = "an integer" if whole else "a number"

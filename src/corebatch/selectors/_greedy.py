@@ -13,10 +13,14 @@ otherwise the noise of computing distances would decide between duplicates.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from corebatch.selectors._compile import Kernel
+from corebatch.selectors._inclusion import random_order
 
 TOLERANCE = 1e-12
 
@@ -24,13 +28,21 @@ _Floats = NDArray[np.floating]
 _Ints = NDArray[np.int64]
 
 
-def greedy_loop(similarities_CN: _Floats, budget: int, relative: float) -> tuple[_Ints, _Floats]:
-    """Choose `budget` rows of the matrix that maximise sum_i max(0, max_chosen s[chosen, i]).
+def greedy_loop(similarities_CN: _Floats, group_C: _Ints, budget_G: _Ints, relative: float) -> tuple[_Ints, _Floats]:
+    """Choose rows of the matrix that maximise sum_i max(0, max_chosen s[chosen, i]), so many of each group.
+
+    Args:
+        similarities_CN: row j says how well candidate j represents each row.
+        group_C: the group of each candidate.
+        budget_G: how many are chosen of each group, at most as many as it has. Not modified.
+        relative: gains within this share of the largest first gain count as equal.
 
     Returns:
         Candidates in the order chosen, int64 [M], and their gains, float64 [M].
     """
     candidates, count = similarities_CN.shape
+    budget = budget_G.sum()
+    left_G = budget_G.copy()
     covered_N = np.zeros(count)
     bound_C = np.zeros(candidates)
     for j in range(candidates):
@@ -39,11 +51,19 @@ def greedy_loop(similarities_CN: _Floats, budget: int, relative: float) -> tuple
             total += max(similarities_CN[j, i] - covered_N[i], 0.0)
         bound_C[j] = total
     tolerance = relative * bound_C.max()
-    # The step at which a bound was computed; `budget` marks candidates that are chosen already.
+    # The step at which a bound was computed; `budget` marks candidates that are chosen already, or whose group
+    # is full.
     fresh_C = np.zeros(candidates, np.int64)
+    for j in range(candidates):
+        if left_G[group_C[j]] == 0:
+            fresh_C[j] = budget
     chosen_M = np.zeros(budget, np.int64)
     gains_M = np.zeros(budget)
-    best = bound_C.max()
+    # Bounds of the first step are gains already.
+    best = -np.inf
+    for j in range(candidates):
+        if fresh_C[j] == 0:
+            best = max(best, bound_C[j])
     for step in range(budget):
         while True:
             top = -1
@@ -62,8 +82,9 @@ def greedy_loop(similarities_CN: _Floats, budget: int, relative: float) -> tuple
             # Nothing is left to gain: the rest is filled in order, without evaluating every one each time.
             filled = step
             for j in range(candidates):
-                if fresh_C[j] < budget and filled < budget:
+                if fresh_C[j] < budget and left_G[group_C[j]] > 0:
                     chosen_M[filled] = j
+                    left_G[group_C[j]] -= 1
                     filled += 1
             break
         pick = 0
@@ -72,15 +93,22 @@ def greedy_loop(similarities_CN: _Floats, budget: int, relative: float) -> tuple
         chosen_M[step] = pick
         gains_M[step] = bound_C[pick]
         fresh_C[pick] = budget
+        left_G[group_C[pick]] -= 1
+        if left_G[group_C[pick]] == 0:
+            for j in range(candidates):
+                if group_C[j] == group_C[pick]:
+                    fresh_C[j] = budget
         for i in range(count):
             covered_N[i] = max(covered_N[i], similarities_CN[pick, i])
         best = -np.inf
     return chosen_M, gains_M
 
 
-def greedy_numpy(similarities_CN: _Floats, budget: int, relative: float) -> tuple[_Ints, _Floats]:
+def greedy_numpy(similarities_CN: _Floats, group_C: _Ints, budget_G: _Ints, relative: float) -> tuple[_Ints, _Floats]:
     """`greedy_loop` without numba: the same rule, each candidate's gain as one vector operation."""
     candidates, count = similarities_CN.shape
+    budget = int(budget_G.sum())
+    left_G = budget_G.copy()
     covered_N = np.zeros(count)
     work_N = np.zeros(count)
 
@@ -91,7 +119,7 @@ def greedy_numpy(similarities_CN: _Floats, budget: int, relative: float) -> tupl
 
     bound_C = np.array([gain(candidate) for candidate in range(candidates)])
     tolerance = relative * bound_C.max()
-    free_C = np.ones(candidates, dtype=bool)
+    free_C = left_G[group_C] > 0
     chosen_M = np.zeros(budget, np.int64)
     gains_M = np.zeros(budget)
     for step in range(budget):
@@ -106,14 +134,54 @@ def greedy_numpy(similarities_CN: _Floats, budget: int, relative: float) -> tupl
             stale_C[top] = -np.inf
             best = max(best, gain_C[top])
         if best <= tolerance:
-            chosen_M[step:] = np.flatnonzero(free_C)[: budget - step]
+            rest = np.flatnonzero(free_C)
+            kept = [rest[group_C[rest] == group][:left] for group, left in enumerate(left_G)]
+            chosen_M[step:] = np.sort(np.concatenate(kept))
             break
         pick = int((gain_C >= best - tolerance).argmax())
         chosen_M[step] = pick
         gains_M[step] = gain_C[pick]
         free_C[pick] = False
+        left_G[group_C[pick]] -= 1
+        if left_G[group_C[pick]] == 0:
+            free_C[group_C == group_C[pick]] = False
         np.maximum(covered_N, similarities_CN[pick], out=covered_N)
     return chosen_M, gains_M
 
 
 greedy = Kernel(greedy_loop, greedy_numpy)
+
+
+def greedy_of_all(similarities_CN: _Floats, budget: int) -> tuple[_Ints, _Floats]:
+    """`greedy` without groups."""
+    group_C = np.zeros(len(similarities_CN), np.int64)
+    return greedy(similarities_CN, group_C, np.array([budget]), TOLERANCE)
+
+
+def stochastic_greedy(
+    similarities_CN: _Floats, budget: int, epsilon: float, generator: torch.Generator
+) -> tuple[_Ints, _Floats]:
+    """In each step the best of C / M ln(1 / epsilon) random candidates; ties go to the smaller index.
+
+    Mirzasoleiman et al., "Lazier than lazy greedy", AAAI 2015, arXiv 1409.7938, algorithm 1: at least
+    1 - 1/e - epsilon of the optimum in expectation, from C ln(1 / epsilon) gains in all.
+
+    Returns:
+        As `greedy`.
+    """
+    candidates, count = similarities_CN.shape
+    looked_at = max(1, math.ceil(candidates / budget * math.log(1.0 / epsilon)))
+    covered_N = np.zeros(count)
+    free = np.arange(candidates)
+    chosen_M = np.zeros(budget, np.int64)
+    gains_M = np.zeros(budget)
+    largest = 0.0
+    for step in range(budget):
+        places = random_order(generator, len(free))[:looked_at].sort().values.numpy()
+        gain_C = np.array([np.maximum(similarities_CN[j] - covered_N, 0.0).sum() for j in free[places]])
+        largest = max(largest, gain_C.max())
+        place = places[(gain_C >= gain_C.max() - TOLERANCE * largest).argmax()]
+        chosen_M[step], gains_M[step] = free[place], gain_C.max()
+        covered_N = np.maximum(covered_N, similarities_CN[free[place]])
+        free = np.delete(free, place)
+    return chosen_M, gains_M

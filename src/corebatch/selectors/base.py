@@ -7,7 +7,7 @@ N_g and M_g are those of one group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -113,42 +113,57 @@ class Selector(ABC):
         members: list[Tensor] = []
         weights: list[Tensor] = []
         gains: list[Tensor | None] = []
-        for group in parts:
-            if group.budget == 0:
+        insides = [group.members.cpu().sort().values for group in parts]
+        budgets = [group.budget for group in parts]
+        choices = self._choose_groups(rows_NP, insides, budgets, generator, losses=losses_N, validation=validation_VP)
+        for inside, count_g, choice in zip(insides, budgets, choices, strict=True):
+            assert len(choice.rows) == count_g, f"{self.name} chose {len(choice.rows)} of {count_g}"
+            if count_g == 0:
                 continue
-            inside = group.members.cpu().sort().values
-            choice = self._choose_group(group, inside, rows_NP, generator, losses_N, validation_VP)
             # (M/N)(N_g/M_g), as one quotient of integers so that one group gives exactly 1.
-            scale = (budget * len(inside)) / (count * group.budget) if self.weighted else 1.0
-            ones = torch.ones(group.budget, dtype=torch.float64)
+            scale = (budget * len(inside)) / (count * count_g) if self.weighted else 1.0
+            ones = torch.ones(count_g, dtype=torch.float64)
             members.append(inside[choice.rows])
             weights.append(scale * (ones if choice.weights is None else choice.weights))
             gains.append(choice.gains)
         return _joined(members, weights, gains, features.device)
 
-    def _choose_group(
+    def _choose_groups(
         self,
-        group: SourceGroup,
-        inside: Tensor,
-        rows_NP: Tensor,
+        features: Tensor,
+        members: Sequence[Tensor],
+        budgets: Sequence[int],
         generator: torch.Generator,
-        losses_N: Tensor | None,
-        validation_VP: Tensor | None,
-    ) -> Choice:
-        """Take a group whole, or choose from it."""
-        if group.budget == len(inside):
-            return Choice(rows=torch.arange(len(inside)))
-        whole = len(inside) == len(rows_NP)
-        features = rows_NP if whole else rows_NP[inside.to(rows_NP.device)]
-        choice = self._choose(
-            features,
-            group.budget,
-            generator,
-            losses=None if losses_N is None else losses_N[inside],
-            validation=validation_VP,
-        )
-        assert len(choice.rows) == group.budget, f"{self.name} chose {len(choice.rows)} of {group.budget}"
-        return choice
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> list[Choice]:
+        """Choose from every group. A group's choice is as if it were alone; override this to choose jointly.
+
+        Args:
+            features: float64 [N, P] and so on, as for `_choose`, but of all rows.
+            members: for each group LongTensor [N_g] on the CPU, ascending; together they are all rows.
+            budgets: for each group M_g, with 0 <= M_g <= N_g.
+
+        Returns:
+            For each group a choice of M_g rows, by their places in `members`.
+        """
+        choices = []
+        for inside, budget in zip(members, budgets, strict=True):
+            if budget in (0, len(inside)):
+                choices.append(Choice(rows=torch.arange(budget)))
+                continue
+            whole = len(inside) == len(features)
+            choices.append(
+                self._choose(
+                    features if whole else features[inside.to(features.device)],
+                    budget,
+                    generator,
+                    losses=None if losses is None else losses[inside],
+                    validation=validation,
+                )
+            )
+        return choices
 
     @abstractmethod
     def _choose(

@@ -6,16 +6,25 @@ Shape suffixes: N rows of the large batch, M rows of the small batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.errors import InputError
-from corebatch.selectors._checks import check_budget, check_choice, check_finite, check_matrix
+from corebatch.errors import ConfigError, InputError
+from corebatch.selectors._checks import (
+    check_budget,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_matrix,
+    check_number,
+)
 from corebatch.selectors._distances import METRICS, Metric, distances
-from corebatch.selectors._greedy import TOLERANCE, greedy
+from corebatch.selectors._greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy
 from corebatch.selectors.base import Choice, Selector
 from corebatch.types import Selection
 
@@ -32,6 +41,12 @@ class FacilityLocation(Selector):
     Args:
         metric: "l1", "l2" (Euclidean) or "cosine".
         weights: "uniform" or "cluster_size".
+        stochastic: epsilon of stochastic greedy, 0.001 to 0.9: each step looks at N / M ln(1 / epsilon) random rows.
+            None: exact greedy, which is lazy and rarely slower.
+        joint: where sources have budgets, one problem over all rows in which the budgets are respected, so that
+            a row may stand for rows of other sources (greedy under a partition matroid: Nemhauser, Wolsey, Fisher
+            1978, at least half of the optimum). Otherwise each source is a problem of its own. Goes with uniform
+            weights and exact greedy.
 
     Raises:
         ConfigError: an option is none of these.
@@ -39,6 +54,8 @@ class FacilityLocation(Selector):
 
     metric: Metric = "l1"
     weights: Literal["uniform", "cluster_size"] = "uniform"
+    stochastic: float | None = None
+    joint: bool = False
 
     name: ClassVar[str] = "facility_location"
     requires: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -46,6 +63,14 @@ class FacilityLocation(Selector):
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, METRICS)
         check_choice("weights", self.weights, ("uniform", "cluster_size"))
+        if self.stochastic is not None:
+            check_number("stochastic", self.stochastic, low=1e-3, high=0.9)
+        check_flag("joint", self.joint)
+        if self.joint and (self.weighted or self.stochastic is not None):
+            raise ConfigError(
+                f"Option `joint` goes with uniform weights and exact greedy. "
+                f"Found weights {self.weights!r}, stochastic {self.stochastic!r}."
+            )
 
     @property
     def weighted(self) -> bool:
@@ -64,12 +89,44 @@ class FacilityLocation(Selector):
         losses: Tensor | None,
         validation: Tensor | None,
     ) -> Choice:
-        similarities_NN = distances(features, self.metric)
-        largest = similarities_NN.max()
-        similarities_NN.neg_().add_(largest)  # in place: there is one N x N matrix
-        rows, gains = _greedy_rows(similarities_NN, budget)
+        similarities_NN = self._similarities(features)
+        if self.stochastic is None:
+            rows, gains = _greedy_rows(similarities_NN, budget)
+        else:
+            chosen, found = stochastic_greedy(similarities_NN.numpy(), budget, self.stochastic, generator)
+            rows, gains = torch.from_numpy(chosen), torch.from_numpy(found)
         weights = cluster_weights(similarities_NN, rows) if self.weighted else None
         return Choice(rows=rows, weights=weights, gains=gains)
+
+    def _choose_groups(
+        self,
+        features: Tensor,
+        members: Sequence[Tensor],
+        budgets: Sequence[int],
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> list[Choice]:
+        if not self.joint or sum(budgets) in (0, len(features)):
+            return super()._choose_groups(features, members, budgets, generator, losses=losses, validation=validation)
+        group_N = torch.zeros(len(features), dtype=torch.long)
+        place_N = torch.zeros(len(features), dtype=torch.long)
+        for group, inside in enumerate(members):
+            group_N[inside] = group
+            place_N[inside] = torch.arange(len(inside))
+        similarities = self._similarities(features).numpy()
+        chosen, found = greedy(similarities, group_N.numpy(), np.array(budgets), TOLERANCE)
+        rows, gains = torch.from_numpy(chosen), torch.from_numpy(found)
+        return [
+            Choice(rows=place_N[rows[group_N[rows] == group]], gains=gains[group_N[rows] == group])
+            for group in range(len(members))
+        ]
+
+    def _similarities(self, features: Tensor) -> Tensor:
+        similarities_NN = distances(features, self.metric)
+        largest = similarities_NN.max()
+        return similarities_NN.neg_().add_(largest)  # in place: there is one N x N matrix
 
 
 def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
@@ -114,7 +171,7 @@ def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
 
 
 def _greedy_rows(similarities_CN: Tensor, budget: int) -> tuple[Tensor, Tensor]:
-    chosen, gains = greedy(similarities_CN.numpy(), budget, TOLERANCE)
+    chosen, gains = greedy_of_all(similarities_CN.numpy(), budget)
     return torch.from_numpy(chosen), torch.from_numpy(gains)
 
 

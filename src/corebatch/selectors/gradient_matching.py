@@ -121,10 +121,11 @@ def pursue(gram_NN: _Floats, budget: int, ridge: float) -> tuple[NDArray[np.int6
             weights[:used] += steps.min() * (wanted_K - weights[:used])
             out, last = int(negative[steps.argmin()]), used - 1
             free_N[rows[out]] = True
+            gone_K = inverse[:used, out].copy()
+            inverse[:used, :used] -= np.outer(gone_K, gone_K) / gone_K[out]
             for each in (rows, weights, products, inverse):
                 each[out] = each[last]
             inverse[:used, out] = inverse[:used, last]
-            inverse[out, out] = inverse[last, last]
             used -= 1
     weights[used:] = 0.0
     order = np.argsort(-asked_for(), kind="stable")

@@ -14,7 +14,7 @@ from torch import Tensor
 from corebatch.selectors._checks import check_choice, check_number
 from corebatch.selectors._distances import METRICS, Metric, distances
 from corebatch.selectors._exchange import exchange
-from corebatch.selectors._greedy import TOLERANCE, greedy
+from corebatch.selectors._greedy import TOLERANCE, greedy_of_all
 from corebatch.selectors.base import Choice, Selector
 
 
@@ -60,7 +60,7 @@ class KMedoids(Selector):
         # Similarities and back in place: there is one N x N matrix.
         matrix_NN *= -1.0
         matrix_NN += largest
-        start_M, _ = greedy(matrix_NN, budget, TOLERANCE)
+        start_M, _ = greedy_of_all(matrix_NN, budget)
         matrix_NN *= -1.0
         matrix_NN += largest
         max_swaps = len(features) if self.max_swaps is None else self.max_swaps

@@ -54,13 +54,12 @@ def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any]) -> int
         state = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         trainer_state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-        found, steps = state["coreset"], int(state["global_step"])
+        found, steps, trainer_steps = dict(state["coreset"]), int(state["global_step"]), trainer_state["global_step"]
     except Exception as error:
         raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
-    if steps != trainer_state.get("global_step"):
+    if steps != trainer_steps:
         raise CheckpointError(
-            f"{folder} should be of one step. Found {steps} in {MARKER}, "
-            f"{trainer_state.get('global_step')} in trainer_state.json."
+            f"{folder} should be of one step. Found {steps} in {MARKER}, {trainer_steps} in trainer_state.json."
         )
     expected = json.loads(json.dumps(settings))
     if found != expected:

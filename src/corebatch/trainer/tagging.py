@@ -52,7 +52,9 @@ def tag(dataset: Any, column: str) -> tuple[Any, Sources]:
     if isinstance(dataset, datasets.Dataset):
         if len(dataset) == 0:
             raise DataError("train_dataset should have examples. Found none.")
-        ids, sources = _encode(_column(dataset.column_names, column, lambda: list(dataset[column])), len(dataset))
+        ids, sources = _encode(
+            _column(dataset.column_names, column, lambda: list(dataset.with_format(None)[column])), len(dataset)
+        )
         present, restricted = dataset.column_names, dataset.format["columns"]
         kind, options = dataset.format["type"], dataset.format["format_kwargs"]
         dataset = dataset.add_column(ID, list(range(len(dataset)))).add_column(SOURCE, ids.tolist())
@@ -105,8 +107,10 @@ class _Tagged(torch.utils.data.Dataset[Any]):
 
 
 class _TaggedStream(torch.utils.data.IterableDataset[Any]):
-    """Ids count from the start of each pass, each worker process in steps of the number of workers. Source names are numbered as they come, by a stable hash, so that every
-    process gives a name the same number; the names themselves are known where the loader has no worker processes."""
+    """Ids count from the start of each pass, in each worker process in steps of the number of workers.
+
+    Source names are numbered as they come, by a stable hash, so that every process gives a name the same number; the
+    names themselves are known where the loader has no worker processes."""
 
     def __init__(self, dataset: Any, column: str, names: Names) -> None:
         self.dataset, self.column, self.names = dataset, column, names

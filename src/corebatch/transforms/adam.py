@@ -12,7 +12,7 @@ from corebatch.transforms.base import Normaliser, Shapes
 class AdamHistory(Normaliser):
     """u_i = m_i / (sqrt(v_i) + eps) with m_i = (b1 m + (1 - b1) g_i) / (1 - b1^t), v_i alike with squares.
 
-    CoLM, arXiv 2407.19580, section 4.3. m and v are histories of its own, updated after each step with the mean
+    CoLM, arXiv 2407.19580. m and v are histories of its own, updated after each step with the mean
     feature of the chosen examples of the large sources. The map is not linear, so a weighted mean of u_i says nothing
     of the mean gradient's u: it belongs to the faithful recipe alone. With an empty history (the first step) the map
     would be sign(g_i) whatever the length; raw features are used then.

@@ -5,6 +5,7 @@ Shape suffixes: N rows of the large batch, P features.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
@@ -12,6 +13,12 @@ from typing import ClassVar, TypeAlias
 from torch import Tensor
 
 Shapes: TypeAlias = Sequence[tuple[int, int]]
+
+
+def _with_options(transform: object) -> str:
+    """The class with its options: the record of a run, which a resumed run is compared with."""
+    options = [name for name in inspect.signature(type(transform)).parameters if hasattr(transform, name)]
+    return f"{type(transform).__name__}({', '.join(f'{name}={getattr(transform, name)!r}' for name in options)})"
 
 
 class Normaliser(ABC):
@@ -40,6 +47,9 @@ class Normaliser(ABC):
                 that needs shapes.
         """
 
+    def __repr__(self) -> str:
+        return _with_options(self)
+
     def update(self, mean: Tensor) -> None:  # noqa: B027 (most have no history)
         """Takes the mean feature [P] of what was trained into the history, after a choice."""
 
@@ -55,6 +65,9 @@ class Sparsifier(ABC):
     """Maps features [N, P] to fewer or simpler ones."""
 
     name: ClassVar[str]
+
+    def __repr__(self) -> str:
+        return _with_options(self)
 
     @abstractmethod
     def __call__(self, features: Tensor, source_ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from corebatch.transforms.base import Sparsifier
 class TopK(Sparsifier):
     """For each source, the h coordinates with the largest |mean over the source's rows|.
 
-    CoLM, arXiv 2407.19580, section 4.3 (h = 2,560). Different sources keep different coordinates, so the rows of the
+    CoLM, arXiv 2407.19580 (h = 2,560). Different sources keep different coordinates, so the rows of the
     result [N, min(h, P)] are comparable within one source only; ties between coordinates go to the first.
     """
 

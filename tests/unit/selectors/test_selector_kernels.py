@@ -14,6 +14,7 @@ from corebatch.selectors import make_selector
 from corebatch.selectors._compile import Kernel
 from corebatch.selectors._distances import distances, gram
 from corebatch.selectors._exchange import exchange, exchange_loop, exchange_numpy
+from corebatch.selectors._flight import null_vector, null_vector_loop, null_vector_numpy
 from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample, uniforms
 from corebatch.selectors._settle import settle, settle_loop, settle_numpy
 from corebatch.selectors._swaps import swap, swap_loop, swap_numpy
@@ -57,6 +58,17 @@ def test_swaps_agree(seed: int, budget: int) -> None:
     assert found[0].tolist() == found[1].tolist() == found[2].tolist()
 
 
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_null_vectors_agree_and_are_null(rank: int) -> None:
+    generator = np.random.default_rng(rank)
+    matrix = generator.normal(size=(6, rank)) @ generator.normal(size=(rank, 7))
+    found = [body(matrix.copy()) for body in (null_vector, null_vector_loop, null_vector_numpy)]
+    for each in found:
+        np.testing.assert_allclose(each, found[0], rtol=1e-9)
+        np.testing.assert_allclose(matrix @ each, 0.0, atol=1e-9)
+    assert found[0][rank] == 1.0
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("budget", [1, 2, 11, 29])
 def test_exchanges_agree_and_end_where_no_exchange_helps(seed: int, budget: int) -> None:
@@ -74,12 +86,12 @@ def test_exchanges_agree_and_end_where_no_exchange_helps(seed: int, budget: int)
             assert apart[:, other].min(axis=1).sum() >= reached - 1e-9
 
 
-@pytest.mark.parametrize("name", ["facility_location", "pivotal", "balanced", "k_medoids"])
+@pytest.mark.parametrize("name", ["facility_location", "pivotal", "balanced", "k_medoids", "cube"])
 def test_selectors_choose_the_same_without_numba(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features = _features(0, rows=40)
     compiled = make_selector(name).select(features, 12)
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
-    for module in ("_greedy", "_settle", "_swaps", "_exchange"):
+    for module in ("_greedy", "_settle", "_swaps", "_exchange", "_flight"):
         loaded = sys.modules[f"corebatch.selectors.{module}"]
         for kernel in vars(loaded).values():
             if isinstance(kernel, Kernel):

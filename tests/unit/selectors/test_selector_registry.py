@@ -10,7 +10,7 @@ from corebatch.selectors import SELECTORS, Selector, make_selector
 
 def test_a_name_and_options_make_an_instance() -> None:
     selector = make_selector("facility_location", {"metric": "l2"})
-    assert repr(selector) == "FacilityLocation(metric='l2', weights='uniform')"
+    assert repr(selector) == "FacilityLocation(metric='l2', weights='uniform', stochastic=None, joint=False)"
     assert repr(make_selector("random")) == "Random()"
     assert repr(make_selector("balanced", {"floor": 0.2})) == "Balanced(floor=0.2, max_swaps=None, calibrate=False)"
 
@@ -19,7 +19,9 @@ def test_an_instance_is_returned_as_it_is() -> None:
     selector = SELECTORS["random"]()
     assert make_selector(selector) is selector
     assert make_selector(selector, {}) is selector
-    with pytest.raises(ConfigError, match=r"selector_options go with a name. Found them beside the instance Random\(\)"):
+    with pytest.raises(
+        ConfigError, match=r"selector_options go with a name. Found them beside the instance Random\(\)"
+    ):
         make_selector(selector, {"metric": "l1"})
 
 
@@ -42,7 +44,18 @@ def test_an_unknown_option_lists_the_known_and_suggests_one() -> None:
     [
         ("facility_location", {"metric": "l3"}, "one of l1, l2, cosine. Found 'l3'"),
         ("facility_location", {"weights": None}, "Found None"),
+        ("facility_location", {"stochastic": 0}, "between 0.001 and 0.9. Found 0"),
+        ("facility_location", {"joint": "yes"}, "true or false. Found 'yes'"),
+        ("facility_location", {"joint": True, "stochastic": 0.1}, "stochastic 0.1"),
+        ("facility_location", {"joint": True, "weights": "cluster_size"}, "weights 'cluster_size'"),
         ("importance", {"floor": 0}, "Found 0"),
+        ("importance", {"calibrate": 0}, "of at least 1e-06. Found 0"),
+        ("pivotal", {"calibrate": "yes"}, "Found 'yes'"),
+        ("balanced", {"calibrate": None}, "Found None"),
+        ("cube", {"dimensions": 0}, "integer of at least 1. Found 0"),
+        ("cube", {"calibrate": -1.0}, "Found -1.0"),
+        ("gradient_matching", {"ridge": 0.0}, "of at least 0.0001. Found 0.0"),
+        ("greats", {"interaction": -1}, "of at least 0.0. Found -1"),
         ("importance", {"floor": 1.5}, "between 0.001 and 1.0. Found 1.5"),
         ("pivotal", {"floor": float("nan")}, "Found nan"),
         ("pivotal", {"floor": "0.1"}, "Found '0.1'"),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from corebatch.selectors import SELECTORS, Selector, make_selector
+from corebatch.selectors._greedy import greedy_loop, greedy_numpy
 from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample
+from corebatch.selectors.cube import balancing_variables
+from corebatch.selectors.gradient_matching import pursue
 from corebatch.types import Selection, SourceGroup
 
 UNBIASED = [name for name in ("importance", "pivotal", "gram_schmidt_walk", "cube") if name in SELECTORS]
@@ -293,3 +297,165 @@ def test_herding_takes_the_best_next_row_by_enumeration() -> None:
     assert make_selector("herding").select(features, 6).indices.tolist() == sorted(chosen)
     herding = mean_square_error(make_selector("herding"), features, 6, count=1)
     assert herding < 0.5 * mean_square_error(make_selector("random"), features, 6)
+
+
+# Calibration as an option
+
+
+def test_balanced_with_calibration_is_calibrated() -> None:
+    features = _features(rows=64, columns=40)
+    for calibrate, ridge in ((True, 0.03), (0.2, 0.2)):
+        option = SELECTORS["balanced"](calibrate=calibrate).select(features, 16, _generator(2))
+        named = SELECTORS["calibrated"](ridge=ridge).select(features, 16, _generator(2))
+        assert option.indices.tolist() == named.indices.tolist()
+        assert torch.equal(option.weights, named.weights)
+
+
+@pytest.mark.parametrize("name", ["importance", "pivotal", "balanced", "cube"])
+def test_calibration_keeps_the_rows_and_lowers_the_error(name: str) -> None:
+    """The length and the mean weight are met as well."""
+    features = _features(rows=64, columns=20)
+    plain, moved = SELECTORS[name](), SELECTORS[name](calibrate=True)
+    for seed in range(5):
+        before = plain.select(features, 24, _generator(seed))
+        after = moved.select(features, 24, _generator(seed))
+        assert after.indices.tolist() == before.indices.tolist()
+        assert _length(after, features) == pytest.approx(1.0, abs=0.02)
+        assert float(after.weights.mean()) == pytest.approx(1.0, abs=0.02)
+    assert mean_square_error(moved, features, 24) < 0.8 * mean_square_error(plain, features, 24)
+
+
+# The cube method
+
+
+def test_cube_meets_the_main_directions_and_beats_pivotal() -> None:
+    """Forty directions of falling size: the large ones are balanced, and no probability was given up for it."""
+    features = _features(rows=100, columns=40) * torch.logspace(0, -2, 40, dtype=torch.float64)
+    pivotal, cube = make_selector("pivotal"), make_selector("cube")
+    for budget in (50, 20):
+        assert mean_square_error(cube, features, budget) < 0.6 * mean_square_error(pivotal, features, budget)
+
+
+def test_cube_variables_are_the_leading_directions() -> None:
+    """They span what the eigenvectors of the exact covariance span, by falling variance."""
+    features = _features(rows=40, columns=30) * torch.logspace(0, -2, 30, dtype=torch.float64)
+    inclusion = inclusion_probabilities(features, 10, 0.1)
+    expanded = features / inclusion[:, None]
+    spread = (inclusion * (1 - inclusion)).sqrt()[:, None]
+    directions = torch.linalg.eigh((spread * expanded).T @ (spread * expanded)).eigenvectors.flip(1)[:, :4]
+    wanted = expanded @ directions
+    found = balancing_variables(features @ features.T, inclusion, 4, _generator(0))
+    assert bool((found[:, 0] == 1).all())
+    for column in range(4):
+        one, other = found[:, 1 + column], wanted[:, column]
+        assert abs(float(one @ other) / float(one.norm() * other.norm())) == pytest.approx(1.0, abs=1e-3)
+
+
+# Gradient matching and GREATS
+
+
+def _nonnegative_ridge(features: Tensor, rows: Tensor, ridge: float) -> Tensor:
+    """min ||sum_S w f - sum_N f||^2 + ridge ||w||^2 over w >= 0, by enumerating which weights are zero."""
+    chosen, target = features[rows], features.sum(0)
+    best, found = math.inf, torch.zeros(len(rows), dtype=torch.float64)
+    for size in range(1, len(rows) + 1):
+        for kept in itertools.combinations(range(len(rows)), size):
+            part = chosen[list(kept)]
+            weights = torch.linalg.solve(part @ part.T + ridge * torch.eye(size), part @ target)
+            loss = float((weights @ part - target).square().sum() + ridge * weights.square().sum())
+            if loss < best and bool((weights >= 0).all()):
+                best = loss
+                found = torch.zeros_like(found).index_copy(0, torch.tensor(kept), weights)
+    return found
+
+
+def test_gradient_matching_solves_for_weights_that_are_not_negative() -> None:
+    for seed in range(6):
+        features = _features(rows=12, columns=3, seed=seed)
+        gram = features @ features.T
+        ridge = 0.1 * float(gram.diagonal().mean())
+        rows, weights = pursue(gram.numpy(), 5, ridge)
+        expected = _nonnegative_ridge(features, torch.from_numpy(rows), ridge)
+        torch.testing.assert_close(torch.from_numpy(weights), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_gradient_matching_takes_first_what_points_along_the_sum() -> None:
+    features = _features(rows=12)
+    gram = features @ features.T
+    rows, weights = pursue(gram.numpy(), 1, 1.0)
+    assert rows[0] == int(gram.sum(0).argmax())
+    assert weights[0] == pytest.approx(float(gram.sum(0).max() / (gram[rows[0], rows[0]] + 1.0)))
+
+
+def test_gradient_matching_fills_up_with_weight_zero() -> None:
+    """Only rows 0 and 2 point along the sum; the others would need negative weights."""
+    features = torch.tensor([3.0, -1.0, 2.0, -0.5])[:, None]
+    selection = make_selector("gradient_matching").select(features, 3)
+    assert selection.indices.tolist() == [0, 2, 3]
+    torch.testing.assert_close(selection.weights, torch.tensor([1.8, 1.2, 0.0]))
+
+
+def test_greats_follows_the_validation_gradient_and_avoids_repetition() -> None:
+    features = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 1.9], [-1.0, -1.0]])
+    validation = torch.tensor([[1.0, 1.0]])
+    aligned = SELECTORS["greats"](interaction=0.0).select(features, 3, validation=validation)
+    assert aligned.indices.tolist() == [0, 1, 2]
+    diverse = make_selector("greats").select(features, 3, validation=validation)
+    assert diverse.indices.tolist() == [0, 1, 3]
+
+
+def test_greats_by_its_formula_whatever_the_units() -> None:
+    features, validation, budget = _features(rows=14), _features(rows=3, seed=1), 5
+    gram, score = features @ features.T, features @ validation.mean(0)
+    between = gram.abs()[~torch.eye(14, dtype=torch.bool)].mean()
+    weight = 0.7 * score.abs().mean() / (budget * between)
+    chosen: list[int] = []
+    for _ in range(budget):
+        value = score - weight * gram[:, chosen].sum(1)
+        value[chosen] = -math.inf
+        chosen.append(int(value.argmax()))
+    selector = SELECTORS["greats"](interaction=0.7)
+    assert selector.select(features, budget, validation=validation).indices.tolist() == sorted(chosen)
+    assert selector.select(features * 37, budget, validation=validation / 51).indices.tolist() == sorted(chosen)
+
+
+# Facility location: stochastic, and jointly over sources
+
+
+def test_stochastic_greedy_comes_near_the_exact_one() -> None:
+    features = _features(rows=60)
+    exact = SELECTORS["facility_location"]().select(features, 10)
+    assert exact.gains is not None
+    for seed in range(10):
+        found = SELECTORS["facility_location"](stochastic=0.05).select(features, 10, _generator(seed))
+        assert found.gains is not None
+        assert float(found.gains.sum()) > 0.9 * float(exact.gains.sum())
+    # So many candidates that all are looked at: the exact greedy.
+    all_of_them = SELECTORS["facility_location"](stochastic=0.001).select(features, 5, _generator(0))
+    assert all_of_them.indices.tolist() == SELECTORS["facility_location"]().select(features, 5).indices.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_joint_choice_is_greedy_over_all_rows_under_the_budgets(seed: int) -> None:
+    features = torch.randint(0, 4, (15, 3), generator=_generator(seed)).double()  # exact distances, many ties
+    source = torch.randint(0, 3, (15,), generator=_generator(seed + 50))
+    budgets = [int(count) // 2 for count in source.bincount(minlength=3)]
+    similarities = (features[:, None] - features).abs().sum(-1)
+    similarities = similarities.max() - similarities
+    chosen: list[int] = []
+    for _ in range(sum(budgets)):
+        covered = similarities[chosen].amax(0) if chosen else torch.zeros(15, dtype=torch.float64)
+        gains = (similarities - covered).clamp(min=0).sum(1)
+        for row in range(15):
+            full = [int(source[each]) for each in chosen].count(int(source[row])) >= budgets[int(source[row])]
+            gains[row] = -1.0 if full or row in chosen else gains[row]
+        chosen.append(int(gains.argmax()))
+    groups = [
+        SourceGroup(name=str(each), members=(source == each).nonzero().flatten(), budget=budgets[each])
+        for each in range(3)
+    ]
+    selector = SELECTORS["facility_location"](joint=True)
+    assert selector.select(features, sum(budgets), groups=groups).indices.tolist() == sorted(chosen)
+    groups_C, budgets_G = source.numpy(), np.array(budgets)
+    for body in (greedy_loop, greedy_numpy):
+        assert body(similarities.numpy(), groups_C, budgets_G, 1e-12)[0].tolist() == chosen

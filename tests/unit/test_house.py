@@ -1,0 +1,49 @@
+"""Data goes one way: which room may import which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
+LEAVES = {"types", "errors", "_registry"}
+ALLOWED = {
+    "types": {"errors"},
+    "errors": set(),
+    "_registry": {"errors"},
+    "sources": LEAVES,
+    "scoring": LEAVES,
+    "transforms": LEAVES,
+    "selectors": LEAVES,
+    "step": LEAVES | {"sources", "scoring", "transforms", "selectors"},
+    "trainer": LEAVES | {"sources", "scoring", "transforms", "selectors", "step"},
+    "mixture": LEAVES,
+    "evaluation": LEAVES,
+    "report": LEAVES,
+    "demo": LEAVES | {"evaluation"},
+    "bench": LEAVES | {"scoring", "selectors", "trainer", "mixture", "evaluation"},
+}
+EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
+WITHOUT_TRANSFORMERS = {"types", "errors", "_registry", "sources", "selectors", "transforms", "step", "report"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_comes_before_it(room):
+    folder = PACKAGE / room
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
+    assert files
+    for path in files:
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "corebatch" and len(parts) > 1:
+                assert parts[1] in ALLOWED[room] | {room}, f"{path.name} imports {name}"
+            if room in WITHOUT_TRANSFORMERS:
+                assert parts[0] not in EVERYBODY_ELSE, f"{path.name} imports {name}"
