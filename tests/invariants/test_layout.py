@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from corebatch.trainer import CoresetConfig
-from training import largest_difference, run, same, tiny_model, trainer, weights
+from training import largest_difference, mixture, run, same, tiny_model, trainer, weights
 
 METHODS = {
     "recommended": CoresetConfig(),
@@ -60,3 +60,50 @@ def test_the_same_seed_gives_the_same_run(tmp_path, method):
 def test_another_selection_seed_gives_another_choice(tmp_path):
     results = [weights(run(trainer(tmp_path / str(seed), tiny_model(), CoresetConfig(seed=seed)))) for seed in (0, 1)]
     assert not same(*results)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        {"dataloader_num_workers": 2},
+        {"dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1},
+        {"remove_unused_columns": False},
+        {"bf16": True},
+        {"include_num_input_tokens_seen": "all"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_common_settings_of_the_trainer_go_with_selection(tmp_path, settings):
+    made = run(trainer(tmp_path, tiny_model(lora=False), CoresetConfig(pool_factor=3), **settings))
+    lines = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
+    assert len(lines) == made.state.global_step > 0
+    assert all(line["pool_examples"] == 24 and line["chosen_examples"] == 8 for line in lines[:4])
+
+
+@pytest.mark.parametrize("collator", ["seq2seq", "language_modeling"])
+def test_the_collators_of_transformers(tmp_path, collator):
+    from tokenizers import Tokenizer, models
+    from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+
+    words = {f"w{n}": n for n in range(48)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), pad_token="w0")
+    data = mixture(40)
+    if collator == "seq2seq":
+        collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)
+    else:
+        collate, data = DataCollatorForLanguageModeling(tokenizer, mlm=False), data.remove_columns("labels")
+    extra = {"processing_class": tokenizer}
+    made = trainer(tmp_path, data_collator=collate, train_dataset=data, extra=extra, max_steps=2)
+    shapes = []
+    step = type(made).training_step
+
+    def watched(self, model, inputs, *args, **kwargs):
+        shapes.append(inputs["input_ids"].shape[1])
+        return step(self, model, inputs, *args, **kwargs)
+
+    made.training_step = watched.__get__(made)
+    run(made)
+    assert made.state.global_step == 2
+    if collator == "seq2seq":
+        assert all(width % 8 == 0 for width in shapes)

@@ -187,10 +187,15 @@ class _Errors:
         true_square = float(self.squared(self.true_P.unsqueeze(0))[0])
         along = choices_KP @ self.gram_PP @ self.true_P
         picks = torch.randint(draws, (400, draws), generator=seeded(seed, "bootstrap"))
-        spread = (to_large[picks].mean(dim=1) / plain_to_large[picks].mean(dim=1)).std()
+        yardstick = float(plain_to_large.mean())
+        if yardstick == 0:  # M = N: nothing is left out by anybody
+            relative = spread = 0.0
+        else:
+            relative = float(to_large.mean()) / yardstick
+            spread = float((to_large[picks].mean(dim=1) / plain_to_large[picks].mean(dim=1)).std())
         return {
-            "error_to_large": float(to_large.mean() / plain_to_large.mean()),
-            "error_spread": float(spread),
+            "error_to_large": relative,
+            "error_spread": spread,
             "effective_batch": 1 / inverse / large,
             "effective_batch_uncorrected": 1 / ratio,
             "effective_batch_averaged": mean_large / STEPS_AVERAGED / averaged,

@@ -17,6 +17,7 @@ from corebatch.selectors.craig import Craig
 from corebatch.selectors.cube import Cube
 from corebatch.selectors.facility_location import FacilityLocation, select_from_similarities
 from corebatch.selectors.gradient_matching import GradientMatching
+from corebatch.selectors.gram_schmidt_walk import GramSchmidtWalk
 from corebatch.selectors.greats import Greats
 from corebatch.selectors.hard import Hard
 from corebatch.selectors.herding import Herding
@@ -36,6 +37,7 @@ SELECTORS: dict[str, type[Selector]] = {
         Importance,
         Pivotal,
         Cube,
+        GramSchmidtWalk,
         Balanced,
         Calibrated,
         GradientMatching,

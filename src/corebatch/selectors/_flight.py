@@ -20,9 +20,9 @@ def null_vector_loop(matrix_QU: _Floats) -> _Floats:
     """A vector that is not zero with matrix @ vector = 0, for a matrix with more columns than rows: float64 [U].
 
     Gauss and Jordan with row pivoting, up to the first column that depends on those before it. It gets a 1.
-    The matrix is overwritten.
     """
     height, width = matrix_QU.shape
+    matrix_QU = matrix_QU.copy()
     free = height
     for k in range(height):
         pivot = k
@@ -54,6 +54,7 @@ def null_vector_loop(matrix_QU: _Floats) -> _Floats:
 def null_vector_numpy(matrix_QU: _Floats) -> _Floats:
     """`null_vector_loop` without numba: each column is one outer product."""
     height, width = matrix_QU.shape
+    matrix_QU = matrix_QU.copy()
     free = height
     for k in range(height):
         pivot = k + int(np.abs(matrix_QU[k:, k]).argmax())

@@ -255,7 +255,7 @@ class CoresetMixin(_Base):
     def _padding(self, batches: list[dict[str, Tensor]]) -> Padding:
         mask = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
         left = any(bool((m[:, 0] == 0).any()) and bool((m[:, -1] != 0).all()) for m in mask if m.ndim == 2)
-        collator, tokenizer = self.data_collator.collator, getattr(self, "processing_class", None)
+        collator, tokenizer = self.data_collator, getattr(self, "processing_class", None)
         token = getattr(tokenizer, "pad_token_id", None)
         if token is None:
             token = getattr(collator, "pad_token_id", None)
@@ -305,6 +305,7 @@ class CoresetMixin(_Base):
         args: Any = self.args
         dataset = self.train_dataset
         length = hasattr(dataset, "__len__")
+        ranks, loading = self.accelerator.num_processes, args.accelerator_config
         smoothing, loss_type = args.label_smoothing_factor, getattr(args, "loss_type", None)
         auxiliary = getattr(self, "aux_loss_enabled", False)
         problems = [
@@ -319,6 +320,17 @@ class CoresetMixin(_Base):
                 getattr(args, "train_sampling_strategy", "random") == "batch_rebalance",
                 "train_sampling_strategy 'batch_rebalance'",
                 "'random' or 'group_by_length'; the chosen rows are sorted by length anyway",
+            ),
+            (
+                args.torch_compile and (self._step.selector.weighted or self.coreset.loss == "example_mean"),
+                "torch_compile and weights in the loss",
+                "torch_compile: false, or a uniform selector",
+            ),
+            (ranks > 1 and not length, "a stream on several ranks", "data with a length"),
+            (
+                ranks > 1 and (loading.split_batches or loading.dispatch_batches),
+                "split_batches or dispatch_batches",
+                "Accelerate's default way of loading on several ranks",
             ),
         ]
         for bad, found, use in problems:

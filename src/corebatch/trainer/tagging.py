@@ -10,6 +10,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from functools import partial
 from typing import Any
 
 import datasets
@@ -69,9 +71,13 @@ def tag(dataset: Any, column: str) -> tuple[Any, Sources]:
     first = dataset[0]
     if not isinstance(first, Mapping):
         raise DataError(f"train_dataset should give dictionaries. Found {type(first).__name__}.")
-    values = _column(list(first), column, lambda: [dataset[i][column] for i in range(len(dataset))])
+    values = _column(list(first), column, partial(_read, dataset, column))
     ids, sources = _encode(values, len(dataset))
     return _Tagged(dataset, ids), sources
+
+
+def _read(dataset: Any, column: str) -> list[Any]:
+    return [dataset[i][column] for i in range(len(dataset))]
 
 
 def _column(present: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any] | None:
@@ -123,12 +129,15 @@ class _TaggedStream(torch.utils.data.IterableDataset[Any]):
         worker = torch.utils.data.get_worker_info()
         first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number, row in enumerate(self.dataset):
-            values = _column(list(row), self.column, lambda row=row: [row[self.column]])
-            _, sources = _encode(values, 1)
+            _, sources = _encode(_column(list(row), self.column, partial(_cell, row, self.column)), 1)
             name = sources.names[0]
             source = name_hash(name)
             self.names[source] = name
             yield {**row, ID: first + every * number, SOURCE: source}
+
+
+def _cell(row: Mapping[str, Any], column: str) -> list[Any]:
+    return [row[column]]
 
 
 def name_hash(name: str) -> int:
@@ -145,6 +154,12 @@ class SourceCollator:
 
     def __init__(self, collator: Callable[[list[Any]], Any], column: str) -> None:
         self.collator, self.column = collator, column
+
+    def __getattr__(self, name: str) -> Any:
+        """The user's collator shows through: its padding settings, for instance."""
+        if name.startswith("__") or name == "collator":  # asked for while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.collator, name)
 
     def __call__(self, examples: list[Any]) -> Any:
         if not examples or not isinstance(examples[0], Mapping):

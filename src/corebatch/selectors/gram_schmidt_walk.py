@@ -1,0 +1,141 @@
+"""The Gram-Schmidt walk: an unbiased sample of exact size that is balanced in every direction at once.
+
+Shape suffixes: N rows of the large batch, M rows of the small batch, U undecided rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
+from corebatch.selectors._checks import check_number
+from corebatch.selectors._distances import gram
+from corebatch.selectors._inclusion import (
+    DEFAULT_FLOOR,
+    check_floor,
+    expansion_weights,
+    inclusion_probabilities,
+    random_order,
+    uniforms,
+)
+from corebatch.selectors.base import Choice, Selector
+
+_DECIDED = 1e-9  # a probability this near to 0 or 1 is decided
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramSchmidtWalk(Selector):
+    """Settle one row at a time, and let all undecided rows make up for it as well as they can.
+
+    Harshaw, Saevje, Spielman, Zhang, "Balancing covariates in randomized experiments with the Gram-Schmidt walk
+    design", JASA 2024, arXiv 1911.03071. The vector of inclusion probabilities walks to a corner of the cube
+    [0, 1]^N, with expected change zero, so each row is taken with exactly its probability. A pivot row moves by
+    one, and the others so that ||sum_i change_i f_i / pi_i||^2 + lambda ||change||^2 is least. Here the changes
+    also sum to zero, so that exactly M rows come out (their section on fixed size has a penalty instead).
+
+    The cube method balances a few directions exactly; this one balances all of them, by their size.
+
+    Args:
+        floor: as in `importance`.
+        robustness: lambda, as a share of the mean squared norm of the rows f_i / pi_i, above 0: how much the
+            sample is to be like independent draws, which is what protects directions outside the features.
+        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
+            default. Nearer in one step, and no longer unbiased.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    floor: float = DEFAULT_FLOOR
+    robustness: float = 0.03
+    calibrate: bool | float = False
+
+    name: ClassVar[str] = "gram_schmidt_walk"
+    requires: ClassVar[frozenset[str]] = frozenset({"features"})
+    weighted = True
+
+    def __post_init__(self) -> None:
+        check_floor(self.floor)
+        check_calibrate(self.calibrate)
+        check_number("robustness", self.robustness, low=1e-4)
+
+    def _choose(
+        self,
+        features: Tensor,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        losses: Tensor | None,
+        validation: Tensor | None,
+    ) -> Choice:
+        inclusion_N = inclusion_probabilities(features, budget, self.floor)
+        gram_NN = gram(features)
+        order = random_order(generator, len(features))
+        order = order[inclusion_N[order] < 1.0 - _DECIDED]
+        inclusion_U = inclusion_N[order]
+        matrix_UU = gram_NN[order[:, None], order].div_(inclusion_U[:, None]).div_(inclusion_U)
+        # If all rows are zero, any constant does.
+        matrix_UU.diagonal().add_(self.robustness * float(matrix_UU.diagonal().mean()) or 1.0)
+        taken_N = inclusion_N >= 1.0 - _DECIDED
+        uniforms_U = uniforms(generator, len(order))
+        taken_N[order] = walk(matrix_UU, inclusion_U, uniforms_U, budget - int(taken_N.sum()))
+        rows = torch.from_numpy(np.flatnonzero(taken_N))
+        if self.calibrate:
+            expanded_NN, constant = expand(gram_NN, inclusion_N)
+            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
+        else:
+            weights = expansion_weights(inclusion_N, rows)
+        return Choice(rows=rows, weights=weights)
+
+
+def walk(matrix_UU: Tensor, inclusion_U: Tensor, uniforms_U: Tensor, budget: int) -> Tensor:
+    """Decide every row; True for the `budget` rows that are taken.
+
+    The first undecided row is the pivot, until it is decided itself. The inverse of the matrix of the undecided
+    rows is kept, and loses one row at a time, so the whole is O(U^3).
+
+    Args:
+        matrix_UU: positive definite, float64; a change x of the probabilities costs x . matrix @ x.
+        inclusion_U: probabilities in (0, 1) that sum to `budget`.
+        uniforms_U: one for each step. Each step decides one row at least, so U are enough.
+        budget: how many rows are taken.
+    """
+    chance = inclusion_U.clone()
+    inverse = torch.linalg.inv(matrix_UU)
+    sums = inverse.sum(dim=1)
+    rows = torch.arange(len(chance))  # the undecided rows; place k of `inverse` and `sums` is that of rows[k]
+    left = len(chance)
+    for uniform in uniforms_U.tolist():
+        if left < 2:
+            break
+        # The cheapest change with x[0] = 1 and sum x = 0, by Lagrange's multipliers.
+        across, along = inverse[:left, 0], sums[:left]
+        change = across * float(along.sum()) - along * float(along[0])
+        change /= float(change[0])
+        undecided = rows[:left]
+        here = chance[undecided]
+        one, zero = (1.0 - here) / change, -here / change
+        up, down = float(torch.maximum(one, zero).min()), -float(torch.minimum(one, zero).max())
+        here += change * (up if uniform * (up + down) < down else -down)
+        chance[undecided] = here
+        settled = ((here <= _DECIDED) | (here >= 1.0 - _DECIDED)).nonzero().flatten().tolist()
+        for place in reversed(settled):
+            gone = inverse[:left, place].clone()
+            sums[:left] -= gone * float(sums[place] / gone[place])
+            inverse[:left, :left].addr_(gone, gone, alpha=-1.0 / float(gone[place]))
+            left -= 1
+            # The last place moves into the gap; into the first, if the pivot was settled: then it is the next pivot.
+            for each in (rows, sums, inverse):
+                each[place] = each[left].clone()
+            inverse[:left, place] = inverse[:left, left]
+    taken = chance > 0.5
+    if left == 1:
+        # The probabilities sum to the budget, so the last is 0 or 1 but for rounding.
+        taken[rows[0]] = False
+        taken[rows[0]] = int(taken.sum()) < budget
+    return taken
