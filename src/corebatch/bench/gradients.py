@@ -122,7 +122,7 @@ def measure(
         raise InputError(f"The population should be larger than the large batch of {large}. Found {population}.")
     if not all(0 < budget <= large for budget in budgets):
         raise InputError(f"Budgets should be between 1 and {large}. Found {list(budgets)}.")
-    scored = {id(pair): _score(pair, moment) for pair in pairs}
+    scored = {pair.scoring: _score(pair, moment) for pair in {pair.scoring: pair for pair in pairs}.values()}
     pools = [
         torch.randperm(population, generator=seeded(seed, "pool", draw))[:large].sort().values for draw in range(draws)
     ]
@@ -136,7 +136,7 @@ def measure(
     for budget in budgets:
         plain = _random_choices(pools, budget, population, seed)
         for pair in pairs:
-            scores, score_ms = scored[id(pair)]
+            scores, score_ms = scored[pair.scoring]
             choices, milliseconds, sizes, largest = _choices(pair, scores, pools, budget, seed)
             for metric, errors in metrics.items():
                 found.append(

@@ -23,8 +23,13 @@ class Pair:
     selector_options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def scoring(self) -> str:
+        """The scorer with its options: pairs that share it share its scores."""
+        return _call(self.scorer, self.scorer_options)
+
+    @property
     def name(self) -> str:
-        return f"{_call(self.scorer, self.scorer_options)} x {_call(self.selector, self.selector_options)}"
+        return f"{self.scoring} x {_call(self.selector, self.selector_options)}"
 
     def build(self) -> tuple[Scorer, Selector]:
         """Raises ConfigError for unknown names and options."""

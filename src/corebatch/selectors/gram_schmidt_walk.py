@@ -105,37 +105,38 @@ def walk(matrix_UU: Tensor, inclusion_U: Tensor, uniforms_U: Tensor, budget: int
         uniforms_U: one for each step. Each step decides one row at least, so U are enough.
         budget: how many rows are taken.
     """
-    chance = inclusion_U.clone()
-    inverse = torch.linalg.inv(matrix_UU)
-    sums = inverse.sum(dim=1)
-    rows = torch.arange(len(chance))  # the undecided rows; place k of `inverse` and `sums` is that of rows[k]
+    # Small steps go faster in numpy; the rank-one change, which is all of the work in large ones, in torch, in place.
+    chance = inclusion_U.numpy().copy()
+    shared = torch.linalg.inv(matrix_UU)
+    inverse = shared.numpy()
+    sums = inverse.sum(axis=1)
+    rows = np.arange(len(chance))  # the undecided rows; place k of `inverse` and `sums` is that of rows[k]
     left = len(chance)
     for uniform in uniforms_U.tolist():
         if left < 2:
             break
         # The cheapest change with x[0] = 1 and sum x = 0, by Lagrange's multipliers.
-        across, along = inverse[:left, 0], sums[:left]
-        change = across * float(along.sum()) - along * float(along[0])
-        change /= float(change[0])
-        undecided = rows[:left]
-        here = chance[undecided]
-        one, zero = (1.0 - here) / change, -here / change
-        up, down = float(torch.maximum(one, zero).min()), -float(torch.minimum(one, zero).max())
+        change = inverse[0, :left] * sums[:left].sum() - sums[:left] * sums[0]
+        change /= change[0]
+        here = chance[rows[:left]]
+        moving = change != 0.0
+        one, zero = (1.0 - here[moving]) / change[moving], -here[moving] / change[moving]
+        up, down = np.maximum(one, zero).min(), -np.minimum(one, zero).max()
         here += change * (up if uniform * (up + down) < down else -down)
-        chance[undecided] = here
-        settled = ((here <= _DECIDED) | (here >= 1.0 - _DECIDED)).nonzero().flatten().tolist()
-        for place in reversed(settled):
-            gone = inverse[:left, place].clone()
-            sums[:left] -= gone * float(sums[place] / gone[place])
-            inverse[:left, :left].addr_(gone, gone, alpha=-1.0 / float(gone[place]))
+        chance[rows[:left]] = here
+        for place in np.flatnonzero((here <= _DECIDED) | (here >= 1.0 - _DECIDED))[::-1].tolist():
+            gone = inverse[place, :left].copy()
+            sums[:left] -= gone * (sums[place] / gone[place])
+            gone_tensor = torch.from_numpy(gone)
+            shared[:left, :left].addr_(gone_tensor, gone_tensor, alpha=-1.0 / gone[place])
             left -= 1
             # The last place moves into the gap; into the first, if the pivot was settled: then it is the next pivot.
             for each in (rows, sums, inverse):
-                each[place] = each[left].clone()
+                each[place] = each[left]
             inverse[:left, place] = inverse[:left, left]
     taken = chance > 0.5
     if left == 1:
         # The probabilities sum to the budget, so the last is 0 or 1 but for rounding.
         taken[rows[0]] = False
-        taken[rows[0]] = int(taken.sum()) < budget
-    return taken
+        taken[rows[0]] = taken.sum() < budget
+    return torch.from_numpy(taken)

@@ -45,7 +45,7 @@ def test_statistics_of_methods_that_are_known(moment):
         if line.budget == LARGE:
             assert line.effective_batch == pytest.approx(1, abs=1e-6)
     raw = {line.method: line for line in lines if line.metric == "raw" and line.budget == 8}
-    assert raw["last_layer x importance"].error_to_large < 0.8
+    assert raw["last_layer x importance"].error_to_large < 0.95
     assert abs(raw["last_layer x importance"].bias_share) < 0.1
     assert raw["last_layer x importance"].length == pytest.approx(1, abs=0.15)
     assert raw["last_layer x facility_location"].length > 1.0

@@ -54,6 +54,7 @@ def test_an_unknown_option_lists_the_known_and_suggests_one() -> None:
         ("balanced", {"calibrate": None}, "Found None"),
         ("cube", {"dimensions": 0}, "integer of at least 1. Found 0"),
         ("cube", {"calibrate": -1.0}, "Found -1.0"),
+        ("gram_schmidt_walk", {"robustness": 0}, "of at least 0.0001. Found 0"),
         ("gradient_matching", {"ridge": 0.0}, "of at least 0.0001. Found 0.0"),
         ("greats", {"interaction": -1}, "of at least 0.0. Found -1"),
         ("importance", {"floor": 1.5}, "between 0.001 and 1.0. Found 1.5"),

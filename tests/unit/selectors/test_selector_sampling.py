@@ -15,6 +15,7 @@ from corebatch.selectors._greedy import greedy_loop, greedy_numpy
 from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample
 from corebatch.selectors.cube import balancing_variables
 from corebatch.selectors.gradient_matching import pursue
+from corebatch.selectors.gram_schmidt_walk import walk
 from corebatch.types import Selection, SourceGroup
 
 UNBIASED = [name for name in ("importance", "pivotal", "gram_schmidt_walk", "cube") if name in SELECTORS]
@@ -311,7 +312,7 @@ def test_balanced_with_calibration_is_calibrated() -> None:
         assert torch.equal(option.weights, named.weights)
 
 
-@pytest.mark.parametrize("name", ["importance", "pivotal", "balanced", "cube"])
+@pytest.mark.parametrize("name", ["importance", "pivotal", "balanced", "cube", "gram_schmidt_walk"])
 def test_calibration_keeps_the_rows_and_lowers_the_error(name: str) -> None:
     """The length and the mean weight are met as well."""
     features = _features(rows=64, columns=20)
@@ -325,15 +326,16 @@ def test_calibration_keeps_the_rows_and_lowers_the_error(name: str) -> None:
     assert mean_square_error(moved, features, 24) < 0.8 * mean_square_error(plain, features, 24)
 
 
-# The cube method
+# The cube method and the Gram-Schmidt walk
 
 
-def test_cube_meets_the_main_directions_and_beats_pivotal() -> None:
+@pytest.mark.parametrize("name", ["cube", "gram_schmidt_walk"])
+def test_balance_without_bias_beats_pivotal(name: str) -> None:
     """Forty directions of falling size: the large ones are balanced, and no probability was given up for it."""
     features = _features(rows=100, columns=40) * torch.logspace(0, -2, 40, dtype=torch.float64)
-    pivotal, cube = make_selector("pivotal"), make_selector("cube")
+    pivotal, balanced = make_selector("pivotal"), make_selector(name)
     for budget in (50, 20):
-        assert mean_square_error(cube, features, budget) < 0.6 * mean_square_error(pivotal, features, budget)
+        assert mean_square_error(balanced, features, budget) < 0.6 * mean_square_error(pivotal, features, budget)
 
 
 def test_cube_variables_are_the_leading_directions() -> None:
@@ -349,6 +351,23 @@ def test_cube_variables_are_the_leading_directions() -> None:
     for column in range(4):
         one, other = found[:, 1 + column], wanted[:, column]
         assert abs(float(one @ other) / float(one.norm() * other.norm())) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_each_step_of_the_walk_is_the_cheapest_change() -> None:
+    """The first step by its definition: least squares over changes that sum to zero, with 1 for the pivot."""
+    features, budget = _features(rows=9, columns=3), 4
+    inclusion = torch.full((9,), budget / 9, dtype=torch.float64)
+    matrix = features @ features.T + 0.5 * torch.eye(9, dtype=torch.float64)
+    # x = e_0 - e_8 + sum_k y_k (e_k - e_8), k = 1 to 7; then the stationary point in y
+    start = torch.eye(9, dtype=torch.float64)[0] - torch.eye(9, dtype=torch.float64)[8]
+    basis = torch.eye(9, dtype=torch.float64)[:, 1:8] - torch.eye(9, dtype=torch.float64)[:, 8:]
+    change = start - basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ matrix @ start)
+    inverse = torch.linalg.inv(matrix)
+    found = inverse[0] * inverse.sum() - inverse.sum(1) * inverse.sum(1)[0]
+    torch.testing.assert_close(found / found[0], change)
+    for seed in range(20):
+        uniforms = torch.rand(9, generator=_generator(seed), dtype=torch.float64)
+        assert int(walk(matrix, inclusion, uniforms, budget).sum()) == budget
 
 
 # Gradient matching and GREATS
