@@ -56,7 +56,7 @@ class CoresetStep:
         normalise: stage 3, or None.
         sparsify: stage 4, or None.
         small_sources: ids of the sources that may be kept whole.
-        source_names: names[s] is the name of source s.
+        source_names: names[s] is the name of source s; None where sources go by their numbers.
         seed: of all randomness, together with the number of the step.
     """
 
@@ -65,10 +65,15 @@ class CoresetStep:
     normalise: Normaliser | None = None
     sparsify: Sparsifier | None = None
     small_sources: frozenset[int] = frozenset()
-    source_names: Sequence[str] | Mapping[int, str] = ("all",)
+    source_names: Sequence[str] | Mapping[int, str] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if "validation" in self.selector.requires:
+            raise ConfigError(
+                f"selector {self.selector.name!r} needs validation gradients, which a step in a trainer does not have. "
+                f"Use it through corebatch.select(..., validation=...)."
+            )
         if self.selector.weighted and self.normalise is not None and not self.normalise.linear:
             raise ConfigError(
                 f"normalise {self.normalise.name!r} maps each example by itself, so weights that make a mean of "

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
@@ -115,9 +116,7 @@ def walk(matrix_UU: Tensor, inclusion_U: Tensor, uniforms_U: Tensor, budget: int
     for uniform in uniforms_U.tolist():
         if left < 2:
             break
-        # The cheapest change with x[0] = 1 and sum x = 0, by Lagrange's multipliers.
-        change = inverse[0, :left] * sums[:left].sum() - sums[:left] * sums[0]
-        change /= change[0]
+        change = cheapest_change(inverse[0, :left], sums[:left])
         here = chance[rows[:left]]
         moving = change != 0.0
         one, zero = (1.0 - here[moving]) / change[moving], -here[moving] / change[moving]
@@ -140,3 +139,14 @@ def walk(matrix_UU: Tensor, inclusion_U: Tensor, uniforms_U: Tensor, budget: int
         taken[rows[0]] = False
         taken[rows[0]] = taken.sum() < budget
     return torch.from_numpy(taken)
+
+
+def cheapest_change(first_U: NDArray[np.float64], sums_U: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The x with x[0] = 1 and sum x = 0 for which x . matrix @ x is least, by Lagrange's multipliers.
+
+    Args:
+        first_U: the first row of the matrix's inverse.
+        sums_U: the sums of all its rows.
+    """
+    change_U = first_U * sums_U.sum() - sums_U * sums_U[0]
+    return change_U / change_U[0]

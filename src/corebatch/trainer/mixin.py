@@ -18,27 +18,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError, UnsupportedModelError
-from corebatch.scoring import Loss, Scores, Tokens, trained_tokens
-from corebatch.scoring._modes import forward_inputs, scoring_mode
+from corebatch.errors import ConfigError, NonFiniteError
+from corebatch.scoring import Scores, Tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import record
 from corebatch.trainer.checkpoint import last_complete, load_state, save_state
+from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, exchange_rows, gather_pool, shares
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
-from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, SOURCE, SourceCollator, Sources, tag
+from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, SOURCE, Names, SourceCollator, Sources, tag
 from corebatch.trainer.weighted_loss import weighted_loss
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base  # what the mixin is mixed into
 else:
     _Base = object
-
-LOSS_TOLERANCE = 1e-3
-CHECK_ROWS = 2
 
 
 class CoresetMixin(_Base):
@@ -62,15 +59,18 @@ class CoresetMixin(_Base):
             raise ConfigError(f"coreset should be a CoresetConfig. Found {type(self.coreset).__name__}.")
         if self.coreset.pool_factor > 1:
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-            _check_stream(given.get("args"), given.get("train_dataset"))
+            check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
         self._step = self.coreset.build()
+        self._source_names: Any = Names()
         self._tagged: tuple[Any, Any, Sources] | None = None
         self._loss_checked = False
         self._started = record.now()
         self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
         if self.coreset.pool_factor > 1:
-            self._check_settings()
+            check_settings(self, self.coreset, self._step)
+            if self.coreset.source_column != DEFAULT_COLUMN and hasattr(self.train_dataset, "__len__"):
+                self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
             self.add_callback(self._recorder)
 
@@ -86,7 +86,7 @@ class CoresetMixin(_Base):
         if not counts and self.coreset.small_sources is not None:
             raise ConfigError("small_sources needs a data set whose sources can be counted. Found a stream.")
         self._step.small_sources = small_candidates(counts, sources.names, self.coreset.small_sources)
-        self._step.source_names = sources.names
+        self._step.source_names = self._source_names = sources.names
         # What the model does not take is dropped on the way, so the two columns are declared as taken.
         self._set_signature_columns_if_needed()
         self._signature_columns += [key for key in (ID, SOURCE) if key not in self._signature_columns]
@@ -161,7 +161,8 @@ class CoresetMixin(_Base):
             check_pool(batch)
         model = self._inner(self.model_wrapped)
         if not self._loss_checked:
-            self._check_loss(model, batches[0])
+            if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
+                check_loss(model, _without_tags(batches[0]))
             self._loss_checked = True
             phases.start()  # the check is not part of a step's cost
         scores = self._score(model, batches)
@@ -275,7 +276,7 @@ class CoresetMixin(_Base):
 
     def _note(self, pool: Pool, candidates: Tensor, chosen: Tensor, choice: Choice) -> None:
         """The record's line of this step, as far as it is known before training."""
-        names, scores = self._step.source_names, pool.scores
+        names, scores = self._source_names, pool.scores
         tokens, weights = pool.scores.tokens, choice.selection.weights.double().cpu()
         scored = self._step.scores and self._step.scorer.needs_forward
         pool_loss = chosen_loss = None
@@ -298,94 +299,6 @@ class CoresetMixin(_Base):
             "weight_max": float(weights.max()),
             "effective_sample_size": float(weights.sum() ** 2 / weights.square().sum()),
         }
-
-    # ---- checks --------------------------------------------------------------------------------------------------
-
-    def _check_settings(self) -> None:
-        args: Any = self.args
-        dataset = self.train_dataset
-        length = hasattr(dataset, "__len__")
-        ranks, loading = self.accelerator.num_processes, args.accelerator_config
-        smoothing, loss_type = args.label_smoothing_factor, getattr(args, "loss_type", None)
-        auxiliary = getattr(self, "aux_loss_enabled", False)
-        problems = [
-            (
-                args.n_gpu > 1,
-                "several GPUs in one process (DataParallel)",
-                "one process for each GPU, by torchrun",
-            ),
-            (getattr(args, "packing", False), "packing", "packing: false; selection works on unpacked rows"),
-            (getattr(args, "padding_free", False), "padding_free", "padding_free: false"),
-            (
-                getattr(args, "train_sampling_strategy", "random") == "batch_rebalance",
-                "train_sampling_strategy 'batch_rebalance'",
-                "'random' or 'group_by_length'; the chosen rows are sorted by length anyway",
-            ),
-            (
-                args.torch_compile and (self._step.selector.weighted or self.coreset.loss == "example_mean"),
-                "torch_compile and weights in the loss",
-                "torch_compile: false, or a uniform selector",
-            ),
-            (ranks > 1 and not length, "a stream on several ranks", "data with a length"),
-            (
-                ranks > 1 and (loading.split_batches or loading.dispatch_batches),
-                "split_batches or dispatch_batches",
-                "Accelerate's default way of loading on several ranks",
-            ),
-        ]
-        for bad, found, use in problems:
-            if bad:
-                raise ConfigError(f"pool_factor {self.coreset.pool_factor} does not go with {found}. Use {use}.")
-        own = [
-            (smoothing > 0, f"label_smoothing_factor {smoothing}"),
-            (getattr(self, "compute_loss_func", None) is not None, "compute_loss_func"),
-            (loss_type not in (None, "nll", "chunked_nll"), f"loss_type {loss_type!r}"),
-            (auxiliary, "an auxiliary loss of the router"),
-        ]
-        for bad, found in own:
-            if bad:
-                raise LossMismatchError(
-                    f"corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should "
-                    f"minimise just that. Found {found}. Switch it off, or set pool_factor to 1."
-                )
-        if self.coreset.source_column != DEFAULT_COLUMN and dataset is not None and length:
-            self._tag(dataset)  # a column that is missing is an error now
-
-    def _check_loss(self, model: Any, batch: dict[str, Tensor]) -> None:
-        """Compares our loss with the model's own on a few rows: soft caps, auxiliary losses and the like show here."""
-        if not (self._step.scores and self._step.scorer.needs_forward) and not self._step.selector.weighted:
-            return
-        rows = {key: value[:CHECK_ROWS] for key, value in _without_tags(batch).items()}
-        tokens = int(trained_tokens(rows["labels"]).sum())
-        if tokens == 0:
-            return
-        scores = Loss().run(model, rows)
-        assert scores.losses is not None
-        ours = float(scores.losses.sum()) / tokens
-        with scoring_mode(model):
-            output = model(**forward_inputs(rows), labels=rows["labels"])
-        own = output["loss"] if isinstance(output, dict) else output[0]
-        if own is None or own.ndim != 0:
-            raise UnsupportedModelError(f"{type(model).__name__} should return its loss given labels. It did not.")
-        if math.isfinite(ours) and abs(float(own) - ours) > LOSS_TOLERANCE * max(1.0, abs(ours)):
-            config = getattr(model, "config", None)
-            suspects = [
-                key
-                for key in (
-                    "output_router_logits",
-                    "final_logit_softcapping",
-                    "logit_scale",
-                    "logits_scaling",
-                )
-                if getattr(config, key, None)
-            ]
-            raise LossMismatchError(
-                f"On the first batch the model's own loss should equal corebatch's cross-entropy within "
-                f"{LOSS_TOLERANCE}. Found {float(own):.6f} and {ours:.6f}. "
-                + (f"Its configuration sets {', '.join(suspects)}. " if suspects else "")
-                + "An auxiliary loss, a soft cap or a scale of the logits is the likely cause; "
-                "features and weights would be of another loss than the one that is trained."
-            )
 
     # ---- the record, checkpoints, resume -------------------------------------------------------------------------
 
@@ -423,51 +336,14 @@ class CoresetMixin(_Base):
 
     def coreset_record(self) -> dict[str, Any]:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
-        args: Any = self.args
-        sources = self._tag(self.train_dataset)[1]
-        total = max(sum(sources.counts.values()), 1)
-        model = self._inner(self.model_wrapped)
-        name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
-        keys = (
-            *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "max_steps"),
-            *(
-                "num_train_epochs",
-                "optim",
-                "lr_scheduler_type",
-                "warmup_steps",
-                "weight_decay",
-                "seed",
-                "bf16",
-                "fp16",
-            ),
+        return record.describe(
+            self.args,
+            self.coreset.to_dict(),
+            self._inner(self.model_wrapped),
+            self._tag(self.train_dataset)[1],
+            self._step.small_sources,
+            self._started,
         )
-        return {
-            "corebatch": record.versions().get("corebatch", "unknown"),
-            "coreset": self.coreset.to_dict(),
-            "training": {key: getattr(args, key) for key in keys if hasattr(args, key)}
-            | {"world_size": args.world_size},
-            "model": name,
-            "sources": {
-                sources.names[s]: {
-                    "examples": count,
-                    "share": count / total,
-                    "small": s in self._step.small_sources,
-                }
-                for s, count in sorted(sources.counts.items())
-            },
-            "method_note": self._method_note(),
-            "hardware": record.hardware(),
-            "versions": record.versions(),
-            "started": self._started,
-        }
-
-    def _method_note(self) -> str:
-        names = (
-            [self._step.source_names[s] for s in sorted(self._step.small_sources)] if self._step.small_sources else []
-        )
-        if not names:
-            return "No source is kept whole: the mixture that is trained is the one that is drawn."
-        return f"Small sources are kept whole ({', '.join(names)}), which changes the mixture that is trained."
 
     def _tag(self, dataset: Any) -> tuple[Any, Sources]:
         """The data set with ids and sources; made once for a data set."""
@@ -478,12 +354,6 @@ class CoresetMixin(_Base):
     def _inner(self, model: Any) -> Any:
         """The model below DDP, torch.compile and the like; autocast stays."""
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
-
-
-def _check_stream(args: Any, dataset: Any) -> None:
-    """Raises ConfigError for data without a length and no number of steps: nobody could tell when to stop."""
-    if args is not None and dataset is not None and not hasattr(dataset, "__len__") and args.max_steps <= 0:
-        raise ConfigError("A stream (a train_dataset without a length) needs max_steps above 0. Found none.")
 
 
 def _rows(scores: Scores, rows: Tensor) -> Scores:

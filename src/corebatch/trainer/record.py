@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError
 from corebatch.trainer.checkpoint import write_text
+from corebatch.trainer.tagging import Sources
 
 LOG, RUN = "selection.jsonl", "corebatch.json"
 
@@ -150,6 +151,48 @@ def start_log(output_dir: Path, steps: int) -> None:
             f"{path} should have a line for each of the {steps} steps of the checkpoint. Found {len(kept)}."
         )
     write_text(path, "".join(line + "\n" for line in kept))
+
+
+RECORDED = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "max_steps", "num_train_epochs"),
+    *("optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed", "bf16", "fp16", "world_size"),
+)
+"""The training arguments that a record names."""
+
+
+def describe(
+    args: Any, coreset: dict[str, Any], model: Any, sources: Sources, small: frozenset[int], started: str
+) -> dict[str, Any]:
+    """The content of `corebatch.json`.
+
+    Args:
+        args: the TrainingArguments.
+        coreset: plain values of the CoresetConfig.
+        model: the model without its wrappers.
+        sources: of the train set.
+        small: the sources that may be kept whole.
+        started: when, in ISO 8601.
+    """
+    total = max(sum(sources.counts.values()), 1)
+    kept = [sources.names[s] for s in sorted(small)]
+    note = "No source is kept whole: the mixture that is trained is the one that is drawn."
+    if kept:
+        note = f"Small sources are kept whole ({', '.join(kept)}), which changes the mixture that is trained."
+    found = versions()
+    return {
+        "corebatch": found.get("corebatch", "unknown"),
+        "coreset": coreset,
+        "training": {key: getattr(args, key) for key in RECORDED if hasattr(args, key)},
+        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
+        "sources": {
+            sources.names[s]: {"examples": count, "share": count / total, "small": s in small}
+            for s, count in sorted(sources.counts.items())
+        },
+        "method_note": note,
+        "hardware": hardware(),
+        "versions": found,
+        "started": started,
+    }
 
 
 def per_source(ids: Tensor, names: Any) -> dict[str, int]:

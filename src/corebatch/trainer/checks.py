@@ -1,0 +1,107 @@
+"""What selection does not go with, found before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from corebatch.errors import ConfigError, LossMismatchError, UnsupportedModelError
+from corebatch.scoring import Loss, trained_tokens
+from corebatch.scoring._modes import forward_inputs, scoring_mode
+from corebatch.step import CoresetStep
+from corebatch.trainer.config import CoresetConfig
+
+LOSS_TOLERANCE = 1e-3
+CHECK_ROWS = 2
+SUSPECTS = ("output_router_logits", "final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Settings of a model that change its loss or its logits."""
+
+
+def check_stream(args: Any, dataset: Any) -> None:
+    """Raises ConfigError for data without a length and no number of steps: nobody could tell when to stop."""
+    if args is not None and dataset is not None and not hasattr(dataset, "__len__") and args.max_steps <= 0:
+        raise ConfigError("A stream (a train_dataset without a length) needs max_steps above 0. Found none.")
+
+
+def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> None:
+    """Checks a Trainer's settings against those of selection.
+
+    Raises:
+        ConfigError: something that selection does not go with; the message says what to use.
+        LossMismatchError: the Trainer minimises something else than the cross-entropy of trained tokens.
+    """
+    args = trainer.args
+    ranks, loading = trainer.accelerator.num_processes, args.accelerator_config
+    stream = trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__")
+    problems = [
+        (args.n_gpu > 1, "several GPUs in one process (DataParallel)", "one process for each GPU, by torchrun"),
+        (getattr(args, "packing", False), "packing", "packing: false; selection works on unpacked rows"),
+        (getattr(args, "padding_free", False), "padding_free", "padding_free: false"),
+        (
+            getattr(args, "train_sampling_strategy", "random") == "batch_rebalance",
+            "train_sampling_strategy 'batch_rebalance'",
+            "'random' or 'group_by_length'; the chosen rows are sorted by length anyway",
+        ),
+        (
+            args.torch_compile and (step.selector.weighted or coreset.loss == "example_mean"),
+            "torch_compile and weights in the loss",
+            "torch_compile: false, or a uniform selector",
+        ),
+        (ranks > 1 and stream, "a stream on several ranks", "data with a length"),
+        (
+            ranks > 1 and (loading.split_batches or loading.dispatch_batches),
+            "split_batches or dispatch_batches",
+            "Accelerate's default way of loading on several ranks",
+        ),
+    ]
+    for bad, found, use in problems:
+        if bad:
+            raise ConfigError(f"pool_factor {coreset.pool_factor} does not go with {found}. Use {use}.")
+    smoothing, loss_type = args.label_smoothing_factor, getattr(args, "loss_type", None)
+    own = [
+        (smoothing > 0, f"label_smoothing_factor {smoothing}"),
+        (getattr(trainer, "compute_loss_func", None) is not None, "compute_loss_func"),
+        (loss_type not in (None, "nll", "chunked_nll"), f"loss_type {loss_type!r}"),
+        (getattr(trainer, "aux_loss_enabled", False), "an auxiliary loss of the router"),
+    ]
+    for bad, found in own:
+        if bad:
+            raise LossMismatchError(
+                f"corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should "
+                f"minimise just that. Found {found}. Switch it off, or set pool_factor to 1."
+            )
+
+
+def check_loss(model: Any, batch: Mapping[str, Tensor]) -> None:
+    """Compares our loss with the model's own on a few rows: soft caps, auxiliary losses and the like show here.
+
+    Both forwards run on every rank, whatever its rows hold.
+
+    Raises:
+        LossMismatchError: they differ by more than LOSS_TOLERANCE.
+        UnsupportedModelError: the model returns no loss.
+    """
+    rows = {key: value[:CHECK_ROWS] for key, value in batch.items()}
+    tokens = int(trained_tokens(rows["labels"]).sum())
+    losses = Loss().run(model, rows).losses
+    assert losses is not None
+    with scoring_mode(model):
+        output = model(**forward_inputs(rows), labels=rows["labels"])
+    own = output["loss"] if isinstance(output, dict) else output[0]
+    if own is None or own.ndim != 0:
+        raise UnsupportedModelError(f"{type(model).__name__} should return its loss given labels. It did not.")
+    ours = float(losses.sum()) / max(tokens, 1)
+    if tokens == 0 or not math.isfinite(ours) or abs(float(own) - ours) <= LOSS_TOLERANCE * max(1.0, abs(ours)):
+        return  # a loss that is not finite is told with its step and examples when it is scored
+    config = getattr(model, "config", None)
+    suspects = [key for key in SUSPECTS if getattr(config, key, None)]
+    raise LossMismatchError(
+        f"On the first batch the model's own loss should equal corebatch's cross-entropy within {LOSS_TOLERANCE}. "
+        f"Found {float(own):.6f} and {ours:.6f}. "
+        + (f"Its configuration sets {', '.join(suspects)}. " if suspects else "")
+        + "An auxiliary loss, a soft cap or a scale of the logits is the likely cause; "
+        "features and weights would be of another loss than the one that is trained."
+    )
