@@ -10,7 +10,7 @@ the machine does falls on all alike:
   their objects. `objective` is the value reached, which should be the same for all.
 
 Each line of the output is one JSON object: an arm at a size, the median of its repeats in seconds, the least and the
-greatest. An arm that takes long gets fewer repeats.
+greatest. An arm that takes long gets fewer repeats. Everything runs in one thread.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import random
 import statistics
@@ -28,6 +29,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before torch and numpy are imported
+
 import torch
 from torch import Tensor
 
@@ -37,6 +40,7 @@ from corebatch.selectors._distances import distances
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = [(128, 64, 4096), (1024, 512, 4096), (2048, 1024, 4096), (10_000, 1000, 256)]  # N, M, P
+THREADS = 1
 QUICK = [(128, 64, 512)]
 SELECTORS_UP_TO = 1024  # rows
 SOURCES = 16
@@ -51,13 +55,13 @@ def main() -> None:
     if options.table:
         print(tables([json.loads(line) for line in options.output.read_text(encoding="utf-8").splitlines()]))
         return
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(THREADS)
     modules = {name: found for name in OTHERS if (found := imported(name)) is not None}
     lines: list[dict[str, Any]] = []
     common = {
         "benchmark": "selection",
         "seed": options.seed,
-        "threads": options.threads,
+        "threads": THREADS,
         "date": time.strftime("%Y-%m-%d"),
         **commit(),
         "hardware": hardware(),
@@ -81,7 +85,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one small size and few repeats: does it run?")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "selection.jsonl")
     parser.add_argument("--table", action="store_true", help="print what --output holds, as Markdown; time nothing")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; compiled loops use one")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

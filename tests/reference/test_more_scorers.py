@@ -77,6 +77,12 @@ def test_both_ways_to_a_norm_agree(tokens: int, outputs: int, inputs: int) -> No
     assert bool((squared_norms(delta * 0, activation) == 0).all())
 
 
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
+def test_gradient_norm_of_no_blocks_is_an_error(value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"gradient_norm's num_blocks should be .* Found {value!r}"):
+        GradientNorm(num_blocks=value)
+
+
 # representation
 
 

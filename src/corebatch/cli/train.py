@@ -46,7 +46,12 @@ def train(settings: Settings, console: Console) -> Path:
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
-    if trainer.is_world_process_zero():
+    if held_out is not None:
+        metrics = trainer.evaluate()
+        if first:
+            trainer.save_metrics("eval", metrics, combined=False)
+            console.print(f"held-out loss {metrics['eval_loss']:.4f} (mean of batches)", highlight=False)
+    if first:
         trainer.save_metrics("train", result.metrics, combined=False)
         write_card(output_dir, trainer, base_model=settings.model.model_name_or_path, lora=settings.lora)
         finish(output_dir, settings, console)

@@ -30,10 +30,10 @@ def check_flag(option: str, value: object) -> None:
 
 
 def check_number(option: str, value: object, *, low: float, high: float = math.inf, whole: bool = False) -> None:
-    """Raise ConfigError unless `value` is a number (an int, if `whole`) in [low, high]."""
+    """Raise ConfigError unless `value` is a finite number (an int, if `whole`) in [low, high]."""
     kind = "an integer" if whole else "a number"
     good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not good or not low <= value <= high:  # type: ignore[operator]
+    if not good or not low <= value <= high or value == math.inf:  # type: ignore[operator]
         reach = f"of at least {low}" if high == math.inf else f"between {low} and {high}"
         raise ConfigError(f"Option `{option}` should be {kind} {reach}. Found {value!r}.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, ParamSpec, TypeVar
 
 _Args = ParamSpec("_Args")
@@ -17,9 +17,15 @@ class Kernel(Generic[_Args, _Result]):
     (another numba, a half-written file), costs a compilation in every process, and nothing else.
     """
 
-    def __init__(self, loop: Callable[_Args, _Result], fallback: Callable[_Args, _Result]) -> None:
+    def __init__(
+        self,
+        loop: Callable[_Args, _Result],
+        fallback: Callable[_Args, _Result],
+        fastmath: Iterable[str] = (),
+    ) -> None:
         self.loop = loop
         self.fallback = fallback
+        self.fastmath = set(fastmath)  # LLVM's flags: "reassoc" lets sums of floats be vectorised
         self._run: Callable[_Args, _Result] | None = None
         self._from_cache = False
 
@@ -41,9 +47,10 @@ class Kernel(Generic[_Args, _Result]):
         except ImportError:
             self._run, self._from_cache = self.fallback, False
             return self.fallback
+        options = {"fastmath": self.fastmath} if self.fastmath else {}
         try:
-            self._run, self._from_cache = numba.njit(cache=cache)(self.loop), cache
+            self._run, self._from_cache = numba.njit(cache=cache, **options)(self.loop), cache
         except RuntimeError:
             # "cannot cache function: no locator available": neither folder can be written.
-            self._run, self._from_cache = numba.njit(self.loop), False
+            self._run, self._from_cache = numba.njit(**options)(self.loop), False
         return self._run

@@ -149,7 +149,33 @@ def greedy_numpy(similarities_CN: _Floats, group_C: _Ints, budget_G: _Ints, rela
     return chosen_M, gains_M
 
 
-greedy = Kernel(greedy_loop, greedy_numpy)
+# Vectorised sums are added in another order, and in the same one each time, which is what the argument above needs.
+greedy = Kernel(greedy_loop, greedy_numpy, fastmath=("reassoc", "nsz", "nnan"))
+
+
+def symmetric_loop(matrix_NN: _Floats) -> bool:
+    """Whether the matrix is its own transpose: tile by tile, since reading columns of all of it would take longer
+    than the greedy."""
+    count, tile = len(matrix_NN), 32
+    for top in range(0, count, tile):
+        for side in range(top, count, tile):
+            for i in range(top, min(top + tile, count)):
+                for j in range(side, min(side + tile, count)):
+                    if matrix_NN[i, j] != matrix_NN[j, i]:
+                        return False
+    return True
+
+
+def symmetric_numpy(matrix_NN: _Floats) -> bool:
+    """`symmetric_loop` without numba."""
+    count, tile = len(matrix_NN), 128
+    return all(
+        np.array_equal(matrix_NN[top : top + tile, top:], matrix_NN[top:, top : top + tile].T)
+        for top in range(0, count, tile)
+    )
+
+
+symmetric = Kernel(symmetric_loop, symmetric_numpy)
 
 
 def greedy_of_all(similarities_CN: _Floats, budget: int) -> tuple[_Ints, _Floats]:

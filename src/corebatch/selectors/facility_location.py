@@ -24,7 +24,7 @@ from corebatch.selectors._checks import (
     check_number,
 )
 from corebatch.selectors._distances import METRICS, Metric, distances
-from corebatch.selectors._greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy
+from corebatch.selectors._greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy, symmetric
 from corebatch.selectors.base import Choice, Selector
 from corebatch.types import Selection
 
@@ -161,7 +161,7 @@ def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
     device = similarities_NN.device
     if budget in (0, count):
         return Selection(indices=torch.arange(budget, device=device), weights=torch.ones(budget, device=device))
-    if not torch.equal(similarities, similarities.T):
+    if not symmetric(similarities.numpy()):
         similarities = similarities.T  # the greedy reads candidates as rows
     rows, gains = _greedy_rows(similarities, budget)
     return Selection(

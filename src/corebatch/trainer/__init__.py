@@ -26,4 +26,5 @@ def __getattr__(name: str) -> Any:
     return CoresetSFTTrainer
 
 
-__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetSFTTrainer", "CoresetTrainer"]
+# Without CoresetSFTTrainer: `import *` must work without trl.
+__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetTrainer"]

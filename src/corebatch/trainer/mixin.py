@@ -10,6 +10,7 @@ With pool_factor 1 every override is the parent's.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ from corebatch.trainer.moments import second_moments
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
 from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, SOURCE, Names, SourceCollator, Sources, tag
 from corebatch.trainer.weighted_loss import weighted_loss
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base  # what the mixin is mixed into
@@ -87,6 +90,8 @@ class CoresetMixin(_Base):
             raise ConfigError("small_sources needs a data set whose sources can be counted. Found a stream.")
         self._step.small_sources = small_candidates(counts, sources.names, self.coreset.small_sources)
         self._step.source_names = self._source_names = sources.names
+        if self._step.small_sources and self.is_world_process_zero():
+            logger.warning(record.kept_note(sources, self._step.small_sources))
         # What the model does not take is dropped on the way, so the two columns are declared as taken.
         self._set_signature_columns_if_needed()
         self._signature_columns += [key for key in (ID, SOURCE) if key not in self._signature_columns]

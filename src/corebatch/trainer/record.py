@@ -174,10 +174,6 @@ def describe(
         started: when, in ISO 8601.
     """
     total = max(sum(sources.counts.values()), 1)
-    kept = [sources.names[s] for s in sorted(small)]
-    note = "No source is kept whole: the mixture that is trained is the one that is drawn."
-    if kept:
-        note = f"Small sources are kept whole ({', '.join(kept)}), which changes the mixture that is trained."
     found = versions()
     return {
         "corebatch": found.get("corebatch", "unknown"),
@@ -188,11 +184,19 @@ def describe(
             sources.names[s]: {"examples": count, "share": count / total, "small": s in small}
             for s, count in sorted(sources.counts.items())
         },
-        "method_note": note,
+        "method_note": kept_note(sources, small),
         "hardware": hardware(),
         "versions": found,
         "started": started,
     }
+
+
+def kept_note(sources: Sources, small: frozenset[int]) -> str:
+    """Whether the mixture that is trained is the one that is drawn, in a sentence."""
+    if not small:
+        return "No source is kept whole: the mixture that is trained is the one that is drawn."
+    kept = ", ".join(sources.names[s] for s in sorted(small))
+    return f"Small sources are kept whole ({kept}), which changes the mixture that is trained."
 
 
 def per_source(ids: Tensor, names: Any) -> dict[str, int]:

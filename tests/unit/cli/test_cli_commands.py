@@ -85,6 +85,21 @@ def test_full_fine_tuning_and_plain_training(monkeypatch, config, settings, tmp_
     assert not (tmp_path / "plain" / "selection.jsonl").exists()
 
 
+def test_held_out_data_is_evaluated_at_the_end(monkeypatch, config, settings, data_file):
+    words = ["--eval_datasets", f"[{{path: {data_file}}}]"]
+    assert corebatch(monkeypatch, "train", config, *words) == 0
+    results = json.loads((Path(settings["output_dir"]) / "eval_results.json").read_text())
+    assert results["eval_loss"] > 0
+
+
+def test_keeping_small_sources_is_told(monkeypatch, config, settings, caplog):
+    assert corebatch(monkeypatch, "train", config, "--coreset.small_sources", "auto") == 0
+    assert "changes the mixture" in caplog.text
+    assert "rare" in caplog.text
+    record = json.loads((Path(settings["output_dir"]) / "corebatch.json").read_text())
+    assert "rare" in record["method_note"]
+
+
 def test_report_is_made_again(monkeypatch, config, settings, capsys):
     corebatch(monkeypatch, "train", config)
     page = Path(settings["output_dir"]) / "report.html"

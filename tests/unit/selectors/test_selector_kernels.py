@@ -15,6 +15,7 @@ from corebatch.selectors._compile import Kernel
 from corebatch.selectors._distances import distances, gram
 from corebatch.selectors._exchange import exchange, exchange_loop, exchange_numpy
 from corebatch.selectors._flight import null_vector, null_vector_loop, null_vector_numpy
+from corebatch.selectors._greedy import symmetric, symmetric_loop, symmetric_numpy
 from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample, uniforms
 from corebatch.selectors._settle import settle, settle_loop, settle_numpy
 from corebatch.selectors._swaps import swap, swap_loop, swap_numpy
@@ -56,6 +57,19 @@ def test_swaps_agree(seed: int, budget: int) -> None:
     found = [body(gram, slope, chosen.numpy(), fixed, 20, 1e-9) for body in (swap, swap_loop, swap_numpy)]
     assert found[0].sum() == budget
     assert found[0].tolist() == found[1].tolist() == found[2].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 150])
+def test_symmetry_is_found(count: int) -> None:
+    matrix = np.random.default_rng(0).normal(size=(count, count))
+    even = matrix + matrix.T
+    bodies = (symmetric, symmetric_loop, symmetric_numpy)
+    assert all(body(even) for body in bodies)
+    for row, column in ((count - 1, 0), (count // 2, count - 1)):
+        if row != column:
+            odd = even.copy()
+            odd[row, column] += 1e-9
+            assert not any(body(odd) for body in bodies)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])

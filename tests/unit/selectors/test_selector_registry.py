@@ -51,6 +51,7 @@ def test_an_unknown_option_lists_the_known_and_suggests_one() -> None:
         ("importance", {"floor": 0}, "Found 0"),
         ("importance", {"calibrate": 0}, "of at least 1e-06. Found 0"),
         ("pivotal", {"calibrate": "yes"}, "Found 'yes'"),
+        ("pivotal", {"calibrate": float("inf")}, "Found inf"),
         ("balanced", {"calibrate": None}, "Found None"),
         ("cube", {"dimensions": 0}, "integer of at least 1. Found 0"),
         ("cube", {"calibrate": -1.0}, "Found -1.0"),

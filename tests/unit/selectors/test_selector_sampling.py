@@ -105,7 +105,7 @@ def test_systematic_sample_has_its_size_whatever_the_rounding(value: float) -> N
 @pytest.mark.parametrize("budget", [1, 6, 13])
 def test_rows_are_included_as_often_as_they_should(name: str, budget: int) -> None:
     """Frequencies within 4.5 standard errors of pi; rows with pi = 1 always; weights exactly M / (N pi)."""
-    features, count = _features(), 3000
+    features, count = _features(), 1500
     inclusion = inclusion_probabilities(features, budget, 0.1)
     chosen = torch.zeros(len(features), dtype=torch.float64)
     for selection in draws(make_selector(name), features, budget, count):
@@ -118,7 +118,7 @@ def test_rows_are_included_as_often_as_they_should(name: str, budget: int) -> No
 
 @pytest.mark.parametrize("name", [*UNBIASED, "random"])
 def test_the_weighted_mean_is_unbiased(name: str) -> None:
-    features, count = _features(), 3000
+    features, count = _features(), 1200
     estimates = torch.stack([estimate(each, features) for each in draws(make_selector(name), features, 6, count)])
     error = estimates.std(dim=0) / math.sqrt(count)
     assert bool(((estimates.mean(0) - features.mean(0)).abs() < 4.5 * error).all())
@@ -127,7 +127,7 @@ def test_the_weighted_mean_is_unbiased(name: str) -> None:
 @pytest.mark.parametrize("name", UNBIASED)
 def test_the_weighted_mean_is_unbiased_over_groups(name: str) -> None:
     """A kept source and two chosen apart with budgets that are not in proportion."""
-    features, count = _features(), 3000
+    features, count = _features(), 1200
     groups = [
         SourceGroup(name="kept", members=torch.tensor([1, 8]), budget=2, keep=True),
         SourceGroup(name="few", members=torch.tensor([0, 2, 3, 4, 5, 6, 7, 9]), budget=2),
@@ -210,9 +210,9 @@ def test_certain_rows_are_never_swapped_out() -> None:
 def test_random_and_stratified_draw_every_row_alike() -> None:
     for name in ("random", "stratified"):
         chosen = torch.zeros(12)
-        for selection in draws(make_selector(name), torch.zeros(12, 1), 4, 2000):
+        for selection in draws(make_selector(name), torch.zeros(12, 1), 4, 1000):
             chosen[selection.indices] += 1
-        assert bool(((chosen / 2000 - 1 / 3).abs() < 4.5 * math.sqrt(2 / 9 / 2000)).all())
+        assert bool(((chosen / 1000 - 1 / 3).abs() < 4.5 * math.sqrt(2 / 9 / 1000)).all())
 
 
 def test_hard_takes_the_highest_losses_and_the_first_of_equals() -> None:

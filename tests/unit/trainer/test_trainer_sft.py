@@ -9,6 +9,7 @@ from training import SOURCES, mixture, same, tiny_model
 
 pytest.importorskip("trl", reason="the extra trl is not installed")
 
+from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
@@ -80,3 +81,21 @@ def test_pool_factor_1_is_the_plain_sft_trainer(tmp_path, tokenizer):
 def test_what_does_not_go_with_selection_is_refused(tmp_path, tokenizer, settings, error, message):
     with pytest.raises(error, match=message):
         made(CoresetSFTTrainer, tmp_path, tokenizer, CoresetConfig(), **settings)
+
+
+def test_raw_text_with_sources_is_prepared_by_trl_and_keeps_them(tmp_path, tokenizer):
+    rows = [
+        {"prompt": f"w{n % 40} w1 w2 ", "completion": f"w{(n * 7) % 40} w3", "source": SOURCES[n % 3]}
+        for n in range(64)
+    ]
+    args = SFTConfig(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=2, report_to=[], disable_tqdm=True, use_cpu=True,
+        bf16=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = CoresetSFTTrainer(
+        model=tiny_model(), args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
+    assert set(lines[0]["drawn"]) == set(SOURCES[:3])
+    assert lines[0]["labels_trained"] < lines[0]["tokens_trained"]

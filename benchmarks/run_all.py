@@ -1,0 +1,63 @@
+"""Every measurement that README and docs quote, one after the other: `make bench`. Hours on two CPU cores.
+
+    python benchmarks/run_all.py [--output benchmarks/results] [--quick]
+
+--quick runs each with tiny sizes, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "mathmix")
+    parser.add_argument("--model", type=Path, default=HERE.parent / ".cache" / "small-llama")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    if not (args.data / "train.jsonl").is_file():
+        sys.exit(f"The measurements need a mixture with train.jsonl and test.jsonl. Found none in {args.data}.")
+    quick = args.quick
+    python, model, data = sys.executable, str(args.model), str(args.data)
+    commands = []
+    if not (args.model / "config.json").is_file():
+        steps = ["--steps", "4"] if quick else []
+        commands.append([python, HERE / "small_llama.py", "--data", data, "--output", model, *steps])
+    gradients = [python, "-m", "corebatch.cli.main", "bench", "gradients", HERE.parent / "examples" / "bench.yaml"]
+    gradients += ["--model_name_or_path", model, "--datasets", f"[{{path: {data}/train.jsonl}}]"]
+    gradients += ["--output", args.output / "gradients.jsonl"]
+    if quick:
+        gradients += ["--population", 48, "--large", 16, "--budgets", "8", "--draws", 4, "--moments", "1"]
+    training = [
+        python,
+        HERE / "training.py",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output",
+        args.output / "training.jsonl",
+    ]
+    if quick:
+        training += ["--steps", 2, "--every", 2, "--seeds", "0", "--arms", "plain 16;pivotal 16"]
+    commands += [
+        [python, HERE / "selection.py", "--output", args.output / "selection.jsonl", *(["--quick"] if quick else [])],
+        [python, HERE / "scoring.py", "--data", f"{data}/train.jsonl", "--output", args.output / "scoring.jsonl"],
+        gradients,
+        training,
+    ]
+    for command in commands:
+        words = [str(word) for word in command]
+        print("+", *words, flush=True)
+        subprocess.run(words, check=True)
+
+
+if __name__ == "__main__":
+    main()
