@@ -6,7 +6,8 @@ on the same micro-batches, interleaved one micro-batch at a time in an order tha
 machine does falls on all alike. A repeat is one pass over the rows; a ratio is taken within a repeat.
 
 Each line of the output is a JSON object, for one arm: `forwards` is its cost in units of (a), `label_forwards` of
-(b), `training` of (c); medians over the repeats, with the least and the greatest.
+(b), `training` of (c); medians over the repeats, with the least and the greatest. `forwards_quiet` takes each
+micro-batch's least time over the repeats instead: what a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
             print(
                 f"{arm:28} {line['ms']:9.0f} ms {line['forwards']:7.3f} forwards "
-                f"({line['forwards_min']:.3f} to {line['forwards_max']:.3f}), "
+                f"({line['forwards_min']:.3f} to {line['forwards_max']:.3f}, quiet {line['forwards_quiet']:.3f}), "
                 f"{line['label_forwards']:.3f} of (b), {line['training']:.3f} of (c)"
             )
 
@@ -165,6 +166,7 @@ def micro_batches(options: argparse.Namespace, tokenizer: Any) -> list[dict[str,
 
 
 Arm = Callable[[dict[str, torch.Tensor]], Any]
+Table = list[list[float]]
 
 
 def make_arms(model: Any, names: list[str]) -> dict[str, Arm]:
@@ -194,25 +196,24 @@ def scoring(model: Any, name: str, settings: dict[str, Any]) -> Arm:
 
 def measure(
     arms: dict[str, Arm], batches: list[dict[str, torch.Tensor]], options: argparse.Namespace
-) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each arm in each repeat, and how many cores others kept busy meanwhile."""
+) -> tuple[dict[str, Table], float]:
+    """Seconds of each arm in each repeat by micro-batch, and how many cores others kept busy meanwhile."""
     for arm in arms.values():
         arm(batches[0])  # traces, kernels, allocator
     order = list(arms)
     shuffle = random.Random(options.seed).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, Table] = {name: [] for name in arms}
     clock, process = cores_busy(), psutil.Process()
     began, own = time.perf_counter(), sum(process.cpu_times()[:2])
     for _ in range(options.repeats):
-        spent = dict.fromkeys(arms, 0.0)
+        for name in arms:
+            seconds[name].append([])
         for batch in batches:
             shuffle(order)
             for name in order:
                 start = time.perf_counter()
                 arms[name](batch)
-                spent[name] += time.perf_counter() - start
-        for name, value in spent.items():
-            seconds[name].append(value)
+                seconds[name][-1].append(time.perf_counter() - start)
     others = cores_busy() - clock - (sum(process.cpu_times()[:2]) - own)
     return seconds, max(0.0, others / (time.perf_counter() - began))
 
@@ -223,12 +224,15 @@ def cores_busy() -> float:
     return times.user + times.system + getattr(times, "nice", 0.0)
 
 
-def summary(arm: str, seconds: dict[str, list[float]]) -> dict[str, float]:
-    found = {"ms": 1000 * statistics.median(seconds[arm])}
-    found |= {"ms_min": 1000 * min(seconds[arm]), "ms_max": 1000 * max(seconds[arm])}
+def summary(arm: str, seconds: dict[str, Table]) -> dict[str, float]:
+    passes = {name: [sum(times) for times in table] for name, table in seconds.items()}
+    quiet = {name: sum(map(min, zip(*table, strict=True))) for name, table in seconds.items()}
+    found = {"ms": 1000 * statistics.median(passes[arm])}
+    found |= {"ms_min": 1000 * min(passes[arm]), "ms_max": 1000 * max(passes[arm])}
     for key, base in (("forwards", PLAIN), ("label_forwards", LABELS), ("training", TRAINING)):
-        ratios = [mine / other for mine, other in zip(seconds[arm], seconds[base], strict=True)]
+        ratios = [mine / other for mine, other in zip(passes[arm], passes[base], strict=True)]
         found |= {key: statistics.median(ratios), f"{key}_min": min(ratios), f"{key}_max": max(ratios)}
+        found[f"{key}_quiet"] = quiet[arm] / quiet[base]
     return {key: round(value, 4) for key, value in found.items()}
 
 

@@ -6,8 +6,8 @@ the machine does falls on all alike:
 - selectors, from features to a `Selection`, with one source and with 16 (for selectors that choose per source, 16
   smaller problems), at the first two sizes;
 - facility location in two parts: l1 distances from features, and the exact lazy greedy given similarities, beside
-  that of submodlib-py and apricot-select where they can be imported. Theirs is timed without the construction of
-  their objects. `objective` is the value reached, which should be the same for all.
+  that of submodlib-py and apricot-select where they can be imported. submodlib's object is made beforehand; apricot's
+  is made and compiled within each call. `objective` is the value reached, which should be the same for all.
 
 Each line of the output is one JSON object: an arm at a size, the median of its repeats in seconds, the least and the
 greatest. An arm that takes long gets fewer repeats. Everything runs in one thread.

@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/mathmix")
     parser.add_argument("--arms", default="", help="parts of names with ';' between; all by default")
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--every", type=int, default=40)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")

@@ -90,6 +90,18 @@ class Selection:
         return len(self.indices)
 
     @property
+    def weight_max(self) -> float:
+        """The largest weight; 0 if nothing was chosen."""
+        return float(self.weights.max()) if len(self.weights) else 0.0
+
+    @property
+    def effective_sample_size(self) -> float:
+        """(sum w)^2 / sum w^2 (Kish 1965): M for equal weights, less the more they differ; 0 if all are 0."""
+        weights = self.weights.double()
+        square = float(weights.square().sum())
+        return float(weights.sum()) ** 2 / square if square > 0 else 0.0
+
+    @property
     def uniform(self) -> bool:
         """Whether every weight is exactly one, so that the plain loss may be used."""
         return bool((self.weights == 1).all())

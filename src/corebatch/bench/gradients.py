@@ -252,8 +252,8 @@ def _choices(
             coefficients[draw, chosen] = weights / budget
         else:  # what is trained is the mean over the chosen tokens
             coefficients[draw, chosen] = tokens[pool].mean() / tokens[chosen].sum()
-        sizes.append(float(weights.sum() ** 2 / weights.square().sum()))
-        largest.append(float(weights.max()))
+        sizes.append(selection.effective_sample_size)
+        largest.append(selection.weight_max)
     return coefficients, milliseconds, sizes, largest
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 Metric = Literal["l1", "l2", "cosine"]
 METRICS: tuple[str, ...] = get_args(Metric)
 
+NARROW = 64
+"""Columns up to which distances are computed in float64."""
+
 _BLOCK = 4096  # columns that are summed in float32 before the next block is added
 
 
@@ -34,9 +37,10 @@ def distances(features_NP: Tensor, metric: Metric) -> Tensor:
     "l1" is the sum of absolute differences, "l2" the Euclidean distance, "cosine" one minus the cosine. For
     "cosine" rows of zeros are alike (distance 0 to one another) and at distance 1 from all others.
 
-    "l1" and "l2" are in float32: they are sums of what does not cancel, each pair in the same way, so identical
+    "l1" and "l2" are in float32 for rows of more than NARROW columns: they are sums of what does not cancel, each pair in the same way, so identical
     rows have identical distances, and the matrix is what takes time and memory. "cosine" is in float64, since it
-    cancels.
+    cancels. Narrow rows stay in float64, where it costs nothing: rows of one number, such as zeroth order's in one
+    direction, have differences that tie exactly, and rounding must not settle them.
     """
     if metric == "cosine":
         return _cosine_distances(features_NP)
@@ -55,7 +59,9 @@ def distances(features_NP: Tensor, metric: Metric) -> Tensor:
 
 
 def _pairs(features_NP: Tensor, p: float) -> Tensor:
-    """Distances of all pairs of rows, one after the other: float32 [N (N - 1) / 2]."""
+    """Distances of all pairs of rows, one after the other: [N (N - 1) / 2]."""
+    if features_NP.shape[1] <= NARROW:
+        return torch.nn.functional.pdist(features_NP.contiguous(), p=p)
     blocks = [block.float().contiguous() for block in features_NP.split(_BLOCK, dim=1)]
     result = torch.nn.functional.pdist(blocks[0], p=p)
     if len(blocks) == 1:

@@ -156,7 +156,7 @@ class Selector(ABC):
             whole = len(inside) == len(features)
             choices.append(
                 self._choose(
-                    features if whole else features[inside.to(features.device)],
+                    features if whole else features.index_select(0, inside.to(features.device)),
                     budget,
                     generator,
                     losses=None if losses is None else losses[inside],

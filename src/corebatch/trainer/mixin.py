@@ -282,7 +282,7 @@ class CoresetMixin(_Base):
     def _note(self, pool: Pool, candidates: Tensor, chosen: Tensor, choice: Choice) -> None:
         """The record's line of this step, as far as it is known before training."""
         names, scores = self._source_names, pool.scores
-        tokens, weights = pool.scores.tokens, choice.selection.weights.double().cpu()
+        tokens = pool.scores.tokens
         scored = self._step.scores and self._step.scorer.needs_forward
         pool_loss = chosen_loss = None
         if scores.losses is not None:
@@ -301,8 +301,8 @@ class CoresetMixin(_Base):
             "tokens_trained": int(pool.lengths[chosen].sum()),
             "labels_scored": int(tokens.sum()) if scored else 0,
             "labels_trained": int(tokens[chosen].sum()),
-            "weight_max": float(weights.max()),
-            "effective_sample_size": float(weights.sum() ** 2 / weights.square().sum()),
+            "weight_max": choice.selection.weight_max,
+            "effective_sample_size": choice.selection.effective_sample_size,
         }
 
     # ---- the record, checkpoints, resume -------------------------------------------------------------------------
