@@ -14,10 +14,30 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        made.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        made.add_column(
+            column.replace("_", " "),
+            justify="right" if numeric else "left",
+            no_wrap=column == "source",
+            overflow="fold",
+        )
     for row in rows:
         made.add_row(*[_text(row.get(column)) for column in columns])
     return made
+
+
+def source_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The sources of a mixture or a preview in few columns: counts that are zero everywhere are left out, and lengths
+    come as one."""
+    names = {"rows_read": "read", "rows_dropped": "dropped", "sampled_dropped": "dropped", "rows_truncated": "cut"}
+    names |= {"sampled_truncated": "cut", "trained_tokens": "trained"}
+    made = []
+    for row in rows:
+        flat = {names.get(key, key): value for key, value in row.items() if not key.startswith("length_")}
+        lengths = [row.get(f"length_{part}") for part in ("median", "p90", "max")]
+        made.append({**flat, "length: median, p90, max": ", ".join(_text(value) for value in lengths)})
+    empty = {key for key in ("dropped", "cut") if not any(row.get(key) for row in made)}
+    same = {key for key in ("read",) if all(row.get(key) == row.get("rows") for row in made)}
+    return [{key: value for key, value in row.items() if key not in empty | same} for row in made]
 
 
 def _text(value: Any) -> str:

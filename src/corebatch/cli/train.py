@@ -12,6 +12,7 @@ from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.card import write_card
 from corebatch.cli.progress import show_progress
 from corebatch.cli.settings import Settings
+from corebatch.cli.tables import source_rows, table
 from corebatch.errors import ConfigError
 from corebatch.mixture import PaddingCollator
 from corebatch.trainer import CoresetTrainer
@@ -71,9 +72,7 @@ def check_output(output_dir: Path, resume: Any) -> None:
 
 def print_mixture(mixture: Any, console: Console) -> None:
     """The sources of a mixture, a row each."""
-    from corebatch.cli.tables import table
-
-    console.print(table("Mixture", mixture.summary()))
+    console.print(table("Mixture (lengths in tokens)", source_rows(mixture.summary())))
 
 
 def finish(output_dir: Path, settings: Settings, console: Console) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from corebatch.cli.building import load_tokenizer, skeleton
 from corebatch.cli.memory import predict
 from corebatch.cli.settings import Settings
-from corebatch.cli.tables import table
+from corebatch.cli.tables import source_rows, table
 from corebatch.cli.train import check_output
 from corebatch.mixture import preview_mixture
 from corebatch.sources import small_candidates
@@ -36,7 +36,7 @@ def validate(settings: Settings, console: Console) -> None:
         separator=data.separator,
         train_turns=data.train_turns,
     )
-    console.print(table("Sources (lengths in tokens, from a sample)", preview.summary()))
+    console.print(table("Sources (lengths in tokens, from a sample)", source_rows(preview.summary())))
     console.print()
     console.print(table("Steps", _steps(settings.coreset, args, preview)))
     longest = max(source.lengths["max"] for source in preview.sources.values() if source.lengths)

@@ -37,10 +37,10 @@ def distances(features_NP: Tensor, metric: Metric) -> Tensor:
     "l1" is the sum of absolute differences, "l2" the Euclidean distance, "cosine" one minus the cosine. For
     "cosine" rows of zeros are alike (distance 0 to one another) and at distance 1 from all others.
 
-    "l1" and "l2" are in float32 for rows of more than NARROW columns: they are sums of what does not cancel, each pair in the same way, so identical
-    rows have identical distances, and the matrix is what takes time and memory. "cosine" is in float64, since it
-    cancels. Narrow rows stay in float64, where it costs nothing: rows of one number, such as zeroth order's in one
-    direction, have differences that tie exactly, and rounding must not settle them.
+    "l1" and "l2" are in float32 for rows of more than NARROW columns: they are sums of what does not cancel, each
+    pair in the same way, so identical rows have identical distances, and the matrix is what takes time and memory.
+    Narrow rows stay in float64, where it costs nothing: rows of one number, such as zeroth order's in one direction,
+    have differences that tie exactly, and rounding must not settle them. "cosine" is in float64, since it cancels.
     """
     if metric == "cosine":
         return _cosine_distances(features_NP)
