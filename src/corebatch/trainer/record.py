@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from corebatch.errors import CheckpointError
+from corebatch.errors import CheckpointError, NonFiniteError
 from corebatch.trainer.checkpoint import write_text
 from corebatch.trainer.tagging import Sources
 
@@ -62,6 +63,7 @@ class Recorder(TrainerCallback):
         self.step: dict[str, Any] | None = None
         self.phases = Phases()
         self.losses: list[Tensor] = []
+        self._loss: float | None = None
         self._since_log: list[dict[str, Any]] = []
         self._began = time.perf_counter()
 
@@ -74,7 +76,19 @@ class Recorder(TrainerCallback):
             write_text(folder / RUN, json.dumps(self._trainer.coreset_record(), indent=1, default=str) + "\n")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raises NonFiniteError, on every rank alike, before a loss that is not finite moves any weight."""
         self.phases.end("train")
+        self._loss = None
+        if self.losses:
+            loss = torch.stack(self.losses).sum()
+            if self._trainer.accelerator.num_processes > 1:
+                loss = self._trainer.accelerator.reduce(loss, reduction="mean")
+            self._loss = float(loss)
+            if not math.isfinite(self._loss):
+                raise NonFiniteError(
+                    f"At step {state.global_step + 1} the loss of the small batch should be finite. "
+                    f"Found {self._loss}. No weight was moved."
+                )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.phases.end("optimizer")
@@ -82,15 +96,12 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.step is None:
             return
-        loss = torch.stack(self.losses).sum() if self.losses else None
-        if loss is not None and self._trainer.accelerator.num_processes > 1:
-            loss = self._trainer.accelerator.reduce(loss, reduction="mean")
         phases = self.phases
         line = {
             "step": state.global_step,
             "epoch": state.epoch,
             **self.step,
-            "train_loss": None if loss is None else float(loss),
+            "train_loss": self._loss,
             "ms": {key: round(value, 3) for key, value in phases.ms.items()},
             "memory_mb": {key: round(value, 1) for key, value in phases.memory_mb.items()},
             "seconds": round(time.perf_counter() - self._began, 3),

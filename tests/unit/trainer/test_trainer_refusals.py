@@ -71,16 +71,20 @@ def test_an_empty_data_set(tmp_path):
         run(trainer(tmp_path, train_dataset=empty))
 
 
-def test_a_nan_loss_names_the_step_and_the_examples_and_trains_nothing(tmp_path):
+@pytest.mark.parametrize("scorer", ["last_layer", "tokens"])
+def test_a_nan_loss_names_the_step_and_trains_nothing(tmp_path, scorer):
     model = tiny_model(lora=False)
     row = mixture()[0]["input_ids"][0]
     with torch.no_grad():
         model.model.embed_tokens.weight[row] = float("nan")
-    made = trainer(tmp_path, model, learning_rate=1.0)
+    selector = "pivotal" if scorer == "last_layer" else "importance"
+    made = trainer(tmp_path, model, CoresetConfig(scorer=scorer, selector=selector), learning_rate=1.0)
     before = {k: v for k, v in weights_of(model).items()}
-    with pytest.raises(CorebatchError, match=r"At step 1, examples \d+.*NaN"):
+    message = r"At step 1, examples \d+.*NaN" if scorer == "last_layer" else r"At step \d the loss.*nan"
+    with pytest.raises(CorebatchError, match=message):
         run(made)
     after = weights_of(model)
+    assert made.state.global_step == 0
     assert all(torch.equal(before[key].nan_to_num(), after[key].nan_to_num()) for key in before)
 
 
