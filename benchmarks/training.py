@@ -35,7 +35,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "hard 16 of 64": {"coreset": {"scorer": "loss", "selector": "hard"}, "score": 1.0},
     "facility location 16 of 64": {"coreset": {"selector": "facility_location"}, "score": 1.1},
     "importance 16 of 64": {"coreset": {"selector": "importance"}, "score": 1.1},
-    "pivotal, 1 block, 16 of 64": {"coreset": {"scorer_options": {"num_blocks": 1}}, "score": 1.1},
+    "pivotal, 1 block, 16 of 64": {
+        "coreset": {"selector": "pivotal", "scorer_options": {"num_blocks": 1}},
+        "score": 1.1,
+    },
     "pivotal 16 of 64": {"coreset": {"selector": "pivotal"}, "score": 1.1},
     "balanced 16 of 64": {"coreset": {"selector": "balanced"}, "score": 1.1},
     "calibrated 16 of 64": {"coreset": {"selector": "calibrated"}, "score": 1.1},

@@ -30,7 +30,7 @@ from corebatch.sources import SmallSources, encode_sources, small_candidates, sp
 from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
 
-DEFAULT_SELECTOR = "pivotal"
+DEFAULT_SELECTOR = "balanced"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ class CoresetConfig:
     pool_factor: int = 2
     scorer: str | Scorer = "last_layer"
     scorer_options: Mapping[str, Any] = field(default_factory=dict)
-    selector: str | Selector = "pivotal"
+    selector: str | Selector = "balanced"
     selector_options: Mapping[str, Any] = field(default_factory=dict)
     normalise: str | Normaliser | None = None
     sparsify: str | int | Sparsifier | None = None
