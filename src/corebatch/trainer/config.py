@@ -28,7 +28,7 @@ class CoresetConfig:
         scorer_options: keyword arguments of a scorer given by name.
         selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
         selector_options: keyword arguments of a selector given by name.
-        normalise: "optimizer" (scale by the live optimizer's second moments), "adam" (CoLM's map with a history of
+        normalise: "optimizer" (scale by the live optimizer's second moments), "sgd", "muon", "adam" (CoLM's map with a history of
             its own; for uniform selectors), an instance, or none.
         sparsify: "topk" (CoLM's, per source; for uniform selectors), "projection", an integer h (topk with h
             coordinates), an instance, or none.
