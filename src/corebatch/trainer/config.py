@@ -28,8 +28,8 @@ class CoresetConfig:
         scorer_options: keyword arguments of a scorer given by name.
         selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
         selector_options: keyword arguments of a selector given by name.
-        normalise: "optimizer" (scale by the live optimizer's second moments), "sgd", "muon", "adam" (CoLM's map with a history of
-            its own; for uniform selectors), an instance, or none.
+        normalise: "optimizer" (scale by the live optimizer's second moments), "sgd", "muon", "adam" (CoLM's map with a
+            history of its own; for uniform selectors), an instance, or none.
         sparsify: "topk" (CoLM's, per source; for uniform selectors), "projection", an integer h (topk with h
             coordinates), an instance, or none.
         small_sources: sources that are kept whole: "auto" (share of the data set below 1 / number of sources), a list
