@@ -7,8 +7,7 @@
 Each line is one run of one `arm` with one `seed`: held-out loss by three means (over tokens, over examples, over
 sources) along the way. All arms have the same initial weights, the same data order of large batches, the same learning
 rate, schedule and number of steps; an arm that draws less sees a part of it. Steps are equal, not costs: the column
-`cost` counts a step in forwards of one example: 2.0 for forward and backward (LoRA), and for scoring what ARMS says
-given by --score_cost.
+`cost` counts a step in forwards of one example: 2.0 for forward and backward (LoRA), and for scoring what ARMS says.
 """
 
 from __future__ import annotations
