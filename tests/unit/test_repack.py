@@ -6,11 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from transformers import DataCollatorWithFlattening
 
 from corebatch.errors import CorebatchError
-from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
-from corebatch.trainer.tagging import ID, SOURCE
+from corebatch.scoring._modes import forward_inputs
+from corebatch.trainer.repack import (
+    Padding,
+    check_pool,
+    cut,
+    deal,
+    micro_batches,
+    pack_together,
+    put_together,
+    row_spans,
+    take_rows,
+)
+from corebatch.trainer.tagging import ID, PLACES, SOURCE
 from models import tiny_batch
 
 LENGTHS = (12, 10, 8, 6, 12)  # of tiny_batch's rows
@@ -140,6 +154,167 @@ def test_empty_slots_carry_a_row_of_weight_zero(rows: int) -> None:
 
 def test_no_weights_no_key() -> None:
     assert all("loss_weights" not in batch for batch in packed(2, 5, weights=False))
+
+
+# Places, and rows packed one behind the other
+
+
+def row(length: int, number: int = 0) -> dict[str, Tensor]:
+    """A row whose tokens nobody else has."""
+    tokens = 100 * (number + 1) + torch.arange(length)
+    keys = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
+    return {**keys, "token_type_ids": tokens % 3, ID: torch.tensor(number), SOURCE: torch.tensor(0)}
+
+
+LAYOUTS = pytest.mark.parametrize("layout", ["right", "left", "packed"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("multiple_of", [1, 8])
+@pytest.mark.parametrize("count, lengths", [(2, [5, 12, 1, 7, 12]), (1, [3]), (3, [4, 9]), (2, [])])
+def test_places_are_where_the_tokens_lie(count: int, lengths: list[int], multiple_of: int, layout: str) -> None:
+    rows, filler = [row(n, number) for number, n in enumerate(lengths)], row(6, 77)
+    numbers = [-1 if number == 3 else 2 * number for number in range(len(rows))]
+    made = micro_batches(
+        rows,
+        torch.arange(1.0, len(rows) + 1),
+        count,
+        Padding(token=0, left=layout == "left", multiple_of=multiple_of),
+        filler,
+        numbers=numbers,
+        packed=layout == "packed",
+    )
+    assert len(made) == count
+    found = []
+    for batch in made:
+        covered = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        assert batch[PLACES].dtype == torch.long
+        assert batch[PLACES].shape[1] == 4
+        for number, batch_row, start, end in batch[PLACES].tolist():
+            tokens = batch["input_ids"][batch_row, start:end]
+            example = int(tokens[0]) // 100 - 1
+            original = filler if example == 77 else rows[example]
+            assert torch.equal(tokens, original["input_ids"])
+            assert torch.equal(batch["token_type_ids"][batch_row, start:end], original["token_type_ids"])
+            assert number == (-1 if example == 77 else numbers[example])
+            weights, weight = batch["loss_weights"], 0.0 if example == 77 else example + 1.0
+            if layout == "packed":
+                assert weights.shape == batch["input_ids"].shape
+                assert weights[batch_row, start:end].tolist() == [weight] * len(tokens)
+            else:
+                assert float(weights[batch_row]) == weight
+            covered[batch_row, start:end] = True
+            found.append(example)
+        assert torch.equal(covered, batch["input_ids"] != 0)
+    assert sorted(found) == [*range(len(rows)), *[77] * (count - len(rows))]
+
+
+def test_no_numbers_no_places() -> None:
+    assert all(PLACES not in batch for batch in packed(2, 5))
+
+
+def test_places_are_no_input_of_the_model() -> None:
+    assert PLACES not in forward_inputs({PLACES: torch.zeros(1, 4)})
+
+
+@pytest.mark.parametrize("flash", [False, True], ids=["", "flash"])
+def test_packed_rows_are_what_transformers_collator_makes(flash: bool) -> None:
+    rows = take_rows([tiny_batch()], [4, 2, 1])
+    plain = [{key: row[key] for key in ("input_ids", "labels")} for row in rows]
+    expected = DataCollatorWithFlattening(return_flash_attn_kwargs=flash)(plain)
+    before = [row["labels"].clone() for row in rows]
+    found = pack_together(rows, flash=flash)
+    assert found.pop("use_cache") is False  # with a cache transformers lets rows see each other
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(found[key], value), key
+            assert found[key].dtype == value.dtype
+        else:
+            assert found[key] == value
+    assert all(torch.equal(row["labels"], labels) for row, labels in zip(rows, before, strict=True))
+
+
+def test_a_label_on_the_first_token_is_ignored_and_its_weight_stays_with_the_row() -> None:
+    (made,) = micro_batches(
+        [row(2, 0), row(3, 1)], torch.tensor([2.0, 5.0]), 1, Padding(token=0), row(1), packed=True, flash=True
+    )
+    assert made["labels"].tolist() == [[-100, 201, 202, -100, 101]]
+    assert made["loss_weights"].tolist() == [[5.0, 5.0, 5.0, 2.0, 2.0]]
+    assert made["cu_seq_lens_q"].tolist() == [0, 3, 5]
+    assert made.keys().isdisjoint({"attention_mask", ID, SOURCE})
+
+
+@pytest.mark.parametrize("key, value", [("embedding", torch.ones(3)), ("difficulty", torch.tensor(0.5))])
+def test_a_key_by_row_cannot_be_packed(key: str, value: Tensor) -> None:
+    """Also where one of the rows is as long as the key is wide."""
+    rows = [{**row(length, number), key: value} for number, length in enumerate((3, 4))]
+    with pytest.raises(CorebatchError, match=f"Found '{key}' of shapes"):
+        micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=True)
+    assert len(micro_batches(rows, None, 2, Padding(token=0), rows[0])) == 2
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({"attention_mask": torch.tensor([1, 0, 1, 1])}, "an attention mask with zeros inside the row in example 5"),
+        ({"position_ids": torch.tensor([0, 1, 1, 2])}, "position_ids that do not count up by one in example 5"),
+    ],
+)
+def test_rows_that_need_their_mask_or_positions_cannot_be_packed(change: dict[str, Tensor], found: str) -> None:
+    with pytest.raises(CorebatchError, match=found):
+        micro_batches([{**row(4, 5), **change}], None, 1, Padding(token=0), {**row(4, 6), **change}, packed=True)
+
+
+def test_positions_of_a_row_that_was_padded_on_the_left_restart_at_zero() -> None:
+    late = {**row(3, 1), "position_ids": torch.arange(7, 10)}
+    assert pack_together([late, late])["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2]]
+
+
+@LAYOUTS
+def test_more_rows_than_fit_are_an_error(layout: str) -> None:
+    rows = [row(2, number) for number in range(5)]
+    with pytest.raises(CorebatchError, match=r"2 micro-batches of at most 2 rows should hold all rows\. Found 5"):
+        micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=layout == "packed", most_rows=2)
+    with pytest.raises(CorebatchError, match=r"one number for each of 5 rows\. Found 4"):
+        micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=layout == "packed", numbers=[0] * 4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), max_size=24),
+    count=st.integers(1, 8),
+    room=st.one_of(st.none(), st.integers(0, 4)),
+)
+def test_dealing_balances_tokens(lengths: list[int], count: int, room: int | None) -> None:
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    fair = -(-len(lengths) // count)
+    most = fair + (room or 0)
+    piles = deal(order, lengths, count, most)
+    assert len(piles) == count
+    assert sorted(i for pile in piles for i in pile) == list(range(len(lengths)))
+    assert all(min(1, len(lengths) // count) <= len(pile) <= most for pile in piles)
+    assert piles == deal(order, lengths, count, most)
+
+    def spread(parts: list[list[int]]) -> int:
+        tokens = [sum(lengths[i] for i in part) for part in parts]
+        return max(tokens) - min(tokens)
+
+    assert spread(piles) <= spread(cut(order, count))
+    if lengths and most == len(lengths):  # Graham's bound holds without the limit of rows
+        best = max(max(lengths), -(-sum(lengths) // count))
+        assert max(sum(lengths[i] for i in pile) for pile in piles) <= best + max(lengths)
+
+
+def test_dealing_is_decided_by_ids_where_lengths_tie() -> None:
+    made = packed_ids([(4, 9), (4, 2), (4, 5), (4, 1)], 2)
+    assert made == [[1, 5], [2, 9]]
+
+
+def packed_ids(rows: list[tuple[int, int]], count: int) -> list[list[int]]:
+    """Example ids by micro-batch of packed rows (length, id)."""
+    made = micro_batches([row(*pair) for pair in rows], None, count, Padding(token=0), row(1), packed=True)
+    firsts = [batch["input_ids"][batch["position_ids"] == 0] for batch in made]
+    return [(first // 100 - 1).tolist() for first in firsts]
 
 
 # What cannot be taken apart

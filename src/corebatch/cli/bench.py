@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
 from corebatch.bench import DEFAULT_PAIRS, parse_pair
+from corebatch.bench.models import PRESETS
 from corebatch.bench.run import bench_gradients, plot, table_rows, write_lines
+from corebatch.bench.step import (
+    StepSettings,
+    bench_step,
+    parse_arms,
+    plan,
+    report_text,
+    setting_name,
+    target_rows,
+    write_report,
+)
+from corebatch.bench.step import table_rows as step_rows
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import load_settings
 from corebatch.cli.tables import table
@@ -69,6 +84,82 @@ def gradients(
         write_lines(lines, output)
         plot(lines, output.with_suffix(".png"))
         console.print(f"{len(lines)} lines in {output}, a plot in {output.with_suffix('.png')}", highlight=False)
+
+
+@app.command()
+def step(
+    model: Annotated[
+        str,
+        typer.Argument(help=f"{', '.join(PRESETS)}, a folder with config.json, or a JSON file", metavar="MODEL"),
+    ],
+    adapter: Annotated[list[str] | None, typer.Option(help="lora (default) or full; may be repeated")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    checkpointing: Annotated[bool, typer.Option(help="recompute activations in the backward")] = True,
+    large: Annotated[int, typer.Option(help="rows of the large batch, N")] = 128,
+    micro_batch: Annotated[int, typer.Option(help="rows of one forward and backward")] = 8,
+    ratios: Annotated[str, typer.Option(help="N / M of the small batches")] = "2,4,8",
+    lengths: Annotated[
+        Path | None, typer.Option(help="JSON lines with input_ids, prompt and completion, or text: lengths are drawn")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of every row, instead of --lengths (default: 512)")] = None,
+    max_length: Annotated[int, typer.Option(help="longer rows are cut")] = 512,
+    steps: Annotated[int, typer.Option(help="measured in a round, after one that is not")] = 3,
+    rounds: Annotated[int, typer.Option(help="of all arms, in turn")] = 5,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="'name={scorer: loss}' adds or replaces an arm, 'name=null' leaves one out; may be repeated"),
+    ] = None,
+    random_weights: Annotated[bool, typer.Option(help="or the weights in MODEL's folder")] = True,
+    seed: Annotated[int, typer.Option(help="of weights, lengths, token ids and order")] = 0,
+    output: Annotated[Path | None, typer.Option(help="JSON lines are added here")] = None,
+    report: Annotated[Path | None, typer.Option(help="a dated page in Markdown goes here")] = None,
+) -> None:
+    """Time and memory of a step: accumulation, the same grouped by length, a plain small batch, and corebatch.
+
+    Every arm trains through the real trainer on random token ids, in turn; the ratios are taken within a round.
+    """
+    console = Console(width=None if Console().is_terminal else 200)
+    for option, path in (("output", output), ("report", report)):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"--{option} should name a file. Found the folder {path}.")
+    settings = StepSettings(
+        model=model,
+        precision=precision,
+        checkpointing=checkpointing,
+        large=large,
+        micro_batch=micro_batch,
+        ratios=_numbers(ratios, "ratios"),
+        lengths=lengths,
+        length=length,
+        max_length=max_length,
+        steps=steps,
+        rounds=rounds,
+        arms=parse_arms(arm or []),
+        random_weights=random_weights,
+        seed=seed,
+    )
+    adapters = dict.fromkeys(adapter or ["lora"])
+    plans = [plan(dataclasses.replace(settings, adapter=name)) for name in adapters]
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    for note in plans[0].notes:
+        say(note)
+    lines: list[dict[str, Any]] = []
+    for made in plans:
+        found = bench_step(made, say)
+        if output is not None:  # now: the next setting may take hours
+            write_lines(found, output)
+        console.print(table(setting_name(found[0]), step_rows(found)))
+        lines += found
+    console.print(table("Targets", target_rows(lines)))
+    if report is not None:
+        notes = list(dict.fromkeys(note for made in plans for note in made.notes))
+        write_report(report_text(lines, shlex.join(["corebatch", *sys.argv[1:]]), notes), report)
+    for what, path in ((f"{len(lines)} lines", output), ("A report", report)):
+        if path is not None:
+            console.print(f"{what} in {path}", highlight=False)
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -56,7 +56,7 @@ def memory(summary: Summary) -> Chart | None:
 
 
 def _bars(name: str, label: str, found: Sequence[tuple[str, float | None]], texts: Sequence[str]) -> str:
-    names = [words.shorten(phase, 14) for phase, _ in found]
+    names = [words.shorten(words.phase(phase), 14) for phase, _ in found]
     heights = np.array([value for _, value in found], dtype=np.float64)
     most = float(heights.max()) or 1.0
 
@@ -108,7 +108,9 @@ def time_over_steps(steps: Sequence[StepRecord], summary: Summary) -> Chart | No
     return Chart(
         title="Time of each step (seconds, phases stacked)",
         svg=svg.draw("time-steps", "Seconds by phase over the steps", svg.Frame(), paint),
-        keys=tuple(Key(name=words.shorten(n, 20), variable=svg.VARIABLES[_colour(n)], mark="box") for n in names),
+        keys=tuple(
+            Key(name=words.shorten(words.phase(n), 20), variable=svg.VARIABLES[_colour(n)], mark="box") for n in names
+        ),
         caption=f"{cut}{each}".strip(),
     )
 

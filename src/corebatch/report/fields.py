@@ -65,6 +65,13 @@ class Fields:
         numbers = {name: self._real(f"{key}.{name}", found) for name, found in values.items()}
         return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
+    def text(self, key: str) -> str | None:
+        """A string; None when the field is missing or null."""
+        found = self.value.get(key)
+        if found is not None and not isinstance(found, str):
+            raise DataError(f"{self.where}: field {key!r} should be a string. Found {_kind(found)}.")
+        return found
+
     def names(self, key: str) -> tuple[str, ...]:
         """A list of strings; empty when the field is missing or null."""
         found = self.value.get(key)

@@ -99,6 +99,8 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     memory = [p.peak_memory_mb for p in summary.phases if p.peak_memory_mb is not None]
     mean = summary.phase_seconds / summary.steps if summary.phase_seconds else None
     speed = words.compact(summary.trained_per_second)
+    training = f"{words.percent(shares.get('train'))} training"
+    training += f", MFU {words.share(summary.mfu)}" if summary.mfu is not None else ""
     epochs = f"{summary.epochs:.3g} epochs" if summary.epochs is not None else ""
     return [
         (words.count(summary.steps), "optimizer steps", epochs),
@@ -109,11 +111,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
             f"{words.compact(summary.tokens_scored)} scored",
         ),
         (words.duration(mean), "per step", f"{speed} trained tokens/s"),
-        (
-            words.percent(shares.get("score")),
-            "of time for scoring",
-            f"{words.percent(shares.get('train'))} training",
-        ),
+        (words.percent(shares.get("score")), "of time for scoring", training),
         (f"{words.compact(max(memory, default=None))} MB", "peak memory", "highest of all phases"),
     ]
 

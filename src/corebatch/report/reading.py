@@ -88,10 +88,16 @@ def _step(fields: Fields) -> StepRecord:
         train_loss=fields.number("train_loss"),
         tokens_scored=fields.count_or_none("tokens_scored"),
         tokens_trained=fields.count_or_none("tokens_trained"),
+        positions_scored=fields.count_or_none("positions_scored"),
+        positions_trained=fields.count_or_none("positions_trained"),
         labels_scored=fields.count_or_none("labels_scored"),
         labels_trained=fields.count_or_none("labels_trained"),
         weight_max=fields.number("weight_max"),
         effective_sample_size=fields.number("effective_sample_size"),
+        mfu=fields.number("mfu"),
+        reuse_mb=fields.number("reuse_mb"),
+        bytes_sent=fields.count_or_none("bytes_sent"),
+        scoring=fields.text("scoring"),
         ms=fields.numbers("ms"),
         memory_mb=fields.numbers("memory_mb"),
         seconds=fields.number("seconds"),
@@ -110,6 +116,9 @@ def _read_info(path: Path, notes: list[str]) -> Mapping[str, Any]:
         inner.count_or_none("examples")
         inner.number("share")
     fields.count_or_none("dropped_rows")
+    peak = Fields(fields.object("peak_flops"), f"{path}: peak_flops")
+    peak.number("value")
+    peak.text("how")
     return fields.value
 
 

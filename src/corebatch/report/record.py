@@ -22,7 +22,13 @@ class StepRecord:
         kept: sources that were kept whole in this step.
         pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
         train_loss: the loss that was minimised, with weights (nats per token).
+        tokens_scored, tokens_trained: without padding; positions_scored, positions_trained: with it.
+        labels_scored, labels_trained: tokens that count in the loss.
         weight_max, effective_sample_size: of the weights of the chosen rows.
+        mfu: model FLOPs utilisation: FLOPs that the model needs over what the devices could do in the time (share).
+        reuse_mb: what scoring kept for training, in megabytes.
+        bytes_sent: between ranks.
+        scoring: how the pool was scored in this step.
         ms: milliseconds by phase. memory_mb: peak memory by phase, in megabytes.
         seconds: wall-clock time since the start of training, at the end of the step.
     """
@@ -39,10 +45,16 @@ class StepRecord:
     train_loss: float | None = None
     tokens_scored: int | None = None
     tokens_trained: int | None = None
+    positions_scored: int | None = None
+    positions_trained: int | None = None
     labels_scored: int | None = None
     labels_trained: int | None = None
     weight_max: float | None = None
     effective_sample_size: float | None = None
+    mfu: float | None = None
+    reuse_mb: float | None = None
+    bytes_sent: int | None = None
+    scoring: str | None = None
     ms: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None

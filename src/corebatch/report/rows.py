@@ -20,6 +20,16 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
         ("Time in all phases", words.duration(summary.phase_seconds)),
         ("Wall-clock time", words.duration(summary.wall_seconds)),
     ]
+    if padding := words.padding(summary):
+        rows.append(("Padding", padding))
+    if summary.mfu is not None:
+        rows.append(("Utilisation (MFU)", words.utilisation(summary)))
+    if summary.scoring:
+        rows.append(("Pool scored", words.ways(summary.scoring)))
+    if summary.reuse_mb:
+        rows.append(("Kept from scoring", f"at most {words.compact(summary.reuse_mb)} MB a step, used in training"))
+    if summary.bytes_sent:
+        rows.append(("Sent between ranks", f"{words.compact(summary.bytes_sent / 2**20)} MB"))
     if summary.weighted:
         weights = f"at most {words.number(summary.weight_max, 2)}"
         size = f"effective sample size {words.number(summary.effective_sample_size, 1)} on average"
@@ -27,6 +37,20 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     if summary.dropped_rows is not None:
         rows.append(("Rows dropped", f"{words.count(summary.dropped_rows)} without a trained token"))
     return rows
+
+
+def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:
+    """Tokens scored and trained: how many, a second of all phases, a second of their own phase, and padding."""
+    s = summary
+    known = (
+        ("scored", s.tokens_scored, s.scored_per_second, s.scored_per_second_in_phase, s.padding_scored),
+        ("trained", s.tokens_trained, s.trained_per_second, s.trained_per_second_in_phase, s.padding_trained),
+    )
+    return [
+        (verb, words.count(tokens), words.compact(overall), words.compact(inside), words.percent(padding))
+        for verb, tokens, overall, inside, padding in known
+        if tokens is not None
+    ]
 
 
 def losses(summary: Summary) -> list[tuple[str, LossSummary]]:

@@ -34,7 +34,7 @@ def sections(run: RunRecord, summary: Summary) -> list[str]:
             markup.figures((sources.shares(summary), sources.shares_over_time(run, summary)), aligned=True),
             _sources(summary),
         ),
-        markup.section("Time, memory and tokens", markup.figures(time), _phases(summary)),
+        markup.section("Time, memory and tokens", markup.figures(time), _phases(summary), _pace(summary)),
         markup.section("Weights", weights),
         markup.section("Settings", _settings(run, summary)),
     ]
@@ -83,7 +83,7 @@ def _sources(summary: Summary) -> str:
 def _phases(summary: Summary) -> str:
     found = [
         (
-            phase.name,
+            words.phase(phase.name),
             words.milliseconds(phase.mean_ms),
             words.milliseconds(phase.median_ms),
             words.percent(phase.share),
@@ -93,6 +93,12 @@ def _phases(summary: Summary) -> str:
     ]
     header = ("phase", "mean, ms", "median, ms", "share of time", "peak memory, MB")
     return markup.table(header, found) if found else ""
+
+
+def _pace(summary: Summary) -> str:
+    header = ("tokens", "number", "a second of the step", "a second of its phase", "padding, share of positions")
+    found, caption = rows.pace(summary), "Its phase is score or train. Padding does not count as tokens."
+    return markup.table(header, found, caption) if found else ""
 
 
 def _settings(run: RunRecord, summary: Summary) -> str:
@@ -136,12 +142,13 @@ def _steps(run: RunRecord) -> str:
             words.number(s.weight_max, 2),
             words.number(s.effective_sample_size, 1),
             words.milliseconds(sum(s.ms.values()) if s.ms else None),
+            words.share(s.mfu),
         )
         for s in last
     ]
     header = (
         *("step", "epoch", "pool loss", "chosen loss", "trained loss", "tokens scored", "tokens trained"),
-        *("largest weight", "effective sample", "ms"),
+        *("largest weight", "effective sample", "ms", "MFU"),
     )
     each = "Every step." if len(last) == len(run.steps) else f"{len(last)} of {len(run.steps)} steps."
     return markup.table(header, found, each)

@@ -61,6 +61,11 @@ class Summary:
         pool_size, chosen_size: smallest and largest large and small batch.
         scored_per_second, trained_per_second: tokens over the time of all phases together.
         scored_per_second_in_phase, trained_per_second_in_phase: tokens over the time of `score`, of `train`.
+        padding_scored, padding_trained: share of the positions that were computed and hold no token.
+        mfu: model FLOPs utilisation over the time of all phases (share); peak_flops: what a device could do
+            (FLOP/s), and peak_how it is known.
+        reuse_mb: the most that scoring kept for training in a step. bytes_sent: between ranks, over all steps.
+        scoring: number of steps by the way in which the pool was scored.
         phase_seconds: time in all phases. wall_seconds: wall-clock time, evaluation and saving included.
         sources: by falling number drawn.
         loss_window: how many steps a tenth is.
@@ -89,6 +94,14 @@ class Summary:
     trained_per_second: float | None
     scored_per_second_in_phase: float | None
     trained_per_second_in_phase: float | None
+    padding_scored: float | None
+    padding_trained: float | None
+    mfu: float | None
+    peak_flops: float | None
+    peak_how: str | None
+    reuse_mb: float | None
+    bytes_sent: int | None
+    scoring: Mapping[str, int]
     phase_seconds: float | None
     wall_seconds: float | None
     phases: tuple[PhaseSummary, ...]

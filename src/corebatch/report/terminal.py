@@ -84,7 +84,7 @@ def _phases(summary: Summary) -> Table:
     for phase in summary.phases:
         bar = "█" * round(16 * (phase.share or 0))
         table.add_row(
-            Text(words.shorten(phase.name, 20)),
+            Text(words.shorten(words.phase(phase.name), 20)),
             words.milliseconds(phase.mean_ms),
             words.milliseconds(phase.median_ms),
             words.percent(phase.share),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+from corebatch.report.fields import Fields
 from corebatch.report.record import PHASES, RunRecord, StepRecord
 from corebatch.report.summary import LossSummary, PhaseSummary, SourceSummary, Summary
 
@@ -23,6 +24,7 @@ def summarise(run: RunRecord) -> Summary:
     weights = [s.weight_max for s in steps if s.weight_max is not None]
     sizes = [s.effective_sample_size for s in steps if s.effective_sample_size is not None]
     epochs = [s.epoch for s in steps if s.epoch is not None]
+    peak = Fields(run.info.get("peak_flops") or {}, "peak_flops")
     return Summary(
         name=run.folder.resolve().name,
         model=_text(run.info.get("model")),
@@ -44,6 +46,14 @@ def summarise(run: RunRecord) -> Summary:
         trained_per_second=_per_second(trained, seconds),
         scored_per_second_in_phase=_per_second(scored, spent["score"]),
         trained_per_second_in_phase=_per_second(trained, spent["train"]),
+        padding_scored=_padding((s.tokens_scored, s.positions_scored) for s in steps),
+        padding_trained=_padding((s.tokens_trained, s.positions_trained) for s in steps),
+        mfu=_utilisation(steps),
+        peak_flops=peak.number("value"),
+        peak_how=peak.text("how"),
+        reuse_mb=max((s.reuse_mb for s in steps if s.reuse_mb is not None), default=None),
+        bytes_sent=_total(s.bytes_sent for s in steps),
+        scoring=dict(Counter(s.scoring for s in steps if s.scoring is not None)),
         phase_seconds=seconds or None,
         wall_seconds=_wall_seconds(steps),
         phases=phases,
@@ -125,6 +135,20 @@ def _wall_seconds(steps: tuple[StepRecord, ...]) -> float | None:
         return None
     restarts = (a for a, b in pairwise(clock) if b < a)
     return sum(restarts) + clock[-1]
+
+
+def _padding(counts: Iterable[tuple[int | None, int | None]]) -> float | None:
+    """Share of the positions that hold no token, over the steps that count both."""
+    known = [(tokens, positions) for tokens, positions in counts if tokens is not None and positions]
+    positions = sum(count for _, count in known)
+    return 1 - sum(tokens for tokens, _ in known) / positions if known else None
+
+
+def _utilisation(steps: tuple[StepRecord, ...]) -> float | None:
+    """Over the time of the steps that tell it: a slow step counts for longer."""
+    known = [(s.mfu, sum(s.ms.values())) for s in steps if s.mfu is not None]
+    time = sum(ms for _, ms in known)
+    return sum(mfu * ms for mfu, ms in known) / time if time else None
 
 
 def _mean(values: list[float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len
 
@@ -58,6 +58,38 @@ def percent(share: float | None) -> str:
 def times(ratio: float | None) -> str:
     """1.5 -> 1.50 ×."""
     return NOTHING if ratio is None else f"{ratio:.2f} \u00d7"
+
+
+def share(value: float | None) -> str:
+    """As `percent`, with three digits that count where it is below one per cent: 0.00123 -> 0.123 %."""
+    if value is None or not 0 < abs(value) < 0.01:
+        return percent(value)
+    return f"{100 * value:.3g} %"
+
+
+def phase(name: str) -> str:
+    """The name of a phase as people read it."""
+    return _PHASES.get(name, clean(name))
+
+
+def utilisation(summary: Summary) -> str:
+    """41.2 % of 989 TFLOP/s a device (data sheet)."""
+    if summary.mfu is None or summary.peak_flops is None:
+        return share(summary.mfu)
+    how = "data sheet" if summary.peak_how == "table" else clean(summary.peak_how or "unknown how")
+    return f"{share(summary.mfu)} of {compact(summary.peak_flops)}FLOP/s a device ({how})"
+
+
+def padding(summary: Summary) -> str:
+    """25.0 % of positions scored, 20.0 % of positions trained; what is unknown is left out."""
+    known = (("scored", summary.padding_scored), ("trained", summary.padding_trained))
+    return ", ".join(f"{percent(value)} of positions {verb}" for verb, value in known if value is not None)
+
+
+def ways(steps: Mapping[str, int]) -> str:
+    """How the pool was scored: full (1 step), proxy (9 steps)."""
+    counted = sorted(steps.items(), key=lambda item: (-item[1], item[0]))
+    return listing([f"{name} ({count(many)} {'step' if many == 1 else 'steps'})" for name, many in counted])
 
 
 def milliseconds(value: float | None) -> str:
@@ -156,4 +188,5 @@ def _cost(summary: Summary) -> str:
     return f"A step took {mean} on average" + (f": {', '.join(parts)} of it." if parts else ".")
 
 
+_PHASES = {"exchange": "communication"}
 _COSTS = (("score", "scoring"), ("select", "selection"), ("train", "training"))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 # Keys of a batch that are not inputs of the model's forward here: labels would make it build all logits.
-NOT_FORWARDED = frozenset({"labels", "loss_weights", "num_items_in_batch", "corebatch_id", "corebatch_source"})
+NOT_FORWARDED = frozenset(
+    {"labels", "loss_weights", "num_items_in_batch", "corebatch_id", "corebatch_source", "corebatch_places"}
+)
 
 
 @contextmanager

@@ -58,11 +58,11 @@ class ValueGradientScorer(Scorer):
     def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
         found = value_gradients(model, batch, self.projections(model, batch), loss)
         with torch.autocast(found.losses.device.type, enabled=False):  # products of features stay in float32
-            features = self._features(found, seed)
+            features = self.features(found, seed)
         return Scores(features=features, losses=found.losses, tokens=found.tokens)
 
     @abstractmethod
-    def _features(self, gradients: ValueGradients, seed: int) -> Tensor:
+    def features(self, gradients: ValueGradients, seed: int) -> Tensor:
         """[B, P]."""
 
 

@@ -22,7 +22,7 @@ class GradientNorm(ValueGradientScorer):
     def __init__(self, *, num_blocks: int = 3) -> None:
         super().__init__(num_blocks=num_blocks)
 
-    def _features(self, gradients: ValueGradients, seed: int) -> Tensor:
+    def features(self, gradients: ValueGradients, seed: int) -> Tensor:
         blocks = [squared_norms(d, a) for d, a in zip(gradients.deltas, gradients.inputs, strict=True)]
         return torch.stack(blocks).sum(dim=0).sqrt().unsqueeze(1)
 

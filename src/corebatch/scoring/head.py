@@ -204,27 +204,32 @@ def weighted_token_loss(
     head: nn.Module,
     hidden: Tensor,
     labels: Tensor,
-    row_weights: Tensor,
+    loss_weights: Tensor,
     transform: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """sum_i row_weights_i sum_t loss_it, differentiable by the hidden states and, if it is trained, the head.
+    """sum_it weight_it loss_it, differentiable by the hidden states and, if it is trained, the head.
 
     Args:
         head: maps [L, D] to [L, V].
         hidden: [B, T, D].
         labels: LongTensor [B, T], not yet shifted.
-        row_weights: [B].
+        loss_weights: [B], one for all losses of a row, or [B, T], not yet shifted: `loss_weights[b, t]` multiplies
+            the loss of predicting `labels[b, t]`, and the first column nothing.
         transform: see `logit_map`.
+
+    Raises:
+        InputError: the weights have another shape.
     """
-    if row_weights.shape != labels.shape[:1]:
+    if loss_weights.shape not in (labels.shape[:1], labels.shape):
         raise InputError(
-            f"loss_weights should have one weight for each of the {len(labels)} rows. "
-            f"Found shape {tuple(row_weights.shape)}."
+            f"loss_weights should have one weight for each of the {len(labels)} rows, "
+            f"or one for each label, {tuple(labels.shape)}. Found shape {tuple(loss_weights.shape)}."
         )
     positions = Positions.of(labels)
     taken = positions.take(hidden)
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    weights = row_weights.to(dtype)[positions.rows]
+    weights = loss_weights.to(dtype)
+    weights = weights[positions.rows] if weights.ndim == 1 else weights[:, 1:][positions.mask]
     if not any(parameter.requires_grad for parameter in head.parameters()):
         return _FrozenHeadLoss.apply(taken, weights, positions.targets, head, transform)
 

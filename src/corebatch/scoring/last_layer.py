@@ -58,7 +58,7 @@ class LastLayer(ValueGradientScorer):
             found.append(Coordinates(parameter=weight, rows=projection.columns, transposed=transposed))
         return found
 
-    def _features(self, gradients: ValueGradients, seed: int) -> Tensor:
+    def features(self, gradients: ValueGradients, seed: int) -> Tensor:
         pairs = zip(gradients.deltas, gradients.inputs, strict=True)
         return torch.cat([self._outer(delta, a, (seed, i)) for i, (delta, a) in enumerate(pairs)], dim=1)
 

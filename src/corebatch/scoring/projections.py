@@ -67,9 +67,7 @@ def executed_value_projections(
         return module.register_forward_hook(hook)
 
     handles = [watch(name, module) for name, module in model.named_modules() if name]
-    rows = {key: value[:1, :TRACE_TOKENS] if value.ndim > 1 else value[:1] for key, value in forward_inputs_only(batch)}
-    if "attention_mask" in rows:  # a row that is padded on the left would be all padding
-        rows["attention_mask"] = torch.ones_like(rows["attention_mask"])
+    rows = short_row(batch)
     try:
         with scoring_mode(model), intercepted_head(model, lambda head, hidden: None):
             model(**rows, use_cache=False)
@@ -85,6 +83,14 @@ def executed_value_projections(
             f"{type(base_model(model)).__name__} executed {', '.join(leaves) or 'nothing'}."
         )
     return tuple(_describe(model, name) for name in names[-count:])
+
+
+def short_row(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One row of at most TRACE_TOKENS tokens, to trace a forward with."""
+    rows = {key: value[:1, :TRACE_TOKENS] if value.ndim > 1 else value[:1] for key, value in forward_inputs_only(batch)}
+    if "attention_mask" in rows:  # a row that is padded on the left would be all padding
+        rows["attention_mask"] = torch.ones_like(rows["attention_mask"])
+    return rows
 
 
 def check_executed(found: int, expected: int) -> None:

@@ -8,6 +8,7 @@ from transformers import Trainer
 
 from corebatch.trainer.config import RECIPES, CoresetConfig
 from corebatch.trainer.mixin import CoresetMixin
+from corebatch.trainer.scoring_config import ScoringConfig
 
 
 class CoresetTrainer(CoresetMixin, Trainer):
@@ -27,4 +28,4 @@ def __getattr__(name: str) -> Any:
 
 
 # Without CoresetSFTTrainer: `import *` must work without trl.
-__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetTrainer"]
+__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetTrainer", "ScoringConfig"]

@@ -6,12 +6,15 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
 from corebatch.errors import CheckpointError
 from corebatch.step import CoresetStep
+
+if TYPE_CHECKING:
+    from corebatch.trainer.pool_scoring import PoolScoring
 
 TENSORS, MARKER = "corebatch_state.safetensors", "corebatch_state.json"
 
@@ -26,16 +29,24 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def save_state(folder: Path, step: CoresetStep, settings: dict[str, Any], global_step: int) -> None:
+def save_state(
+    folder: Path,
+    step: CoresetStep,
+    settings: dict[str, Any],
+    global_step: int,
+    scoring: PoolScoring | None = None,
+) -> None:
     """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there."""
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     part = folder / f".{TENSORS}.part"
-    save_file({f"normalise.{key}": value.contiguous() for key, value in tensors.items()}, part)
+    whole = {f"normalise.{key}": value for key, value in tensors.items()}
+    whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
+    save_file({key: value.contiguous() for key, value in whole.items()}, part)
     os.replace(part, folder / TENSORS)
     write_text(folder / MARKER, json.dumps({"global_step": global_step, "coreset": settings}, indent=1))
 
 
-def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any]) -> int:
+def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any], scoring: PoolScoring | None = None) -> int:
     """Restores the selection's state from a checkpoint.
 
     Returns:
@@ -69,10 +80,14 @@ def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any]) -> int
             + "; ".join(f"{key} was {found.get(key)!r} and is {expected.get(key)!r}" for key in other)
         )
     if step.normalise is not None:
-        step.normalise.load_state_dict(
-            {key.removeprefix("normalise."): value for key, value in tensors.items() if key.startswith("normalise.")}
-        )
+        step.normalise.load_state_dict(_of(tensors, "normalise."))
+    if scoring is not None:
+        scoring.load_state_dict(_of(tensors, "scoring."))
     return steps
+
+
+def _of(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def last_complete(output_dir: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from corebatch._registry import hint
 from corebatch.errors import ConfigError
@@ -13,6 +13,7 @@ from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
 from corebatch.step import CoresetStep
+from corebatch.trainer.scoring_config import FROM_MEMORY, ScoringConfig
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
 
@@ -38,7 +39,10 @@ class CoresetConfig:
         seed: of all randomness of scoring and selection.
         loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
             the mean over examples of each one's mean, as in the official CoLM code.
-        scoring: how the pool is scored; "full" runs the scorer on every example at every step.
+        scoring: how the pool gets its features: a way ("full", "window", "first_blocks", "every", "remembered",
+            "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`.
+        padding_free: whether a micro-batch is trained as one row without padding, its examples kept apart by their
+            positions: True, False, or "auto": where the model runs flash attention and passes a numerical check.
     """
 
     pool_factor: int = 2
@@ -52,16 +56,18 @@ class CoresetConfig:
     source_column: str = "source"
     seed: int = 0
     loss: LossUnit = "token_mean"
-    scoring: Literal["full"] = "full"
+    scoring: str | Mapping[str, Any] | ScoringConfig = "full"
+    padding_free: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("pool_factor", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"coreset.{name} should be an integer of at least {least}. Found {value!r}.")
-        for name, known in (("loss", ("token_mean", "example_mean")), ("scoring", ("full",))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"coreset.{name} should be {' or '.join(known)}. Found {getattr(self, name)!r}.")
+        if self.loss not in ("token_mean", "example_mean"):
+            raise ConfigError(f"coreset.loss should be token_mean or example_mean. Found {self.loss!r}.")
+        if not isinstance(self.padding_free, bool) and self.padding_free != "auto":
+            raise ConfigError(f"coreset.padding_free should be true, false or auto. Found {self.padding_free!r}.")
         for name in ("scorer_options", "selector_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"coreset.{name} should map options to values. Found {getattr(self, name)!r}.")
@@ -70,7 +76,43 @@ class CoresetConfig:
         if isinstance(self.small_sources, str) and self.small_sources == "none":
             object.__setattr__(self, "small_sources", None)
         small_candidates({}, [], self.small_sources)
-        self.build()  # an unknown name, option or combination is an error here, before anything is loaded
+        object.__setattr__(self, "_scoring_settings", ScoringConfig.of(self.scoring))
+        self._check_scoring(
+            self.build()
+        )  # an unknown name, option or combination is an error here, before anything is loaded
+
+    @property
+    def scoring_settings(self) -> ScoringConfig:
+        """`scoring`, checked."""
+        return self._scoring_settings  # type: ignore[attr-defined]  # set above, in a frozen class
+
+    def _check_scoring(self, step: CoresetStep) -> None:
+        """Raises ConfigError for a way of scoring that the other settings leave no room for."""
+        way = self.scoring_settings.way
+        if way == "full":
+            return
+        needs = [
+            (step.scores and step.scorer.needs_forward, f"a scorer with a forward. Found scorer {step.scorer.name!r}"),
+            (
+                way in ("window", "first_blocks") or step.selector.weighted,
+                f"a weighted selector, whose weights keep the estimate honest. Found {step.selector.name!r}",
+            ),
+            (way not in FROM_MEMORY or self.normalise is None, f"normalise none. Found {self.normalise!r}"),
+            (way not in FROM_MEMORY or self.sparsify is None, f"sparsify none. Found {self.sparsify!r}"),
+            (
+                way not in (*FROM_MEMORY, "two_phase") or self.small_sources is None,
+                f"small_sources none, since rows are chosen in parts of its own. Found {self.small_sources!r}",
+            ),
+        ]
+        share = self.scoring_settings.share
+        if share is not None and share * self.pool_factor <= 1 < self.pool_factor:
+            raise ConfigError(
+                f"coreset.scoring.share should be above 1 / pool_factor = {1 / self.pool_factor:.3g}: with fewer rows in "
+                f"the first phase there would be nothing to choose in the second. Found {share}."
+            )
+        for fits, found in needs:
+            if not fits:
+                raise ConfigError(f"coreset.scoring {way!r} needs {found}.")
 
     def build(self) -> CoresetStep:
         """The step, with a state of its own.
@@ -134,6 +176,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, ScoringConfig):
+        return value.to_dict()
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):

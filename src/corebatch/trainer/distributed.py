@@ -20,64 +20,93 @@ from corebatch.trainer.repack import Padding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """What is known of the pool's rows, in the order of their global example ids.
+    """What is known of the pool's rows before any is scored, in the order of their global example ids.
 
     Attributes:
-        scores: of all N rows.
-        ids, sources, lengths, ranks, rows: LongTensor [N] on the CPU: example id, source, tokens without padding,
-            the rank that holds the row, and its number there.
+        ids, sources, lengths, tokens, ranks, rows: LongTensor [N] on the CPU: example id, source, tokens without
+            padding, trained tokens, the rank that holds the row, and its number there.
         eligible: BoolTensor [N] on the CPU: False for copies that a loader adds to even out ranks; they are scored
             (every rank runs the same forwards) but cannot be chosen.
     """
 
-    scores: Scores
     ids: Tensor
     sources: Tensor
     lengths: Tensor
+    tokens: Tensor
     ranks: Tensor
     rows: Tensor
     eligible: Tensor
 
 
-def gather_pool(
-    accelerator: Any, scores: Scores, ids: Tensor, sources: Tensor, lengths: Tensor, eligible: Tensor
-) -> Pool:
-    """Joins the rows of all ranks and sorts them by example id; of equal ids the first rank's is eligible."""
-    count, device = len(ids), scores.features.device
-    whole = [ids, sources, lengths, scores.tokens, eligible, torch.arange(count)]
-    integers = torch.stack([column.to(device, torch.long) for column in whole], dim=1)
-    floats = [scores.features] if scores.losses is None else [scores.features, scores.losses.unsqueeze(1)]
-    numbers = torch.cat([part.to(scores.features.dtype) for part in floats], dim=1)
+def gather_pool(accelerator: Any, columns: Mapping[str, Tensor]) -> Pool:
+    """Joins the rows of all ranks and sorts them by example id; of equal ids the first rank's is eligible.
+
+    Args:
+        columns: integers [n] of this rank's rows: ids, sources, lengths, tokens, eligible.
+    """
+    names = ("ids", "sources", "lengths", "tokens", "eligible")
+    count = len(columns["ids"])
+    integers = torch.stack([*(columns[name].cpu().long() for name in names), torch.arange(count)], dim=1)
     counts = [count]
     if accelerator.num_processes > 1:
+        device = accelerator.device
         counts = accelerator.gather(torch.tensor([count], device=device)).tolist()
-        integers, numbers = (_gather_rows(accelerator, value, counts) for value in (integers, numbers))
-    integers = integers.cpu()
+        integers = gather_rows(accelerator, integers.to(device), counts).cpu()
     ranks = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     # By id; of equal ids the eligible copy first, then the lower rank's.
     order = torch.sort(integers[:, 4], descending=True, stable=True).indices
     order = order[torch.sort(integers[order, 0], stable=True).indices]
-    integers, ranks, numbers = integers[order], ranks[order], numbers[order.to(device)]
-    sorted_ids = integers[:, 0]
-    first = torch.ones(len(sorted_ids), dtype=torch.bool)
-    first[1:] = sorted_ids[1:] != sorted_ids[:-1]
-    width = scores.features.shape[1]
+    integers, ranks = integers[order], ranks[order]
+    ids, sources, lengths, tokens, eligible, rows = integers.unbind(dim=1)
+    first = torch.ones(len(ids), dtype=torch.bool)
+    first[1:] = ids[1:] != ids[:-1]
     return Pool(
-        scores=Scores(
-            features=numbers[:, :width],
-            losses=None if scores.losses is None else numbers[:, width],
-            tokens=integers[:, 3],
-        ),
-        ids=sorted_ids,
-        sources=integers[:, 1],
-        lengths=integers[:, 2],
+        ids=ids,
+        sources=sources,
+        lengths=lengths,
+        tokens=tokens,
         ranks=ranks,
-        rows=integers[:, 5],
-        eligible=first & integers[:, 4].bool(),
+        rows=rows,
+        eligible=first & eligible.bool(),
     )
 
 
-def _gather_rows(accelerator: Any, value: Tensor, counts: Sequence[int]) -> Tensor:
+def gather_scores(accelerator: Any, pool: Pool, wanted: Tensor, mine: Scores) -> Scores:
+    """Features and losses of the pool's rows `wanted`, on every rank.
+
+    Args:
+        pool: of all ranks.
+        wanted: LongTensor of positions in the pool, ascending.
+        mine: scores of those that this rank holds, in the same order; of no rows where it holds none.
+    """
+    if accelerator.num_processes == 1:
+        return mine
+    parts = [mine.features] if mine.losses is None else [mine.features, mine.losses.unsqueeze(1)]
+    numbers = torch.cat([part.to(mine.features.dtype) for part in parts], dim=1)
+    ranks = pool.ranks[wanted]
+    counts = [int((ranks == rank).sum()) for rank in range(accelerator.num_processes)]
+    gathered = gather_rows(accelerator, numbers, counts)
+    # Rank by rank as it came; each rank's rows are in the pool's order already.
+    order = torch.sort(ranks, stable=True).indices
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order))
+    gathered = gathered[back.to(gathered.device)]
+    width = mine.features.shape[1]
+    return Scores(
+        features=gathered[:, :width],
+        losses=None if mine.losses is None else gathered[:, width],
+        tokens=pool.tokens[wanted],
+    )
+
+
+def agree(accelerator: Any, number: int) -> int:
+    """The largest of all ranks' numbers."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
+def gather_rows(accelerator: Any, value: Tensor, counts: Sequence[int]) -> Tensor:
     """[n, ...] on each rank -> [N, ...] on all; `counts` has every rank's n."""
     most = max(counts)
     padded = value.new_zeros(most, *value.shape[1:])
@@ -137,7 +166,7 @@ def exchange_rows(
     positions = [[p for p, owner in enumerate(owners) if owner == rank] for rank in range(world)]
     held = [mine[p] for p in positions[accelerator.process_index]]
     lengths = torch.tensor([len(row["input_ids"]) for row in held], device=device, dtype=torch.long)
-    all_lengths = _gather_rows(accelerator, lengths, counts).tolist()
+    all_lengths = gather_rows(accelerator, lengths, counts).tolist()
     width = max(all_lengths)
     padding = Padding(token=0)
     received: list[dict[str, Tensor]] = [{} for _ in all_lengths]
@@ -150,7 +179,7 @@ def exchange_rows(
                 block[i, : len(row[key])] = row[key]
             else:
                 block[i] = row[key]
-        for i, value in enumerate(_gather_rows(accelerator, block, counts)):
+        for i, value in enumerate(gather_rows(accelerator, block, counts)):
             received[i][key] = value[: all_lengths[i]] if sequence else value
     order = [p for rank in range(world) for p in positions[rank]]
     return dict(zip(order, received, strict=True))

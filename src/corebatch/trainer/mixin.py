@@ -12,7 +12,9 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +22,42 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, NonFiniteError
-from corebatch.scoring import Scores, Tokens
+from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import record
 from corebatch.trainer.checkpoint import last_complete, load_state, save_state
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.distributed import Pool, exchange_rows, gather_pool, shares
+from corebatch.trainer.distributed import Pool, agree, exchange_rows, gather_pool, gather_scores, shares
 from corebatch.trainer.moments import second_moments
+from corebatch.trainer.packing import check_packing, packing_unfit
+from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
-from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, SOURCE, Names, SourceCollator, Sources, tag
+from corebatch.trainer.reuse import BlockStates, unfit
+from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag
 from corebatch.trainer.weighted_loss import weighted_loss
 
 logger = logging.getLogger(__name__)
+
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Accelerate's names of engines whose ranks must run the same forwards."""
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base  # what the mixin is mixed into
 else:
     _Base = object
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the pool's rows lie in a micro-batch; no tensor, so that nobody moves it to the device or counts it.
+
+    Attributes:
+        rows: LongTensor [k, 4] on the CPU: position in the pool (negative: none), batch row, start, end.
+    """
+
+    rows: Tensor
 
 
 class CoresetMixin(_Base):
@@ -55,6 +74,9 @@ class CoresetMixin(_Base):
 
     train_dataset: Any
     _train_batch_size: int
+    _states: BlockStates | None
+    _pending: tuple[Pool, int] | None
+    _told: str | None
 
     def __init__(self, *args: Any, coreset: CoresetConfig | None = None, **kwargs: Any) -> None:
         self.coreset = coreset if coreset is not None else CoresetConfig()
@@ -64,10 +86,9 @@ class CoresetMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
-        self._step = self.coreset.build()
+        self._start_over()
         self._source_names: Any = Names()
         self._tagged: tuple[Any, Any, Sources] | None = None
-        self._loss_checked = False
         self._started = record.now()
         self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
         if self.coreset.pool_factor > 1:
@@ -132,14 +153,21 @@ class CoresetMixin(_Base):
         **kwargs: Any,
     ) -> Any:
         """The parent's loss, or with `loss_weights` in the batch: sum_i weight_i sum_t loss_it / num_items_in_batch."""
-        weights = inputs.pop("loss_weights", None) if isinstance(inputs, dict) else None
+        weights, places = (
+            (inputs.pop("loss_weights", None), inputs.pop(PLACES, None)) if isinstance(inputs, dict) else (None, None)
+        )
         if weights is None:
-            result = super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
+            with self._reusing(places, inputs):
+                result = super().compute_loss(
+                    model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+                )
             scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         else:
-            loss, outputs = weighted_loss(model, self._inner(model), inputs, weights)
+            self._announce(places, weights)
+            with self._reusing(places, inputs):
+                loss, outputs = weighted_loss(model, self._inner(model), inputs, weights)
+            if self._scoring.trained is not None:
+                self._scoring.trained.scale_by(loss)
             # The denominator counts all ranks, and DDP and its kin average gradients over them.
             loss = loss / num_items_in_batch * self.accelerator.num_processes
             # A Trainer that thinks the loss is a mean of one micro-batch divides it by their number.
@@ -154,62 +182,155 @@ class CoresetMixin(_Base):
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
-    def _small_batch(self, batches: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+    def _small_batch(self, batches: list[dict[str, Tensor]]) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Scores the pool's rows here, chooses over all ranks, and packs this rank's share.
 
         Returns:
             As many micro-batches as there are pool batches, and what the summed loss is divided by, or None where
             the parent's own count of what is trained is right.
         """
-        phases = self._recorder.phases
+        phases, scoring, step = self._recorder.phases, self._scoring, self.state.global_step
         for batch in batches:
             check_pool(batch)
         model = self._inner(self.model_wrapped)
-        if not self._loss_checked:
-            if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
-                check_loss(model, _without_tags(batches[0]))
-            self._loss_checked = True
-            phases.start()  # the check is not part of a step's cost
-        scores = self._score(model, batches)
-        phases.end("score")
-        ids, sources = (torch.cat([batch[key] for batch in batches]).cpu() for key in (ID, SOURCE))
-        spans = torch.cat([row_spans(batch) for batch in batches])
-        pool = gather_pool(self.accelerator, scores, ids, sources, spans[:, 1] - spans[:, 0], self._eligible(batches))
+        self._absorb()
+        if not self._prepared:
+            self._prepare_first(model, batches)
+            phases.start()  # checks are not part of a step's cost
+        pool = gather_pool(self.accelerator, self._columns(batches))
         phases.end("exchange")
-        candidates = pool.eligible.nonzero().flatten()
-        count, ranks = len(candidates), self.accelerator.num_processes
-        budget = min(count, max(math.ceil(count / self.coreset.pool_factor), len(batches) * ranks))
-        eligible = _rows(pool.scores, candidates)
-        choice = self._choose(eligible, pool, candidates, budget)
+        count, slots = int(pool.eligible.sum()), len(batches) * self.accelerator.num_processes
+        budget = min(count, max(math.ceil(count / self.coreset.pool_factor), slots))
+        plan = scoring.plan(pool, budget, step)
+        padding = self._padding(batches)
+        mine = scoring.score(self.accelerator, model, batches, pool, plan, padding, self._states)
+        phases.end("score")
+        scores = None if mine is None else gather_scores(self.accelerator, pool, plan.exact, mine)
+        phases.end("exchange")
+        choice = self._choose(pool, plan, scores)
         phases.end("select")
-        chosen = candidates[choice.selection.indices.cpu()]
-        weights, denominator = self._loss_weights(choice, eligible, count, budget, len(batches) * ranks)
-        small = self._pack(batches, pool, chosen, weights)
-        self._note(pool, candidates, chosen, choice)
+        chosen = plan.candidates[choice.selection.indices.cpu()]
+        if self._states is not None:
+            self._states.retain(chosen[pool.ranks[chosen] == self.accelerator.process_index].tolist())
+        weights, denominator = self._loss_weights(choice, pool.tokens[plan.candidates], count, budget, slots)
+        small = self._pack(batches, pool, chosen, weights, padding)
+        if scoring.trained is not None:
+            self._pending = (pool, step)
+        self._pool_tokens = pool.tokens
+        self._note(pool, plan, scores, chosen, choice, small)
         return small, denominator
 
-    def _score(self, model: Any, batches: list[dict[str, Tensor]]) -> Scores:
-        scorer = self._step.scorer if self._step.scores else Tokens()  # e.g. random looks at nothing
-        settings: dict[str, Any] = {"loss": self.coreset.loss, "seed": self.coreset.seed}
-        return Scores.cat([scorer.run(model, _without_tags(batch), **settings) for batch in batches])
+    def _columns(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What travels of each of this rank's rows before scoring."""
+        spans = torch.cat([row_spans(batch) for batch in batches])
+        return {
+            "ids": torch.cat([batch[ID] for batch in batches]),
+            "sources": torch.cat([batch[SOURCE] for batch in batches]),
+            "lengths": spans[:, 1] - spans[:, 0],
+            "tokens": torch.cat([trained_tokens(batch["labels"]) for batch in batches]),
+            "eligible": self._eligible(batches),
+        }
 
-    def _choose(self, eligible: Scores, pool: Pool, candidates: Tensor, budget: int) -> Choice:
-        moments = None
-        if self._step.normalise is not None and self._step.normalise.needs_moments:
-            moments = second_moments(self.optimizer, self._step.scorer.coordinates())
+    def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
+        """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
+        scoring, settings = self._scoring, self._scoring.settings
+        if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
+            check_loss(model, _without_tags(batches[0]))
+        if scoring.trained is not None:
+            scoring.trained.watch(model, _without_tags(batches[0]))
+        self._packed = self._can_pack(model, batches)
+        if settings.way == "full" and settings.reuse is not False and scoring.scorer.needs_forward:
+            self._states = self._block_states(model)
+        self._prepared = True
+
+    def _block_states(self, model: Any) -> BlockStates | None:
+        """Where the scoring forward's block inputs are kept for training, or None with the reason in the log."""
+        if self.coreset.scoring_settings.reuse == "auto" and not getattr(self.args, "gradient_checkpointing", False):
+            return None
+        against = unfit(model)
+        if against is None and self.model_wrapped is not model:
+            against = unfit(self.model_wrapped)
+        if against is not None:
+            if self.is_world_process_zero():
+                logger.warning("The scoring forward is not reused for training. %s", against)
+            return None
+        scoring, settings = self._scoring, self._scoring.settings
+        if scoring.reuse_bytes is None:
+            scoring.reuse_bytes = (
+                free_memory(self.args.device) // 2 if settings.reuse_gb is None else int(settings.reuse_gb * 2**30)
+            )
+        return BlockStates(model, place=settings.reuse_place, max_bytes=scoring.reuse_bytes)
+
+    def _can_pack(self, model: Any, batches: list[dict[str, Tensor]]) -> bool:
+        """Whether micro-batches are trained without padding; all ranks decide alike."""
+        wanted = self.coreset.padding_free
+        flash = self._flash(model)
+        if wanted is False or (wanted == "auto" and not flash):
+            return False
+        against = packing_unfit(model)
+        if against is None:
+            found = check_packing(model, take_rows(batches, range(min(2, len(batches[0][ID])))), flash=flash)
+            if agree(self.accelerator, int(found is not None)):
+                against = found or "Another rank's rows cannot be packed."
+        if against is None:
+            return True
+        if wanted is True:
+            raise ConfigError(f"coreset.padding_free is true, and this model or data cannot be packed. {against}")
+        if self.is_world_process_zero():
+            logger.warning("Micro-batches are trained with padding. %s", against)
+        return False
+
+    @staticmethod
+    def _flash(model: Any) -> bool:
+        return "flash" in str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+
+    def _reusing(self, places: Places | None, inputs: Mapping[str, Any]) -> Any:
+        """Recalls the scoring forward's block inputs for this micro-batch's forward, where all its rows are kept."""
+        if places is None or self._states is None or not self._states.has(places.rows[:, 0].tolist()):
+            return nullcontext()
+        return self._states.recall(places.rows, inputs)
+
+    def _announce(self, places: Places | None, weights: Tensor) -> None:
+        """Tells whoever learns from the backward which examples this micro-batch holds, and their weights."""
+        if places is None or self._scoring.trained is None:
+            return
+        rows = places.rows
+        each = weights[rows[:, 1]] if weights.ndim == 1 else weights[rows[:, 1], rows[:, 3] - 1]
+        self._scoring.trained.announce(rows, each, self._pool_tokens[rows[:, 0].clamp(min=0)])
+
+    def _absorb(self) -> None:
+        """Remembers what the last step trained, and lets go of what it kept; on every rank at the same place."""
+        if self._pending is not None:
+            pool, step = self._pending
+            self._pending = None
+            self._scoring.absorb(self.accelerator, pool, step)
+        if self._states is not None:
+            self._states.retain(())
+            if self._states.reason is not None and self._states.reason != self._told:
+                self._told = self._states.reason
+                if self.is_world_process_zero():
+                    logger.warning("Some scoring forwards are not reused for training. %s", self._told)
+
+    def _choose(self, pool: Pool, plan: Plan, scores: Scores | None) -> Choice:
         step = self.state.global_step
         try:
-            return self._step.choose(eligible, pool.sources[candidates], budget, step=step, second_moments=moments)
+            self._scoring.remember(pool, plan, scores, step)
+            moments = None
+            if self._step.normalise is not None and self._step.normalise.needs_moments:
+                moments = second_moments(self.optimizer, self._step.scorer.coordinates())
+            return self._scoring.choose(pool, plan, scores, step, moments)
         except NonFiniteError as error:
-            bad = ~torch.isfinite(eligible.features).all(dim=1)
-            if eligible.losses is not None:
-                bad |= ~torch.isfinite(eligible.losses)
-            examples = pool.ids[candidates[bad.cpu()]].tolist()
+            if scores is None:
+                raise
+            bad = ~torch.isfinite(scores.features).all(dim=1)
+            if scores.losses is not None:
+                bad |= ~torch.isfinite(scores.losses)
+            examples = pool.ids[plan.exact[bad.cpu()]].tolist()
             shown = ", ".join(map(str, examples[:8])) + (", ..." if len(examples) > 8 else "")
             raise NonFiniteError(f"At step {step + 1}, examples {shown} of the train set: {error}") from None
 
     def _loss_weights(
-        self, choice: Choice, eligible: Scores, count: int, budget: int, slots: int
+        self, choice: Choice, tokens: Tensor, count: int, budget: int, slots: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """What each chosen row's summed token loss is multiplied by, and the sum's denominator over all ranks.
 
@@ -217,7 +338,7 @@ class CoresetMixin(_Base):
         micro-batch.
         """
         weights = choice.selection.weights
-        tokens = eligible.tokens.to(weights.device)
+        tokens = tokens.to(weights.device)
         trained = tokens[choice.selection.indices.to(weights.device)]
         if self.coreset.loss == "example_mean":
             return weights / trained.clamp(min=1), torch.tensor(float(budget), device=weights.device)
@@ -229,8 +350,13 @@ class CoresetMixin(_Base):
         return weights, tokens.sum().double().mul(budget / count).to(torch.float32)
 
     def _pack(
-        self, batches: list[dict[str, Tensor]], pool: Pool, chosen: Tensor, weights: Tensor | None
-    ) -> list[dict[str, Tensor]]:
+        self,
+        batches: list[dict[str, Tensor]],
+        pool: Pool,
+        chosen: Tensor,
+        weights: Tensor | None,
+        padding: Padding,
+    ) -> list[dict[str, Any]]:
         """This rank's share of the chosen rows as micro-batches, rows that change ranks included."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         owners = pool.ranks[chosen].tolist()
@@ -250,13 +376,21 @@ class CoresetMixin(_Base):
         mine = [position for position, owner in enumerate(trained_by) if owner == rank]
         stay = [position for position in mine if position not in arrived]
         held = dict(zip(stay, take_rows(batches, [int(pool.rows[chosen[p]]) for p in stay]), strict=True))
-        return micro_batches(
+        placed = self._states is not None or self._scoring.trained is not None
+        made = micro_batches(
             [held[p] if p in held else arrived[p] for p in mine],
             None if weights is None else weights[mine],
             len(batches),
-            self._padding(batches),
+            padding,
             template,
+            numbers=chosen[mine].tolist() if placed else None,
+            packed=self._packed,
+            most_rows=self._train_batch_size if self._packed else None,
+            flash=self._packed and self._flash(self._inner(self.model_wrapped)),
         )
+        for batch in made if placed else []:
+            batch[PLACES] = Places(batch[PLACES])
+        return made
 
     def _padding(self, batches: list[dict[str, Tensor]]) -> Padding:
         mask = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
@@ -279,31 +413,53 @@ class CoresetMixin(_Base):
             eligible[len(eligible) - rows[-1] + real :] = False
         return eligible
 
-    def _note(self, pool: Pool, candidates: Tensor, chosen: Tensor, choice: Choice) -> None:
+    def _note(
+        self,
+        pool: Pool,
+        plan: Plan,
+        scores: Scores | None,
+        chosen: Tensor,
+        choice: Choice,
+        small: list[dict[str, Any]],
+    ) -> None:
         """The record's line of this step, as far as it is known before training."""
-        names, scores = self._source_names, pool.scores
-        tokens = pool.scores.tokens
-        scored = self._step.scores and self._step.scorer.needs_forward
+        names, candidates, tokens = self._source_names, plan.candidates, pool.tokens
+        scored = plan.exact if self._scoring.scorer.needs_forward else plan.exact[:0]
         pool_loss = chosen_loss = None
-        if scores.losses is not None:
+        if scores is not None and scores.losses is not None and len(scored) == len(candidates):
             losses = scores.losses.double().cpu()
-            pool_loss = float(losses[candidates].sum() / tokens[candidates].sum().clamp(min=1))
-            chosen_loss = float(losses[chosen].sum() / tokens[chosen].sum().clamp(min=1))
+            here = choice.selection.indices.cpu()
+            pool_loss = float(losses.sum() / tokens[candidates].sum().clamp(min=1))
+            chosen_loss = float(losses[here].sum() / tokens[chosen].sum().clamp(min=1))
+        recorded: dict[str, Any] = {
+            "positions_scored": self._over_ranks(pool, scored, self._scoring.work.positions),
+            "positions_trained": self._over_ranks(pool, chosen, sum(batch["input_ids"].numel() for batch in small)),
+        }
+        if self._states is not None:
+            recorded["reuse_mb"] = round(self._states.peak_bytes / 2**20, 1)
         self._recorder.step = {
             "drawn": record.per_source(pool.sources[candidates], names),
             "chosen": record.per_source(pool.sources[chosen], names),
             "kept": [group.name for group in choice.groups if group.keep],
             "pool_examples": len(candidates),
             "chosen_examples": len(chosen),
+            "examples_scored": len(scored),
+            "scoring": self._scoring.way,
             "pool_loss": pool_loss,
             "chosen_loss": chosen_loss,
-            "tokens_scored": int(pool.lengths.sum()) if scored else 0,
+            "tokens_scored": int(pool.lengths[scored].sum()),
             "tokens_trained": int(pool.lengths[chosen].sum()),
-            "labels_scored": int(tokens.sum()) if scored else 0,
+            "labels_scored": int(tokens[scored].sum()),
             "labels_trained": int(tokens[chosen].sum()),
             "weight_max": choice.selection.weight_max,
             "effective_sample_size": choice.selection.effective_sample_size,
+            **recorded,
         }
+
+    def _over_ranks(self, pool: Pool, rows: Tensor, positions: int) -> int:
+        """This rank's padded positions scaled up to all ranks', by the tokens of `rows` here and there."""
+        here = int(pool.lengths[rows[pool.ranks[rows] == self.accelerator.process_index]].sum())
+        return round(positions * int(pool.lengths[rows].sum()) / here) if here else positions
 
     # ---- the record, checkpoints, resume -------------------------------------------------------------------------
 
@@ -316,15 +472,19 @@ class CoresetMixin(_Base):
         """
         if self.coreset.pool_factor > 1:
             output_dir = Path(self.args.output_dir)
-            self._step = self.coreset.build()
+            self._start_over()
             steps = 0
             if resume_from_checkpoint:
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                steps = load_state(folder, self._step, self.coreset.to_dict())
+                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring)
                 resume_from_checkpoint = str(folder)
             if self.is_world_process_zero():
                 record.start_log(output_dir, steps)
             self.accelerator.wait_for_everyone()
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                self._recorder.flush()  # lines that wait for the device, whatever ended the run
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -336,8 +496,26 @@ class CoresetMixin(_Base):
     def save_coreset_state(self) -> None:
         """Adds selection's state and the marker of completeness to the checkpoint just written (rank 0)."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self._absorb()
         if self.is_world_process_zero() and folder.is_dir():
-            save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step)
+            save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring)
+
+    def _start_over(self) -> None:
+        """The state of a run before its first step."""
+        self._step = self.coreset.build()
+        if (old := getattr(self, "_scoring", None)) is not None and old.trained is not None:
+            old.trained.close()
+        self._scoring = PoolScoring(
+            self.coreset,
+            self._step,
+            micro_batch=self._train_batch_size,
+            sharded=getattr(self.accelerator.distributed_type, "value", "") in SHARDED,
+        )
+        self._states = None
+        self._pending = None
+        self._pool_tokens = torch.zeros(0, dtype=torch.long)
+        self._packed = self._prepared = False
+        self._told = None
 
     def coreset_record(self) -> dict[str, Any]:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
@@ -359,15 +537,6 @@ class CoresetMixin(_Base):
     def _inner(self, model: Any) -> Any:
         """The model below DDP, torch.compile and the like; autocast stays."""
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
-
-
-def _rows(scores: Scores, rows: Tensor) -> Scores:
-    there = rows.to(scores.features.device)
-    return Scores(
-        features=scores.features[there],
-        losses=None if scores.losses is None else scores.losses[there],
-        tokens=scores.tokens[rows],
-    )
 
 
 def _without_tags(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
 import platform
 import time
-from collections import Counter
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -19,40 +22,82 @@ from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError, NonFiniteError
 from corebatch.trainer.checkpoint import write_text
+from corebatch.trainer.flops import ModelFlops, Peak, model_flops, peak_flops
+from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.tagging import Sources
 
 LOG, RUN = "selection.jsonl", "corebatch.json"
 
 
-class Phases:
-    """Milliseconds and peak memory of the phases of one step.
+class StepLine:
+    """The line of one step, whole once its phases are timed.
 
-    On a GPU each boundary waits for the device, so that time is counted where it is spent; memory is the allocator's
-    peak. On CPU memory is the process's resident set at the end of the phase. Both in MB (2^20 bytes).
+    Args:
+        values: what is known at the end of the step.
+        phases: of the step.
+        at_peak: how many seconds the step's model FLOPs take the devices of all ranks at their peak; None if unknown.
     """
 
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-        self.memory_mb: dict[str, float] = {}
-        self._gpu = torch.cuda.is_available()
-        self._process = psutil.Process()
-        self.start()
+    def __init__(self, values: dict[str, Any], phases: Phases, at_peak: float | None) -> None:
+        self._values, self._phases, self._at_peak = values, phases, at_peak
 
-    def start(self) -> None:
-        """Starts the clock of the next phase."""
-        if self._gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        self._since = time.perf_counter()
+    def timed(self, wait: bool = False) -> bool:
+        """Whether all phases are timed; see `Phases.resolve`."""
+        return self._phases.resolve(wait)
 
-    def end(self, phase: str) -> None:
-        """Counts the time since the last boundary to `phase`, and starts the next one's."""
-        if self._gpu:
-            torch.cuda.synchronize()
-        self.ms[phase] = self.ms.get(phase, 0.0) + 1000 * (time.perf_counter() - self._since)
-        used = torch.cuda.max_memory_allocated() if self._gpu else self._process.memory_info().rss
-        self.memory_mb[phase] = max(self.memory_mb.get(phase, 0.0), used / 2**20)
-        self.start()
+    def values(self) -> dict[str, Any]:
+        """The line, with those phases that are timed by now."""
+        ms, memory_mb = self._phases.ms, self._phases.memory_mb
+        seconds = sum(ms.values()) / 1000
+        mfu = None
+        if self._at_peak is not None and seconds > 0 and self._phases.resolved:
+            mfu = float(f"{self._at_peak / seconds:.4g}")
+        values = {
+            **self._values,
+            "mfu": mfu,
+            "ms": {key: round(value, 3) for key, value in ms.items()},
+            "memory_mb": {key: round(value, 1) for key, value in memory_mb.items()},
+        }
+        values["seconds"] = values.pop("seconds")  # last
+        return values
+
+
+class StepLog:
+    """Writes lines in the order of the steps, each as soon as it is timed: on CPU at once, on a GPU up to a step late.
+
+    Args:
+        path: of `selection.jsonl`; None on the ranks that write nothing.
+    """
+
+    held: ClassVar[weakref.WeakSet[StepLog]] = weakref.WeakSet()
+    """Those of this process that may hold lines back."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = None if path is None else path.resolve()
+        self._waiting: deque[StepLine] = deque()
+        self.held.add(self)
+
+    def add(self, line: StepLine) -> None:
+        """Writes the line, or holds it back until it is timed."""
+        self._waiting.append(line)
+        self._write(lambda line: line.timed())
+
+    def flush(self) -> None:
+        """Writes all lines, waiting for the device. Where it has failed, lines go without what it did not finish."""
+        try:
+            self._write(lambda line: line.timed(wait=True))
+        except RuntimeError:  # of the device; whoever uses it next is told
+            self._write(lambda line: True)
+
+    def _write(self, ready: Callable[[StepLine], bool]) -> None:
+        lines = []
+        try:
+            while self._waiting and ready(self._waiting[0]):
+                lines.append(json.dumps(self._waiting.popleft().values()) + "\n")
+        finally:
+            if lines and self.path is not None:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.writelines(lines)
 
 
 class Recorder(TrainerCallback):
@@ -61,19 +106,31 @@ class Recorder(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self.step: dict[str, Any] | None = None
-        self.phases = Phases()
+        self._clock = clock_for(trainer.args.device)
+        self.phases = Phases(self._clock)
         self.losses: list[Tensor] = []
         self._loss: float | None = None
-        self._since_log: list[dict[str, Any]] = []
+        self._log = StepLog(None)
+        self._since_log: list[StepLine] = []
         self._began = time.perf_counter()
+        self._flops: ModelFlops | None = None
+        self._peak: Peak | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began = time.perf_counter()
+        model = self._trainer._inner(self._trainer.model_wrapped)
+        self._flops = model_flops(model)
+        self._peak = peak_flops(args.device, _training_type(args, model))
         self.step, self._since_log, self.losses = None, [], []
+        self._log = StepLog(Path(args.output_dir) / LOG if state.is_world_process_zero else None)
+        # Training may also end by an error that no callback hears of: what is held back is written when the recorder
+        # goes, or the process.
+        weakref.finalize(self, self._log.flush)
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / RUN, json.dumps(self._trainer.coreset_record(), indent=1, default=str) + "\n")
+            run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
+            write_text(folder / RUN, json.dumps(run, indent=1, default=str) + "\n")
+        self._began = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises NonFiniteError, on every rank alike, before a loss that is not finite moves any weight."""
@@ -85,6 +142,7 @@ class Recorder(TrainerCallback):
                 loss = self._trainer.accelerator.reduce(loss, reduction="mean")
             self._loss = float(loss)
             if not math.isfinite(self._loss):
+                self.flush()
                 raise NonFiniteError(
                     f"At step {state.global_step + 1} the loss of the small batch should be finite. "
                     f"Found {self._loss}. No weight was moved."
@@ -96,41 +154,87 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.step is None:
             return
-        phases = self.phases
-        line = {
+        values = {
             "step": state.global_step,
             "epoch": state.epoch,
             **self.step,
+            "padding_scored": _padding(self.step.get("tokens_scored"), self.step.get("positions_scored")),
+            "padding_trained": _padding(self.step.get("tokens_trained"), self.step.get("positions_trained")),
             "train_loss": self._loss,
-            "ms": {key: round(value, 3) for key, value in phases.ms.items()},
-            "memory_mb": {key: round(value, 1) for key, value in phases.memory_mb.items()},
             "seconds": round(time.perf_counter() - self._began, 3),
         }
-        self._since_log.append(line)
+        line = StepLine(values, self.phases, self._seconds_at_peak(self.step))
         self.step, self.losses = None, []
-        if state.is_world_process_zero:
-            with open(Path(args.output_dir) / LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        self.phases = Phases()
+        self._since_log.append(line)
+        self._log.add(line)
+        self.phases = Phases(self._clock)
+
+    def flush(self) -> None:
+        """Writes the lines that are held back until the device has finished their steps; waits for it."""
+        self._log.flush()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.flush()  # before the marker: a complete checkpoint has a line for each of its steps
         self._trainer.save_coreset_state()
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.flush()
+
     def take_means(self) -> dict[str, float]:
-        """What the Trainer's log shows beside its own numbers: means over the steps since the last call."""
+        """What the Trainer's log shows beside its own numbers: means over the steps since the last call, and the most
+        memory by phase. Times are means over those steps that the device has finished."""
         lines, self._since_log = self._since_log, []
         if not lines:
             return {}
-        means = {}
+        done = [line.timed() for line in lines]
+        steps = [line.values() for line in lines]
+        timed = [step for step, known in zip(steps, done, strict=True) if known]
+        means: dict[str, float] = {}
         for key in ("pool_loss", "chosen_loss"):
-            values = [line[key] for line in lines if line[key] is not None]
-            if values:
-                means[key] = sum(values) / len(values)
-        seconds = sum(sum(line["ms"].values()) for line in lines) / 1000
+            means |= _mean(key, [step[key] for step in steps])
+        seconds = sum(sum(step["ms"].values()) for step in timed) / 1000
         for key in ("tokens_scored", "tokens_trained"):
-            means[key] = sum(line[key] for line in lines) / len(lines)
-            means[f"{key}_per_second"] = sum(line[key] for line in lines) / max(seconds, 1e-9)
+            means[key] = sum(step[key] for step in steps) / len(steps)
+            if timed:
+                means[f"{key}_per_second"] = sum(step[key] for step in timed) / max(seconds, 1e-9)
+        for key in ("padding_scored", "padding_trained"):
+            means |= _mean(key, [step[key] for step in steps], 5)
+        means |= _mean("mfu", [step["mfu"] for step in timed], 5)
+        for phase in dict.fromkeys(phase for step in timed for phase in step["ms"]):
+            means |= _mean(f"ms_{phase}", [step["ms"].get(phase) for step in timed], 5)
+        for phase in dict.fromkeys(phase for step in steps for phase in step["memory_mb"]):
+            means[f"memory_mb_{phase}"] = max(step["memory_mb"].get(phase, 0.0) for step in steps)
         return means
+
+    def _seconds_at_peak(self, step: dict[str, Any]) -> float | None:
+        if self._flops is None or self._peak is None:
+            return None
+        flops = self._flops.step(
+            scored=step["tokens_scored"],
+            scored_rows=step.get("examples_scored", step["pool_examples"]),
+            trained=step["tokens_trained"],
+            trained_rows=step["chosen_examples"],
+        )
+        return flops / (self._trainer.accelerator.num_processes * self._peak.value)
+
+
+def _training_type(args: Any, model: Any) -> torch.dtype:
+    """What the model's matrices are multiplied in: the autocast type, else the weights' own."""
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(types, torch.float32)
+
+
+def _padding(tokens: int | None, positions: int | None) -> float | None:
+    """The share of positions that hold no token; None where they were not counted, or there are none."""
+    return round(1 - tokens / positions, 4) if tokens is not None and positions else None
+
+
+def _mean(key: str, values: list[float | None], digits: int = 17) -> dict[str, float]:
+    """The mean under its key, over what is known, to so many digits that count; nothing where nothing is."""
+    known = [value for value in values if value is not None]
+    return {key: float(f"{sum(known) / len(known):.{digits}g}")} if known else {}
 
 
 def start_log(output_dir: Path, steps: int) -> None:
@@ -141,6 +245,9 @@ def start_log(output_dir: Path, steps: int) -> None:
         CheckpointError: the file lacks lines up to that step.
     """
     path = output_dir / LOG
+    for log in list(StepLog.held):  # of a run in this process that ended by an error
+        if log.path == path.resolve():
+            log.flush()
     if steps == 0:
         if path.exists():
             number = 1

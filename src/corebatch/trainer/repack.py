@@ -1,17 +1,20 @@
-"""Rows in and out of padded batches: the pool's batches are taken apart and the small batch's are put together."""
+"""Rows in and out of batches: the pool's padded batches are taken apart, the small batch's are put together, padded or
+packed one row behind the other."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from corebatch.errors import DataError
+from corebatch.errors import DataError, InputError
 from corebatch.scoring.base import IGNORED
-from corebatch.trainer.tagging import ID, SOURCE
+from corebatch.trainer.tagging import ID, PLACES, SOURCE
 
 PACKED_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "max_length_q")
 
@@ -93,33 +96,156 @@ def put_together(rows: Sequence[Mapping[str, Tensor]], padding: Padding) -> dict
     return batch
 
 
+def check_packable(rows: Sequence[Mapping[str, Tensor]]) -> None:
+    """Raises DataError unless rows that `take_rows` gave can stand one behind the other without a mask.
+
+    All rows together tell what belongs to tokens: one row alone may be as long as a key by row is wide.
+    """
+    for key in rows[0].keys() - {ID, SOURCE}:
+        if any(row[key].ndim == 0 or len(row[key]) != len(row["input_ids"]) for row in rows):
+            shapes = [tuple(row[key].shape) for row in rows[:3]]
+            raise DataError(
+                f"Packed rows can only have keys with a value for each token. Found {key!r} of shapes {shapes} "
+                f"for {[len(row['input_ids']) for row in rows[:3]]} tokens. Drop it, or switch packing off."
+            )
+    for row in rows:
+        if "attention_mask" in row and bool((row["attention_mask"] == 0).any()):
+            found = "an attention mask with zeros inside the row"
+        elif "position_ids" in row and bool((row["position_ids"].diff(dim=0) != 1).any()):
+            found = "position_ids that do not count up by one"
+        else:
+            continue
+        raise DataError(
+            f"Packed rows have no mask and positions of their own. Found {found} in example {int(row[ID])}. "
+            "Switch packing off."
+        )
+
+
+def pack_together(rows: Sequence[Mapping[str, Tensor]], *, flash: bool = False) -> dict[str, Any]:
+    """One batch row [1, T] of rows that pass `check_packable`, one behind the other, T tokens in all.
+
+    Where a row ends shows in `position_ids`, which restart at 0; transformers keeps attention within rows if there is
+    no mask and no cache, so `use_cache` is off. A row's first label is ignored: its prediction would come from the
+    row before.
+
+    Args:
+        rows: as `take_rows` gave them.
+        flash: also add `cu_seq_lens_q`, `cu_seq_lens_k` (int32 [rows + 1]), `max_length_q` and `max_length_k` (int),
+            which spare flash attention reading the positions in every layer; named as by transformers'
+            DataCollatorWithFlattening.
+    """
+    device, lengths = rows[0]["input_ids"].device, [len(row["input_ids"]) for row in rows]
+    batch: dict[str, Any] = {
+        key: torch.cat([row[key] for row in rows]).unsqueeze(0)
+        for key in rows[0]
+        if key not in (ID, SOURCE, "attention_mask")
+    }
+    batch["position_ids"] = torch.cat([torch.arange(length, device=device) for length in lengths]).unsqueeze(0)
+    batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORED)
+    batch["use_cache"] = False
+    if flash:
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        batch |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        batch |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    return batch
+
+
+def cut(order: Sequence[int], count: int) -> list[list[int]]:
+    """`order` cut into `count` pieces of near-equal size, the larger ones first."""
+    base, more = divmod(len(order), count)
+    sizes = [base + (number < more) for number in range(count)]
+    return [list(order[start:end]) for start, end in pairwise(accumulate(sizes, initial=0))]
+
+
+def deal(order: Sequence[int], lengths: Sequence[int], count: int, most: int) -> list[list[int]]:
+    """Rows dealt to `count` piles of like numbers of tokens, at most `most` rows each; none is empty if avoidable.
+
+    Each row goes to the pile with the fewest tokens that still has room, the first of equals. With the longest row
+    first this is the rule "longest processing time" (Graham 1969, Bounds on multiprocessing timing anomalies).
+
+    Args:
+        order: numbers of rows, the longest first.
+        lengths: tokens of each row, at least 1.
+    """
+    piles: list[list[int]] = [[] for _ in range(count)]
+    open_piles = [(0, number) for number in range(count)]
+    for row in order:
+        tokens, number = heapq.heappop(open_piles)
+        piles[number].append(row)
+        if len(piles[number]) < most:
+            heapq.heappush(open_piles, (tokens + lengths[row], number))
+    return piles
+
+
 def micro_batches(
     rows: Sequence[Mapping[str, Tensor]],
     weights: Tensor | None,
     count: int,
     padding: Padding,
     filler: Mapping[str, Tensor],
-) -> list[dict[str, Tensor]]:
-    """Exactly `count` micro-batches of near-equal numbers of rows, rows of like length together.
+    *,
+    numbers: Sequence[int] | None = None,
+    packed: bool = False,
+    most_rows: int | None = None,
+    flash: bool = False,
+) -> list[dict[str, Any]]:
+    """Exactly `count` micro-batches, padded or packed.
+
+    Padded: near-equal numbers of rows, rows of like length together, which wastes the least padding. Packed: each
+    micro-batch is one batch row without padding (`pack_together`), rows dealt so that tokens are balanced (`deal`);
+    `padding` is not used. Either way the order of equally long rows is that of their example ids.
 
     Args:
         rows: this rank's share of the small batch.
-        weights: `loss_weights` [len(rows)], or None where the plain loss is used (then rows >= count).
+        weights: what each row's loss is multiplied by, [len(rows)], or None where the plain loss is used (then
+            rows >= count). They become `loss_weights`: [B], or packed [1, T], each token's being its row's.
         count: how many micro-batches the parent asked for.
         padding: how to pad.
         filler: a row that stands, with weight 0, where there are fewer rows than micro-batches.
+        numbers: each row's number in this rank's pool, -1 for a row that came from another rank. If given, every
+            micro-batch says in `corebatch_places`, LongTensor [rows of the pool in it, 4] on the CPU, where its rows
+            lie: number (the filler's is -1), batch row, start and end of its tokens.
+        packed: whether to pack.
+        most_rows: how many rows a micro-batch may have; ceil(rows / count) by default.
+        flash: see `pack_together`.
+
+    Raises:
+        DataError: rows to be packed have a key by row, holes in their mask, or positions that skip.
+        InputError: there are more rows than fit, or not a number for each.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]["input_ids"]), int(rows[i][ID])))
-    base, more = divmod(len(rows), count)
-    made, start = [], 0
-    for number in range(count):
-        size = base + (number < more)
-        part = order[start : start + size]
-        start += size
-        batch = put_together([rows[i] for i in part] or [filler], padding)
-        batch.pop(ID)
-        batch.pop(SOURCE)
+    most = -(-len(rows) // count) if most_rows is None else most_rows
+    if len(rows) > count * most:
+        raise InputError(f"{count} micro-batches of at most {most} rows should hold all rows. Found {len(rows)}.")
+    if numbers is not None and len(numbers) != len(rows):
+        raise InputError(f"numbers should have one number for each of {len(rows)} rows. Found {len(numbers)}.")
+    if packed:
+        check_packable([*rows, filler])
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (-lengths[i], int(rows[i][ID])))
+    made = []
+    for part in deal(order, lengths, count, most) if packed else cut(order, count):
+        taken = [rows[i] for i in part] or [filler]
+        batch = pack_together(taken, flash=flash) if packed else put_together(taken, padding)
+        batch.pop(ID, None)
+        batch.pop(SOURCE, None)
+        spans = _packed_spans(taken) if packed else _padded_spans(taken, batch["input_ids"].shape[1], padding)
         if weights is not None:
-            batch["loss_weights"] = weights[part] if part else weights.new_zeros(1)
+            given = weights[part] if part else weights.new_zeros(1)
+            sizes = torch.tensor([end - start for _, start, end in spans], device=given.device)
+            batch["loss_weights"] = given.repeat_interleave(sizes).unsqueeze(0) if packed else given
+        if numbers is not None:
+            known = [numbers[i] for i in part] or [-1]
+            batch[PLACES] = torch.tensor([[number, *span] for number, span in zip(known, spans, strict=True)])
         made.append(batch)
     return made
+
+
+def _packed_spans(rows: Sequence[Mapping[str, Tensor]]) -> list[tuple[int, int, int]]:
+    """(batch row, start, end) of each row in what `pack_together` gives."""
+    return [(0, *span) for span in pairwise(accumulate((len(row["input_ids"]) for row in rows), initial=0))]
+
+
+def _padded_spans(rows: Sequence[Mapping[str, Tensor]], width: int, padding: Padding) -> list[tuple[int, int, int]]:
+    """(batch row, start, end) of each row in what `put_together` gives."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    return [(i, width - n, width) if padding.left else (i, 0, n) for i, n in enumerate(lengths)]

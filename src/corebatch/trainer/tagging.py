@@ -21,6 +21,8 @@ from corebatch.errors import ConfigError, DataError, InputError
 from corebatch.sources import encode_sources
 
 ID, SOURCE = "corebatch_id", "corebatch_source"
+PLACES = "corebatch_places"
+"""Where the pool's rows lie in a micro-batch; see `repack.micro_batches`."""
 DEFAULT_COLUMN = "source"
 
 

@@ -14,7 +14,7 @@ from corebatch.scoring.head import intercepted_head, logit_map, weighted_token_l
 def weighted_loss(
     model: nn.Module, inner: nn.Module, inputs: Mapping[str, Tensor], weights: Tensor
 ) -> tuple[Tensor, Any]:
-    """sum_i weights_i sum_t loss_it, and the model's output with that loss in it.
+    """sum_it weights_it loss_it, and the model's output with that loss in it.
 
     The forward is that of the wrapped model, so that DDP and FSDP see it, and the loss is an output of it: DDP looks
     for unused parameters by walking back from the outputs.
@@ -23,7 +23,7 @@ def weighted_loss(
         model: as the Trainer trains it, perhaps wrapped.
         inner: the same model without its wrappers.
         inputs: a micro-batch with `labels`.
-        weights: [B], one for each row.
+        weights: [B], one for each row, or [B, T], one for each label; see `weighted_token_loss`.
     """
     transform = logit_map(inner)
     labels = inputs["labels"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-from report_runs import EVALUATION, INFO, STEPS, long_run, write_run
+from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
 
 from corebatch.errors import CorebatchError, DataError
 from corebatch.report import MissingExtraError, read_run, summarise, write_report
@@ -73,6 +73,16 @@ def test_the_page_tells_the_numbers(full: Path) -> None:
         assert f"<h2>{title}</h2>" in text
     assert "Weights undo the choice." in text
     assert text.count("<svg ") == 12  # the loss twice, and one drawing for each other chart
+
+
+def test_the_page_tells_padding_utilisation_and_communication(tmp_path: Path) -> None:
+    text = text_of(write_run(tmp_path, STEPS_TODAY, corebatch={**INFO, "peak_flops": PEAK}))
+    shown = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    for number in ("33.3 %", "20.0 %", "MFU 40.0 %", "160 GFLOP/s", "12.5 MB", "communication", "full (1 step)"):
+        assert number in shown
+    assert "exchange" not in shown
+    assert "Peak memory by phase (MB, highest of all steps)" in shown
+    assert Outline(text).open == []
 
 
 def test_the_page_is_well_formed_with_unique_ids(full: Path) -> None:

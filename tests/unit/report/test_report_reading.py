@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_runs import EVALUATION, INFO, STEPS, write_run
+from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, write_run
 
 from corebatch.errors import DataError
 from corebatch.report import read_run
@@ -28,6 +28,15 @@ def test_reads_every_field(tmp_path: Path) -> None:
     assert run.steps[1].train_loss is None
     assert run.info == INFO
     assert run.notes == ()
+
+
+def test_reads_what_newer_records_tell(tmp_path: Path) -> None:
+    first, second = read_run(write_run(tmp_path, STEPS_TODAY, corebatch={**INFO, "peak_flops": PEAK})).steps
+    for key in ("positions_scored", "positions_trained", "mfu", "reuse_mb", "bytes_sent", "scoring"):
+        assert getattr(first, key) == STEPS_TODAY[0][key]
+    assert second.positions_trained is None
+    old = read_run(write_run(tmp_path, STEPS)).steps[0]
+    assert old.positions_scored is old.mfu is old.reuse_mb is old.bytes_sent is old.scoring is None
 
 
 def test_fields_may_be_missing(tmp_path: Path) -> None:
@@ -72,6 +81,8 @@ def test_a_last_line_without_line_end_counts_when_it_is_whole(tmp_path: Path) ->
         ('{"step": 3, "pool_examples": 8, "chosen_examples": 4, "ms": [1]}\n', r"'ms' should be an object"),
         ('{"step": 3, "pool_examples": 8, "chosen_examples": 4, "drawn": {"a": 1.5}}\n', r"'drawn\.a'"),
         ('{"step": 3, "pool_examples": 8, "chosen_examples": 4, "kept": "a"}\n', r"'kept' should be a list"),
+        ('{"step": 3, "pool_examples": 8, "chosen_examples": 4, "scoring": 1}\n', r"'scoring' should be a string"),
+        ('{"step": 3, "pool_examples": 8, "chosen_examples": 4, "mfu": "high"}\n', r"'mfu' should be a number"),
         ('{"step": 2, "pool_examples": 8, "chosen_examples": 4}\n', r"Found step 2 after step 2"),
         (b'{"step": \xff}\n', r"not valid JSON"),
     ],
@@ -111,6 +122,8 @@ def test_settings_that_are_broken_are_named(tmp_path: Path) -> None:
         read_run(tmp_path)
     with pytest.raises(DataError, match=r"corebatch\.json: field 'sources' should be an object"):
         read_run(write_run(tmp_path, corebatch={"sources": ["a"]}))
+    with pytest.raises(DataError, match=r"corebatch\.json: peak_flops: field 'value' should be a number"):
+        read_run(write_run(tmp_path, corebatch={"peak_flops": {"value": "much"}}))
 
 
 def test_evaluation_with_given_and_with_computed_intervals(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import EVALUATION, long_run, write_run
+from report_runs import EVALUATION, INFO, PEAK, STEPS_TODAY, long_run, write_run
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -33,6 +33,19 @@ def test_numbers_are_there(tmp_path: Path) -> None:
     assert row(text, "pool (all")[-2:] == ["2.000", "1.000"]
     assert row(text, "Tokens  ") == ["Tokens", "2,000", "scored,", "1,000", "trained"]
     assert row(text, "all ") == ["all", "–", "3/4", "75.0", "30.1–95.4"]  # noqa: RUF001
+
+
+def test_what_newer_records_tell_is_there(tmp_path: Path) -> None:
+    text = printed(write_run(tmp_path, STEPS_TODAY, corebatch={**INFO, "peak_flops": PEAK}), 100)
+    assert "33.3 % of positions scored, 20.0 % of positions trained" in text
+    assert "40.0 % of 160 GFLOP/s a device (measured matmul float32)" in text
+    assert "full (1 step) and proxy (1 step)" in text
+    assert "at most 12.5 MB a step" in text
+    assert row(text, "Sent between")[-2:] == ["2", "MB"]
+    assert row(text, "communication")[:3] == ["communication", "250", "250"]
+    assert "exchange" not in text
+    narrow = printed(tmp_path)
+    assert all(cell_len(line) <= 80 for line in narrow.splitlines())
 
 
 @pytest.mark.parametrize("width", [80, 120])

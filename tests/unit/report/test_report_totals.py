@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_runs import EVALUATION, STEPS, long_run, write_run
+from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
 
 from corebatch.report import LossSummary, read_run, summarise
 from corebatch.report.words import headline
@@ -35,6 +35,24 @@ def test_phases_in_order_with_their_own_means(tmp_path: Path) -> None:
     assert phases["train"].share == 0.65
     assert (phases["score"].peak_memory_mb, phases["train"].peak_memory_mb) == (950.0, 1200.0)
     assert phases["custom"].peak_memory_mb is None
+
+
+def test_padding_utilisation_and_what_was_sent(tmp_path: Path) -> None:
+    info = {**INFO, "peak_flops": PEAK}
+    summary = summarise(read_run(write_run(tmp_path, STEPS_TODAY, corebatch=info)))
+    assert summary.padding_scored == pytest.approx(1 - 2000 / 3000)
+    assert summary.padding_trained == pytest.approx(1 - 400 / 500)  # of the step that counts both
+    assert summary.mfu == pytest.approx((0.25 * 1.8 + 0.5 * 2.7) / 4.5)
+    assert (summary.peak_flops, summary.peak_how) == (1.6e11, "measured matmul float32")
+    assert (summary.reuse_mb, summary.bytes_sent, summary.scoring) == (12.5, 2**21, {"full": 1, "proxy": 1})
+    assert json.loads(summary.to_json())["scoring"] == {"full": 1, "proxy": 1}
+
+
+def test_older_records_say_nothing_of_them(tmp_path: Path) -> None:
+    summary = summarise(read_run(write_run(tmp_path)))
+    assert summary.padding_scored is summary.padding_trained is summary.mfu is summary.peak_flops is None
+    assert summary.reuse_mb is summary.bytes_sent is None
+    assert summary.scoring == {}
 
 
 def test_sources_by_number_drawn_with_those_never_drawn(tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ def test_durations() -> None:
     assert [words.duration(s) for s in (0.5, 59.94, 61, 4020)] == ["0.5 s", "59.9 s", "1 min 01 s", "1 h 07 min"]
 
 
+def test_small_shares_keep_their_digits() -> None:
+    values = (None, 0.0, 0.4123, 0.00123, 4.5e-7)
+    assert [words.share(value) for value in values] == ["\u2013", "0.0 %", "41.2 %", "0.123 %", "4.5e-05 %"]
+
+
+def test_phases_and_ways_of_scoring_in_words() -> None:
+    assert [words.phase(name) for name in ("exchange", "score", "a\nb")] == ["communication", "score", "a�b"]
+    assert words.ways({"full": 1, "proxy": 9}) == "proxy (9 steps) and full (1 step)"
+
+
 def test_shorten_counts_cells() -> None:
     assert words.shorten("abcdef", 6) == "abcdef"
     assert words.shorten("abcdefg", 6) == "abcde…"
