@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import summarise
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,15 +37,32 @@ def gradients(path: Path, metric: str = "adam") -> None:
         f"{metric} metric, N = {first['large']}, P = {first['population']}, {first['draws']} draws, "
         f"seed {first['seed']}. {source(lines)}\n"
     )
-    print("| after steps | M | method | error (random = 1) | effective batch | uncorrected | bias | length | cosine |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = [
+        *(("after steps", "after_steps", "{}"), ("M", "budget", "{}"), ("method", "method", "{}")),
+        ("error (random = 1)", "error_to_large", "{:.2f} ± {spread:.2f}"),
+        *(("effective batch", "effective_batch", "{:.2f}"), ("uncorrected", "effective_batch_uncorrected", "{:.2f}")),
+        *(("bias", "bias_share", "{:.0%}"), ("length", "length", "{:.2f}"), ("cosine", "cosine", "{:.2f}")),
+    ]
+    if any("per_cost_tokens" in line for line in lines):  # from when the ways of scoring were measured as well
+        columns += [
+            *(("length to large", "length_to_large", "{:.2f}"), ("s", "s", "{:.2f}")),
+            ("s, all logits", "s_all_logits", "{:.2f}"),
+            *(("tokens of the chosen", "tokens_cost", "{:.2f}"), ("cost by tokens", "cost_tokens", "{:.1f}")),
+            *(("per cost", "per_cost_tokens", "{:.2f}"), ("by examples", "per_cost_examples", "{:.2f}")),
+            ("per cost, checkpointing", "per_cost_tokens_checkpointing", "{:.2f}"),
+            ("and reused", "per_cost_tokens_reuse", "{:.2f}"),
+        ]
+        ratios = list(dict.fromkeys(c for line in lines for c in line.get("per_cost_ratios", {})))
+        columns += [(f"per cost, c = {c}", c, "{:.2f}") for c in ratios]
+    print("| " + " | ".join(title for title, *_ in columns) + " |")
+    print("|" + "---|" * len(columns))
     for line in lines:
-        print(
-            f"| {line['after_steps']} | {line['budget']} | {line['method']} "
-            f"| {line['error_to_large']:.2f} ± {line['error_spread']:.2f} | {line['effective_batch']:.2f} "
-            f"| {line['effective_batch_uncorrected']:.2f} | {100 * line['bias_share']:.0f} % "
-            f"| {line['length']:.2f} | {line['cosine']:.2f} |"
-        )
+        given = {c: at["tokens"] for c, at in line.get("per_cost_ratios", {}).items()}
+        cells = []
+        for _, key, form in columns:
+            value = {**given, **line}.get(key)
+            cells.append("-" if value is None else form.format(value, spread=line["error_spread"]).replace("%", " %"))
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -55,6 +70,8 @@ def main() -> None:
     if kind == "gradients":
         gradients(Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS / "gradients.jsonl", *sys.argv[3:4])
     elif kind == "training":
+        from training import summarise  # it loads torch, which tables of gradients do without
+
         path = Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS / "training.jsonl"
         print(source(read(path)) + "\n")
         summarise(path)

@@ -25,10 +25,14 @@ from typing import Any
 ARMS: dict[str, dict[str, Any]] = {
     # what a budget is compared with: nothing is chosen
     "plain 16": {"rows": 16, "coreset": {"pool_factor": 1}},
+    "plain 20": {"rows": 20, "coreset": {"pool_factor": 1}},
+    "plain 24": {"rows": 24, "coreset": {"pool_factor": 1}},
     "plain 32": {"rows": 32, "coreset": {"pool_factor": 1}},
     "plain 64": {"rows": 64, "coreset": {"pool_factor": 1}},
     # no scoring
     "tokens importance 16 of 64": {"coreset": {"scorer": "tokens", "selector": "importance"}},
+    "none 16 of 64": {"coreset": {"scoring": "none"}},
+    "remembered 16 of 64": {"coreset": {"scoring": "remembered"}},
     # scored
     "colm 16 of 64": {"coreset": {"recipe": "colm"}, "score": 1.1},
     "hard 16 of 64": {"coreset": {"scorer": "loss", "selector": "hard"}, "score": 1.0},
@@ -69,6 +73,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         load_mixture(parse_specs([{"path": f"{job['data']}/{split}.jsonl"}]), tokenizer, max_length=256).dataset
         for split in ("train", "test")
     )
+    if job["examples"]:  # a part of the train set, so that examples come again
+        train = train.select(range(0, len(train), max(1, len(train) // job["examples"]))).select(range(job["examples"]))
     collate = PaddingCollator(tokenizer)
     names = sorted(set(test["source"]))
     order = sorted(range(len(test)), key=lambda i: test[i]["length"])
@@ -96,7 +102,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     coreset = dict(arm["coreset"])
     coreset.setdefault("pool_factor", FACTOR)
     rows = arm.get("rows", SMALL)
-    micro = 8
+    micro = 8 if rows % 8 == 0 else 4
     with tempfile.TemporaryDirectory() as folder:
         trainer = CoresetTrainer(
             model=model,
@@ -115,6 +121,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                 logging_steps=10**6,
                 seed=seed,
                 dataloader_pin_memory=False,
+                include_num_input_tokens_seen="non_padding",
             ),
             train_dataset=train,
             data_collator=collate,
@@ -136,6 +143,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "seed": seed,
         "steps": job["steps"],
         "learning_rate": job["learning_rate"],
+        "examples": len(train),
+        "epochs": trainer.state.epoch,
+        "tokens_seen": trainer.state.num_input_tokens_seen,
         "rows": rows,
         "pool": pool,
         "cost": rows * TRAIN_COST + pool * arm.get("score", 0.0),
@@ -176,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--every", type=int, default=40)
+    parser.add_argument("--examples", type=int, default=0, help="of the train set; 0: all")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training.jsonl"))
@@ -186,12 +197,16 @@ def main() -> None:
         return
     wanted = [part for part in args.arms.split(";") if part]
     arms = [arm for arm in ARMS if not wanted or any(part in arm for part in wanted)]
-    common = {key: getattr(args, key) for key in ("model", "data", "steps", "every", "learning_rate")}
+    common = {key: getattr(args, key) for key in ("model", "data", "steps", "every", "learning_rate", "examples")}
     done = set()
     if args.output.exists():  # a killed comparison goes on
         lines = [json.loads(line) for line in args.output.read_text().splitlines()]
-        keys = ("steps", "learning_rate")
-        done = {(x["arm"], x["seed"]) for x in lines if all(x[key] == common[key] for key in keys)}
+        done = {
+            (x["arm"], x["seed"])
+            for x in lines
+            if all(x[key] == common[key] for key in ("steps", "learning_rate"))
+            and x.get("examples", 0) == (common["examples"] or x.get("examples", 0))
+        }
     jobs = [{**common, "arm": arm, "seed": int(seed)} for seed in args.seeds.split(",") for arm in arms]
     jobs = [job for job in jobs if (job["arm"], job["seed"]) not in done]
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,9 @@ def test_two_ranks_train_what_one_does(results, method):
     one, two = (json.loads((results[ranks] / f"{method}.json").read_text()) for ranks in (1, 2))
     assert len(one) == len(two) >= (4 if method.startswith("uneven") else STEPS)
     for alone, joint in zip(one, two, strict=True):
-        for key in ("drawn", "chosen", "pool_examples", "chosen_examples", "labels_trained"):
+        for key in ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained"):
             assert alone[key] == joint[key]
+        assert ((joint["reuse_mb"] or 0) > 0) == method.startswith("reuse")
         assert joint["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
     states = [torch.load(results[ranks] / f"{method}.pt") for ranks in (1, 2)]
     # transformers' own loss, which uniform selectors use, is in float32 whatever the model

@@ -13,6 +13,7 @@ import torch
 from corebatch.trainer import CoresetConfig
 from training import mixture, run, tiny_model, trainer, weights
 
+CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 METHODS = {
     "recommended": (CoresetConfig(), {}),
     "quarter": (CoresetConfig(pool_factor=4), {}),
@@ -24,12 +25,32 @@ METHODS = {
     "example_mean": (CoresetConfig(loss="example_mean"), {}),
     "random": (CoresetConfig(selector="random"), {}),
     "hard": (CoresetConfig(scorer="loss", selector="hard"), {}),
-    "full_tied": (CoresetConfig(), {"lora": False}),
+    "full_tied": (CoresetConfig(), {"lora": False, "kind": "gpt2"}),
+    # gpt2's norms are in float64 like the model; float32 norms of weighted gradients differ in what is remembered
+    "remembered": (CoresetConfig(scoring="remembered"), {"kind": "gpt2"}),
+    "remembered_scored": (
+        CoresetConfig(scoring={"way": "remembered", "unknown": "score", "max_age": 5}),
+        {"kind": "gpt2", "lora": False},
+    ),
+    "every": (CoresetConfig(scoring={"way": "every", "steps": 3}), {"kind": "gpt2"}),
+    "two_phase": (CoresetConfig(scoring={"way": "two_phase", "proxy": "norm"}, pool_factor=4), {"kind": "gpt2"}),
+    "window": (CoresetConfig(scoring={"way": "window", "tokens": 6}), {}),
+    "first_blocks": (CoresetConfig(scoring={"way": "first_blocks", "blocks": 1}), {}),
+    "reuse": (CoresetConfig(scoring={"way": "full", "reuse": True}), CHECKPOINTING),
+    "reuse_full": (
+        CoresetConfig(scoring={"way": "full", "reuse": True}, padding_free=True),
+        {**CHECKPOINTING, "kind": "gpt2", "lora": False},
+    ),
+    "padding_free": (CoresetConfig(padding_free=True), {}),
     # 35 rows: the last pool is short, and a loader of two ranks fills it up from the start
     "uneven": (CoresetConfig(), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
     "uneven_random": (
         CoresetConfig(selector="random", pool_factor=3),
         {"rows": 35, "num_train_epochs": 2, "max_steps": -1},
+    ),
+    "uneven_remembered": (
+        CoresetConfig(scoring={"way": "remembered", "unknown": "score"}, padding_free=True),
+        {"rows": 35, "num_train_epochs": 3, "max_steps": -1, "kind": "gpt2"},
     ),
 }
 STEPS = 8
@@ -41,7 +62,7 @@ def main(folder: Path) -> None:
     for name, (coreset, settings) in METHODS.items():
         settings = dict(settings)
         lora, rows = settings.pop("lora", True), settings.pop("rows", 96)
-        model = tiny_model("gpt2" if name == "full_tied" else "llama", lora=lora, dtype=torch.float64)
+        model = tiny_model(settings.pop("kind", "llama"), lora=lora, dtype=torch.float64)
         made = trainer(
             folder / name,
             model,
@@ -57,8 +78,9 @@ def main(folder: Path) -> None:
         if made.is_world_process_zero():
             torch.save(weights(made), folder / f"{name}.pt")
             lines = [json.loads(line) for line in (folder / name / "selection.jsonl").read_text().splitlines()]
-            kept = ("drawn", "chosen", "pool_examples", "chosen_examples", "labels_trained", "train_loss", "pool_loss")
-            (folder / f"{name}.json").write_text(json.dumps([{key: line[key] for key in kept} for line in lines]))
+            kept = ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
+            kept += ("train_loss", "pool_loss", "reuse_mb")
+            (folder / f"{name}.json").write_text(json.dumps([{key: line.get(key) for key in kept} for line in lines]))
 
 
 if __name__ == "__main__":

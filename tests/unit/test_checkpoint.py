@@ -120,6 +120,15 @@ def test_other_settings_are_named_and_change_nothing(tmp_path: Path) -> None:
     assert step.normalise.state_dict() == {}
 
 
+def test_what_scoring_does_with_memory_may_change_on_the_way(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "checkpoint-5", CoresetConfig(scoring="full"))
+    smaller = CoresetConfig(scoring={"way": "full", "rows": 2, "reuse_gb": 0.5})
+    assert load_state(folder, smaller.build(), smaller.to_dict()) == 5
+    other = CoresetConfig(scoring={"way": "window", "rows": 2})
+    with pytest.raises(CheckpointError, match="scoring was 'full' and is 'window'"):
+        load_state(folder, other.build(), other.to_dict())
+
+
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         load_state(tmp_path / "nowhere", COLM.build(), COLM.to_dict())

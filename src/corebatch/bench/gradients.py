@@ -1,14 +1,22 @@
 """How near is the small batch's gradient to the large batch's, and is it biased?
 
 A fixed population of P examples has exact per-example gradients g_i of everything that is trained. In each of many
-draws a large batch of N is taken out of it at random, and each method chooses M of the N. The method's estimate of the
-mean gradient is what a step would use: (1/M) sum_i w_i g_i, or for uniform selectors the mean over the chosen tokens.
+draws a large batch of N is taken out of it at random, and each method chooses M of the N, through the trainer's own
+scoring and choosing. The method's estimate of the mean gradient is what a step would use: (1/M) sum_i w_i g_i, or for
+uniform selectors the mean over the chosen tokens.
+
+What that is worth: effective examples per unit of cost. The unit is the training of one random example, c forwards, so
+that accumulating gradients over a random batch gives 1 whatever its size (the finite population apart). A step costs
+M + N s / c, if scoring an example costs s forwards and chosen examples are no longer than others; counted by tokens it
+costs (tokens chosen) / (tokens of a mean example) + N s / c. Importance sampling prefers long examples, so the second
+is the honest one; optimizer, padding and choosing are in neither.
 
 Shape suffixes: P population, N large batch, M small batch, D trained numbers, K draws.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corebatch.bench.costs import Costs, Ratio, measure_costs
 from corebatch.bench.methods import Pair
+from corebatch.bench.population import Population, PopulationScoring, remembered
 from corebatch.errors import InputError
 from corebatch.scoring import Scores, seeded
+from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.weighted_loss import weighted_loss
 
 STEPS_AVERAGED = 50
@@ -58,10 +69,28 @@ class Measurement:
         bias_share: bias^2 / (bias^2 + variance) of the error to the population's mean, by cross-products of
             independent draws (may be slightly negative for an unbiased method).
         length: mean of <estimate, true> / <true, true>.
+        length_to_large: mean of <estimate, large batch's mean> / |large batch's mean|^2.
         cosine: mean cosine of estimate and true.
         score_ms: milliseconds of scoring N examples.
         select_ms: milliseconds of choosing, median.
         weight_max, effective_sample_size: of the weights, means over draws; the latter as a share of M.
+        scoring: the way of scoring.
+        feature_age: how many optimizer steps ago remembered features were computed; None where there are none.
+        s: forwards that scoring one example of the large batch costs, in the mean; s_low and s_high by the least and
+            greatest of the rounds. Two phases: as many of those of full as the scored rows have of the large batch's
+            tokens.
+        s_all_logits: the same in forwards that build all logits.
+        c, c_low, c_high: (forward + backward) / forward, and the least and greatest of the rounds.
+        c_checkpointing: with activation checkpointing; None for a model without it.
+        tokens_cost: mean over draws of the tokens of the chosen by M times the mean of the large batch.
+        cost_examples, cost_tokens: of a step, in trainings of one random example, at c.
+        cost_tokens_checkpointing: at c_checkpointing.
+        cost_tokens_reuse: at c_checkpointing, if the scoring forward serves as the first one of those that are
+            trained, so that they pay c - 1: N s / c + M tokens_cost (c - 1) / c. None but for full with a forward.
+        per_cost_examples, per_cost_tokens: effective examples (effective_batch N) by the cost of the step at c.
+        per_cost_examples_checkpointing, per_cost_tokens_checkpointing, per_cost_tokens_reuse: at c_checkpointing.
+        per_cost_ratios: for each c that was given, the same: "cost_examples", "cost_tokens", "cost_tokens_reuse",
+            and what is effective by each, "examples", "tokens", "tokens_reuse".
     """
 
     method: str
@@ -77,11 +106,41 @@ class Measurement:
     effective_batch_averaged: float
     bias_share: float
     length: float
+    length_to_large: float
     cosine: float
     score_ms: float
     select_ms: float
     weight_max: float
     effective_sample_size: float
+    scoring: str
+    feature_age: int | None
+    s: float
+    s_low: float
+    s_high: float
+    s_all_logits: float
+    c: float
+    c_low: float
+    c_high: float
+    c_checkpointing: float | None
+    tokens_cost: float
+    cost_examples: float
+    cost_tokens: float
+    cost_tokens_checkpointing: float | None
+    cost_tokens_reuse: float | None
+    per_cost_examples: float
+    per_cost_tokens: float
+    per_cost_examples_checkpointing: float | None
+    per_cost_tokens_checkpointing: float | None
+    per_cost_tokens_reuse: float | None
+    per_cost_ratios: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A memory that was filled at an earlier moment, and how many optimizer steps ago."""
+
+    memory: FeatureMemory
+    age: int
 
 
 def per_example_gradients(moment: Moment) -> Tensor:
@@ -109,22 +168,36 @@ def measure(
     budgets: Sequence[int] = (64, 32, 16),
     draws: int = 60,
     seed: int = 0,
+    costs: Costs | None = None,
+    cost_ratios: Sequence[float] = (),
+    past: Mapping[str, Past] | None = None,
 ) -> list[Measurement]:
     """Measures each pair at each budget, in the raw and (after an optimizer step) in Adam's metric.
 
+    Args:
+        costs: of scoring and training; None: measured here.
+        cost_ratios: values of c, beside the measured ones, for which to tell what a step is worth.
+        past: for pairs that remember features of an earlier moment, their memories by `Pair.remembered`. Without an
+            entry an age of 0 is filled here.
+
     Raises:
-        InputError: the population is not larger than the large batch, or a budget than that.
+        InputError: the population is not larger than the large batch, or a budget than that; a c that is not above 1;
+            features of an earlier moment that are not in `past`.
     """
     pairs = list(pairs)
-    gradients_PD = per_example_gradients(moment)
-    population = len(gradients_PD)
-    if not large < population:
-        raise InputError(f"The population should be larger than the large batch of {large}. Found {population}.")
+    population = Population.of(moment.batches)
+    if not large < len(population):
+        raise InputError(f"The population should be larger than the large batch of {large}. Found {len(population)}.")
     if not all(0 < budget <= large for budget in budgets):
         raise InputError(f"Budgets should be between 1 and {large}. Found {list(budgets)}.")
-    scored = {pair.scoring: _score(pair, moment) for pair in {pair.scoring: pair for pair in pairs}.values()}
+    check_cost_ratios(cost_ratios)
+    memories = _memories(pairs, moment, population, past or {}, seed)
+    if costs is None:
+        costs = measure_costs(moment.model, population, pairs, seed=seed)
+    gradients_PD = per_example_gradients(moment)
     pools = [
-        torch.randperm(population, generator=seeded(seed, "pool", draw))[:large].sort().values for draw in range(draws)
+        torch.randperm(len(population), generator=seeded(seed, "pool", draw))[:large].sort().values
+        for draw in range(draws)
     ]
     scales: dict[str, Tensor | None] = {"raw": None}
     if moment.second_moments is not None:
@@ -132,29 +205,151 @@ def measure(
     metrics = {
         name: _Errors(gradients_PD if scale is None else gradients_PD * scale, pools) for name, scale in scales.items()
     }
-    found = []
-    for budget in budgets:
-        plain = _random_choices(pools, budget, population, seed)
-        for pair in pairs:
-            scores, score_ms = scored[pair.scoring]
-            choices, milliseconds, sizes, largest = _choices(pair, scores, pools, budget, seed)
+    plain = {budget: _random_choices(pools, budget, len(population), seed) for budget in budgets}
+    scores: dict[str, Scores] = {}
+    found: dict[tuple[int, int], list[Measurement]] = {}
+    for number, pair in enumerate(pairs):
+        arm = PopulationScoring(pair.coreset(seed), population)
+        memory = None if pair.remembered is None else memories[pair.remembered]
+        if memory is not None:
+            arm.scoring.memory = memory.memory
+        if _needs_scores(pair, arm) and pair.forward not in scores:
+            scores[pair.forward] = arm.score(moment.model)
+        for place, budget in enumerate(budgets):
+            drawn = _draw(arm, scores.get(pair.forward), pools, budget)
+            prices = _prices(pair, arm, drawn, costs, large=large, budget=budget)
             for metric, errors in metrics.items():
-                found.append(
+                numbers: dict[str, Any] = errors.of(drawn.coefficients_KP, plain[budget], seed)
+                found.setdefault((place, number), []).append(
                     Measurement(
                         method=pair.name,
                         metric=metric,
                         budget=budget,
                         large=large,
-                        population=population,
+                        population=len(population),
                         draws=draws,
-                        **errors.of(choices, plain, seed),
-                        score_ms=score_ms * large / population,
-                        select_ms=float(torch.tensor(milliseconds).median()),
-                        weight_max=sum(largest) / draws,
-                        effective_sample_size=sum(sizes) / draws / budget,
+                        **numbers,
+                        score_ms=prices.s.value * costs.forward_ms * large,
+                        select_ms=float(torch.tensor(drawn.milliseconds).median()),
+                        weight_max=sum(drawn.largest) / draws,
+                        effective_sample_size=sum(drawn.sizes) / draws / budget,
+                        scoring=pair.scoring_text,
+                        feature_age=None if memory is None else memory.age,
+                        **prices.worth(numbers["effective_batch"] * large, costs, cost_ratios),
                     )
                 )
-    return found
+    return [line for key in sorted(found) for line in found[key]]
+
+
+def check_cost_ratios(ratios: Sequence[float]) -> None:
+    """Raises InputError unless each is a number above 1: a backward costs something."""
+    wrong = [ratio for ratio in ratios if not 1 < ratio < math.inf]
+    if wrong:
+        raise InputError(f"Cost ratios (forward + backward) / forward should be above 1. Found {wrong[0]}.")
+
+
+def _memories(
+    pairs: Sequence[Pair], moment: Moment, population: Population, past: Mapping[str, Past], seed: int
+) -> dict[str, Past]:
+    """What each pair with a memory remembers, by `Pair.remembered`."""
+    missing = [pair for pair in pairs if pair.remembered is not None and pair.remembered not in past]
+    for pair in missing:
+        if pair.way.age:
+            raise InputError(
+                f"{pair.name!r} needs features of {pair.way.age} steps before the moment: a memory that was filled "
+                f"then, given as `past`. Found {sorted(past) or 'none'}."
+            )
+    now = remembered(missing, moment.model, population, seed)
+    return {**past, **{key: Past(memory, 0) for key, memory in now.items()}}
+
+
+def _needs_scores(pair: Pair, arm: PopulationScoring) -> bool:
+    """Whether a step looks at scores of today."""
+    way = arm.scoring.way if arm.runs_forwards else "full"  # lengths are looked at as well
+    return way not in ("none", "remembered") and not (way == "every" and arm.scoring.settings.steps > 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prices:
+    """What a step pays.
+
+    Attributes:
+        s, s_all_logits: forwards of scoring an example.
+        chosen, tokens: examples that are trained, and the same in examples of mean length.
+        large: N.
+        reuse: whether the scoring forward may serve as the first of those that are trained.
+    """
+
+    s: Ratio
+    s_all_logits: Ratio
+    chosen: int
+    tokens: float
+    large: int
+    reuse: bool
+
+    def cost(self, trained: float, c: float) -> float:
+        """Of a step, in trainings of one example."""
+        return trained + self.large * self.s.value / c
+
+    def at(self, effective: float, c: float) -> dict[str, float | None]:
+        """Costs of a step, and `effective` examples by them, at one c."""
+        examples, tokens = self.cost(self.chosen, c), self.cost(self.tokens, c)
+        reuse = self.cost(self.tokens * (c - 1) / c, c) if self.reuse else None
+        return {
+            "cost_examples": examples,
+            "cost_tokens": tokens,
+            "cost_tokens_reuse": reuse,
+            "examples": effective / examples,
+            "tokens": effective / tokens,
+            "tokens_reuse": None if reuse is None else effective / reuse,
+        }
+
+    def worth(self, effective: float, costs: Costs, ratios: Sequence[float]) -> dict[str, Any]:
+        """The fields of a measurement that say what `effective` examples cost."""
+        plain = self.at(effective, costs.training.value)
+        c_again = None if costs.training_checkpointing is None else costs.training_checkpointing.value
+        again: Mapping[str, float | None] = {} if c_again is None else self.at(effective, c_again)
+        return {
+            "s": self.s.value,
+            "s_low": self.s.low,
+            "s_high": self.s.high,
+            "s_all_logits": self.s_all_logits.value,
+            "c": costs.training.value,
+            "c_low": costs.training.low,
+            "c_high": costs.training.high,
+            "c_checkpointing": c_again,
+            "tokens_cost": self.tokens / self.chosen,
+            "cost_examples": plain["cost_examples"],
+            "cost_tokens": plain["cost_tokens"],
+            "cost_tokens_checkpointing": again.get("cost_tokens"),
+            "cost_tokens_reuse": again.get("cost_tokens_reuse"),
+            "per_cost_examples": plain["examples"],
+            "per_cost_tokens": plain["tokens"],
+            "per_cost_examples_checkpointing": again.get("examples"),
+            "per_cost_tokens_checkpointing": again.get("tokens"),
+            "per_cost_tokens_reuse": again.get("tokens_reuse"),
+            "per_cost_ratios": {f"{ratio:g}": self.at(effective, ratio) for ratio in ratios},
+        }
+
+
+def _prices(pair: Pair, arm: PopulationScoring, drawn: _Draws, costs: Costs, *, large: int, budget: int) -> _Prices:
+    price = float(pair.way.options.get("cost", 0))
+    s, s_all_logits = Ratio(price, price, price), Ratio(price, price, price).times(1 / costs.all_logits.value)
+    if arm.runs_forwards and pair.way.pays:
+        part = {
+            "every": 1 / arm.scoring.settings.steps,
+            "remembered": 1 / pair.way.options.get("visits", 1),
+            "two_phase": drawn.scored_share,
+        }.get(pair.way.name, 1.0)
+        s, s_all_logits = (each[pair.forward].times(part) for each in (costs.scoring, costs.scoring_all_logits))
+    return _Prices(
+        s=s,
+        s_all_logits=s_all_logits,
+        chosen=budget,
+        tokens=budget * drawn.tokens_cost,
+        large=large,
+        reuse=pair.way.name == "full" and arm.runs_forwards,
+    )
 
 
 class _Errors:
@@ -186,6 +381,7 @@ class _Errors:
         averaged = max(bias, 0.0) + (mean_error - bias) / STEPS_AVERAGED
         true_square = float(self.squared(self.true_P.unsqueeze(0))[0])
         along = choices_KP @ self.gram_PP @ self.true_P
+        along_large = ((choices_KP @ self.gram_PP) * self.large_KP).sum(dim=1)
         picks = torch.randint(draws, (400, draws), generator=seeded(seed, "bootstrap"))
         yardstick = float(plain_to_large.mean())
         if yardstick == 0:  # M = N: nothing is left out by anybody
@@ -201,6 +397,7 @@ class _Errors:
             "effective_batch_averaged": mean_large / STEPS_AVERAGED / averaged,
             "bias_share": bias / mean_error,
             "length": float(along.mean()) / true_square,
+            "length_to_large": float((along_large / self.squared(self.large_KP)).mean()),
             "cosine": float((along / (self.squared(choices_KP).sqrt() * true_square**0.5)).mean()),
         }
 
@@ -214,47 +411,51 @@ def _gram(gradients_PD: Tensor) -> Tensor:
     return gram.cpu()
 
 
-def _score(pair: Pair, moment: Moment) -> tuple[Scores, float]:
-    """Scores of the population and milliseconds for it; the first batch is scored twice, to warm up."""
-    scorer, _ = pair.build()
-    scorer.run(moment.model, moment.batches[0])
-    _synchronise()
-    start = time.perf_counter()
-    scores = Scores.cat([scorer.run(moment.model, batch) for batch in moment.batches])
-    _synchronise()
-    return scores, 1000 * (time.perf_counter() - start)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draws:
+    """What one pair chose in all draws.
+
+    Attributes:
+        coefficients_KP: of the estimates, float64 [K, P].
+        milliseconds, sizes, largest: of each draw: time to choose, effective size of the weights, largest weight.
+        tokens_cost: mean of the chosen's tokens by those of as many mean rows of the large batch.
+        scored_share: mean of the scored rows' tokens by those of the large batch.
+    """
+
+    coefficients_KP: Tensor
+    milliseconds: list[float]
+    sizes: list[float]
+    largest: list[float]
+    tokens_cost: float
+    scored_share: float
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _choices(
-    pair: Pair, scores: Scores, pools: Sequence[Tensor], budget: int, seed: int
-) -> tuple[Tensor, list[float], list[float], list[float]]:
-    """Coefficients [K, P] of the estimates, milliseconds of each choice, the weights' effective sizes and largest."""
-    _, selector = pair.build()
-    population = len(scores.tokens)
-    tokens = scores.tokens.double().cpu()
-    coefficients = torch.zeros(len(pools), population, dtype=torch.float64)
+def _draw(arm: PopulationScoring, scores: Scores | None, pools: Sequence[Tensor], budget: int) -> _Draws:
+    population = arm.population
+    tokens, lengths = population.tokens.double(), population.lengths.double()
+    coefficients = torch.zeros(len(pools), len(population), dtype=torch.float64)
     milliseconds, sizes, largest = [], [], []
+    longer = scored = 0.0
     for draw, pool in enumerate(pools):
-        there = pool.to(scores.features.device)
-        features = scores.features[there]
-        losses = None if scores.losses is None else scores.losses[there]
         start = time.perf_counter()
-        selection = selector.select(features, budget, seeded(seed, draw, "select"), losses=losses)
+        chosen = arm.choose(pool, scores, budget, draw)
         milliseconds.append(1000 * (time.perf_counter() - start))
-        chosen = pool[selection.indices.cpu()]
-        weights = selection.weights.double().cpu()
-        if selector.weighted:
-            coefficients[draw, chosen] = weights / budget
+        if arm.step.selector.weighted:
+            coefficients[draw, chosen.rows] = chosen.selection.weights.double().cpu() / budget
         else:  # what is trained is the mean over the chosen tokens
-            coefficients[draw, chosen] = tokens[pool].mean() / tokens[chosen].sum()
-        sizes.append(selection.effective_sample_size)
-        largest.append(selection.weight_max)
-    return coefficients, milliseconds, sizes, largest
+            coefficients[draw, chosen.rows] = tokens[pool].mean() / tokens[chosen.rows].sum()
+        sizes.append(chosen.selection.effective_sample_size)
+        largest.append(chosen.selection.weight_max)
+        longer += float(lengths[chosen.rows].mean() / lengths[pool].mean())
+        scored += float(lengths[chosen.exact].sum() / lengths[pool].sum())
+    return _Draws(
+        coefficients_KP=coefficients,
+        milliseconds=milliseconds,
+        sizes=sizes,
+        largest=largest,
+        tokens_cost=longer / len(pools),
+        scored_share=scored / len(pools),
+    )
 
 
 def _random_choices(pools: Sequence[Tensor], budget: int, population: int, seed: int) -> Tensor:

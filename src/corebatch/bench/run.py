@@ -1,4 +1,4 @@
-"""`corebatch bench gradients`: trains a little, measures at several moments, writes lines and a plot."""
+"""`corebatch bench gradients`: trains a little, measures at several moments, writes lines and plots."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from corebatch.bench.gradients import Moment, measure
+from corebatch.bench.costs import Costs, Ratio, measure_costs
+from corebatch.bench.gradients import Moment, Past, check_cost_ratios, measure
 from corebatch.bench.methods import Pair
-from corebatch.errors import InputError
+from corebatch.bench.population import ROWS_AT_A_TIME, Population, remembered
+from corebatch.errors import ConfigError, InputError
 from corebatch.mixture import PaddingCollator
 from corebatch.scoring import seeded
+from corebatch.scoring.early_exit import FirstBlocks
+from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.record import hardware, now, versions
 from corebatch.trainer.weighted_loss import weighted_loss
-
-ROWS_AT_A_TIME = 16
 
 
 def bench_gradients(
@@ -39,23 +41,32 @@ def bench_gradients(
     learning_rate: float = 5e-4,
     b_std: float | None = 0.02,
     seed: int = 0,
+    cost_ratios: Sequence[float] = (),
+    skip_unfit: bool = False,
     device: str = "cpu",
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Measures every pair after each number of AdamW steps on random batches of `train_rows` rows.
+
+    Features that a pair remembers are computed on the way, `age` steps before each moment; where fewer steps have been
+    trained, before the first one. What scoring and training cost is measured once, at the first moment.
 
     Args:
         model: with adapters, or with all weights trained.
         dataset: tokenised rows (`input_ids`, `labels`); its first `population` rows after a seeded shuffle are
             measured on, the others are trained on (all of them, if there are no others).
         b_std: LoRA's B starts from N(0, b_std^2), since with B = 0 no gradient reaches A; None leaves it.
+        cost_ratios: values of c = (forward + backward) / forward beside the measured ones.
+        skip_unfit: leave out, with a note, pairs whose early exit lies behind the model's last block.
 
     Returns:
         One record a measurement, with the settings, hardware, versions and commit.
 
     Raises:
-        InputError: fewer rows than the population.
+        InputError: fewer rows than the population, or a c that is not above 1.
+        ConfigError: an early exit behind the model's last block.
     """
+    check_cost_ratios(cost_ratios)
     if len(dataset) < population:
         raise InputError(f"The data should have at least the population's {population} rows. Found {len(dataset)}.")
     model = model.to(device).eval()
@@ -75,6 +86,7 @@ def bench_gradients(
         return {key: value.to(device) for key, value in made.items()}
 
     batches = [batch(measured[i : i + ROWS_AT_A_TIME]) for i in range(0, population, ROWS_AT_A_TIME)]
+    pairs = _fitting(model, batches[0], pairs, skip_unfit, console)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     common = {
@@ -89,18 +101,92 @@ def bench_gradients(
         **provenance(),
     }
     found: list[dict[str, Any]] = []
+    examples = Population.of(batches)
+    costs: Costs | None = None
+    visits = _look_back(pairs, moments, console)
+    past: dict[int, dict[str, Past]] = {moment: {} for moment in moments}
     taken = 0
-    for moment in sorted(moments):
-        for _ in range(moment - taken):
+    for stop in sorted({*moments, *visits}):
+        for _ in range(stop - taken):
             picks = torch.randint(len(others), (train_rows,), generator=seeded(seed, "train", taken)).tolist()
             _train_step(model, optimizer, [batch([others[i] for i in picks])])
             taken += 1
-        if console is not None:
-            console.print(f"after {moment} steps: {population} exact gradients, {len(pairs)} pairs", highlight=False)
+        wanted = visits.get(stop, [])
+        memories: dict[str, FeatureMemory] = remembered([pair for _, pair in wanted], model, examples, seed)
+        for moment, pair in wanted:
+            key = str(pair.remembered)
+            past[moment][key] = Past(memories[key], moment - stop)
+        if stop not in past:
+            continue
+        if costs is None:
+            costs = measure_costs(model, examples, pairs, seed=seed)
+            common |= {"cost_rows": costs.rows, "cost_rounds": costs.rounds, "forward_ms": costs.forward_ms}
+            _say(console, _costs_text(costs))
+        _say(console, f"after {stop} steps: {population} exact gradients, {len(pairs)} pairs")
         here = Moment(model=model, batches=batches, second_moments=_second_moments(optimizer, trained))
-        measured_here = measure(here, pairs, large=large, budgets=budgets, draws=draws, seed=seed)
-        found += [{**common, "after_steps": moment, **dataclasses.asdict(each)} for each in measured_here]
+        measured_here = measure(
+            here,
+            pairs,
+            large=large,
+            budgets=budgets,
+            draws=draws,
+            seed=seed,
+            costs=costs,
+            cost_ratios=cost_ratios,
+            past=past.pop(stop),
+        )
+        found += [{**common, "after_steps": stop, **dataclasses.asdict(each)} for each in measured_here]
     return found
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False, markup=False)
+
+
+def _fitting(
+    model: Any, batch: dict[str, Tensor], pairs: Sequence[Pair], skip: bool, console: Console | None
+) -> list[Pair]:
+    """The pairs without those whose early exit the model has no block for; such a one is an error unless `skip`."""
+    fitting = []
+    for pair in pairs:
+        if pair.way.name == "first_blocks":
+            try:
+                with FirstBlocks(pair.coreset().scoring_settings.blocks).cut(model, batch):
+                    pass
+            except ConfigError as error:
+                if not skip:
+                    raise
+                _say(console, f"Left out: {pair.name}. {error}")
+                continue
+        fitting.append(pair)
+    return fitting
+
+
+def _look_back(
+    pairs: Sequence[Pair], moments: Sequence[int], console: Console | None
+) -> dict[int, list[tuple[int, Pair]]]:
+    """After which steps memories are filled: for which moment, and for which pair."""
+    visits: dict[int, list[tuple[int, Pair]]] = {}
+    for moment in sorted(set(moments)):
+        for pair in pairs:
+            if pair.way.age is not None:
+                visits.setdefault(max(0, moment - pair.way.age), []).append((moment, pair))
+                if pair.way.age > moment:
+                    _say(console, f"after {moment} steps: features of {pair.name} are {moment} steps old")
+    return visits
+
+
+def _costs_text(costs: Costs) -> str:
+    def text(ratio: Ratio) -> str:
+        return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+    again = costs.training_checkpointing
+    return (
+        f"{costs.rows} rows, {costs.rounds} rounds: a forward takes {costs.forward_ms:.3g} ms an example, one with all "
+        f"logits {text(costs.all_logits)} of it; c = {text(costs.training)}, with checkpointing "
+        f"{'not known' if again is None else text(again)}"
+    )
 
 
 def _train_step(model: Any, optimizer: torch.optim.Optimizer, batches: Sequence[dict[str, Tensor]]) -> None:
@@ -142,25 +228,42 @@ def commit() -> str | None:
 
 
 def table_rows(lines: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """The lines of one metric as rows of a table."""
-    return [
-        {
+    """The lines of one metric as rows of a table: within a moment and a budget the most effective examples by cost
+    first.
+
+    The cost is that by tokens, in trainings of one random example. Where values of c were given (`per_cost_ratios`)
+    they are printed in the place of the measured ones, and the first of them sorts. Titles have two lines, so that a
+    long method fits a console of 180 columns.
+    """
+    rows = []
+    for line in lines:
+        if line["metric"] != metric:
+            continue
+        given = line["per_cost_ratios"]
+        if given:
+            cost = next(iter(given.values()))["cost_tokens"]
+            worth = {f"per cost\nc = {c}": at["tokens"] for c, at in given.items()}
+            worth |= {f"reused\nc = {c}": at["tokens_reuse"] for c, at in given.items()}
+        else:
+            cost = line["cost_tokens"]
+            worth = {
+                "per cost": line["per_cost_tokens"],
+                "per cost,\ncheckpointed": line["per_cost_tokens_checkpointing"],
+                "and\nreused": line["per_cost_tokens_reuse"],
+            }
+        row = {
             "after": line["after_steps"],
             "M": line["budget"],
             "method": line["method"],
-            "error (random = 1)": f"{line['error_to_large']:.3f} ± {line['error_spread']:.3f}",
-            "effective batch": f"{line['effective_batch']:.2f}",
-            "uncorrected": f"{line['effective_batch_uncorrected']:.2f}",
-            "of 50 steps": f"{line['effective_batch_averaged']:.2f}",
+            "eff.": f"{line['effective_batch']:.2f}",
             "bias": f"{100 * line['bias_share']:.0f} %",
-            "length": f"{line['length']:.2f}",
-            "cosine": f"{line['cosine']:.2f}",
-            "score ms": f"{line['score_ms']:.0f}",
-            "select ms": f"{line['select_ms']:.1f}",
+            "length\nto large": f"{line['length_to_large']:.2f}",
+            "s": f"{line['s']:.2f}",
+            "cost by\ntokens": f"{cost:.1f}",
+            **{name: "-" if value is None else f"{value:.2f}" for name, value in worth.items()},
         }
-        for line in lines
-        if line["metric"] == metric
-    ]
+        rows.append((line["after_steps"], -line["budget"], -next(iter(worth.values())), row))
+    return [row for *_, row in sorted(rows, key=lambda each: each[:3])]
 
 
 def write_lines(lines: Sequence[dict[str, Any]], path: Path) -> None:
@@ -194,6 +297,11 @@ def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel(f"effective batch / N ({metric} metric)")
         axes.set_ylim(0, 1.05)
     axes.legend(fontsize=6)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Whole or not at all."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     figure.savefig(part, dpi=120)
     part.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -13,19 +14,13 @@ import typer
 from rich.console import Console
 
 from corebatch.bench import DEFAULT_PAIRS, parse_pair
+from corebatch.bench.frontier import plot_frontier
 from corebatch.bench.models import PRESETS
 from corebatch.bench.run import bench_gradients, plot, table_rows, write_lines
-from corebatch.bench.step import (
-    StepSettings,
-    bench_step,
-    parse_arms,
-    plan,
-    report_text,
-    setting_name,
-    target_rows,
-    write_report,
-)
-from corebatch.bench.step import table_rows as step_rows
+from corebatch.bench.step import bench_step
+from corebatch.bench.step_plan import StepSettings, parse_arms, plan
+from corebatch.bench.step_report import report_text, setting_name, target_rows, write_report
+from corebatch.bench.step_report import table_rows as step_rows
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import load_settings
 from corebatch.cli.tables import table
@@ -44,16 +39,23 @@ def gradients(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="the same YAML file as for `train`", metavar="CONFIG")],
     pair: Annotated[
-        list[str] | None, typer.Option(help="'scorer(option=value) x selector', as often as wanted")
+        list[str] | None,
+        typer.Option(help="'scorer(option=value) x selector', with '@ window(tokens=64)' or another way; repeatable"),
     ] = None,
     moments: Annotated[str, typer.Option(help="after how many AdamW steps to measure")] = "10,200",
     population: Annotated[int, typer.Option(help="examples with exact gradients")] = 384,
     large: Annotated[int, typer.Option(help="rows of the large batch")] = 128,
     budgets: Annotated[str, typer.Option(help="rows of the small batch")] = "64,32,16",
     draws: Annotated[int, typer.Option(help="large batches drawn from the population")] = 60,
-    output: Annotated[Path | None, typer.Option(help="JSON lines go here, and a plot beside them")] = None,
+    cost_ratio: Annotated[
+        str | None,
+        typer.Option(help="values of (forward + backward) / forward, such as 2.85,3.6, in place of the measured ones"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines go here, and two plots beside them")] = None,
 ) -> None:
-    """Error, bias, length and cost of the small batch's gradient, for pairs of scorer and selector.
+    """Error, bias, length and cost of the small batch's gradient, for scorers, selectors and ways of scoring.
+
+    *per cost*: effective examples per unit of cost; accumulating random examples is 1.
 
     `--key value` pairs change the config's keys, as for `train`. Nothing of `output_dir` is written.
     """
@@ -74,6 +76,8 @@ def gradients(
         draws=draws,
         learning_rate=float(settings.training.get("learning_rate", 5e-4)),
         b_std=0.02 if settings.lora else None,
+        cost_ratios=_ratios(cost_ratio),
+        skip_unfit=not pair,
         seed=int(settings.training.get("seed", 0)),
         device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",
         console=console,
@@ -82,8 +86,11 @@ def gradients(
         console.print(table(f"Gradient of the small batch, {metric} metric", table_rows(lines, metric)))
     if output is not None:
         write_lines(lines, output)
-        plot(lines, output.with_suffix(".png"))
-        console.print(f"{len(lines)} lines in {output}, a plot in {output.with_suffix('.png')}", highlight=False)
+        picture = output.with_suffix(".png")
+        frontier = picture.with_name(f"{picture.stem}-frontier.png")
+        plot(lines, picture)
+        plot_frontier(lines, frontier)
+        console.print(f"{len(lines)} lines in {output}, plots in {picture} and {frontier}", highlight=False)
 
 
 @app.command()
@@ -160,6 +167,16 @@ def step(
     for what, path in ((f"{len(lines)} lines", output), ("A report", report)):
         if path is not None:
             console.print(f"{what} in {path}", highlight=False)
+
+
+def _ratios(text: str | None) -> list[float]:
+    try:
+        ratios = [float(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise ConfigError(f"--cost-ratio should be numbers with commas, such as 2.85,3.6. Found {text!r}.") from None
+    if not all(1 < ratio < math.inf for ratio in ratios):
+        raise ConfigError(f"--cost-ratio should be above 1: a backward costs something. Found {text!r}.")
+    return ratios
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -95,6 +95,7 @@ def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Setting
     """
     values = read_config(config) if config is not None else {}
     for key, value in parse_overrides(overrides):
+        _expand(values, key)
         _set(values, key.split("."), value, key)
     where = str(config) if config is not None else "the command line"
     for key in values:
@@ -164,6 +165,13 @@ def parse_overrides(arguments: Sequence[str]) -> Iterable[tuple[str, Any]]:
             yield key.replace("-", "_"), yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--{key}: {text!r} is not a YAML value: {error}") from error
+
+
+def _expand(values: dict[str, Any], key: str) -> None:
+    """Where a key of `coreset.scoring` is given, a plain way that stands there becomes a block with the key `way`."""
+    block = values.get("coreset")
+    if key.startswith("coreset.scoring.") and isinstance(block, dict) and isinstance(block.get("scoring"), str):
+        block["scoring"] = {"way": block["scoring"]}
 
 
 def _set(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:

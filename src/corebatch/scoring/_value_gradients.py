@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ from corebatch.scoring._modes import forward_inputs, scoring_mode
 from corebatch.scoring.base import LossUnit, Scorer, Scores, trained_tokens
 from corebatch.scoring.head import Positions, intercepted_head, logit_map, token_losses
 from corebatch.scoring.projections import ValueProjection, check_executed, executed_value_projections
+
+NumBlocks = int | Literal["auto"]
+
+MOST_BLOCKS, BLOCKS_FOR_ONE = 3, 8
+"""What "auto" takes: at most so many blocks, and one for so many of the model's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +47,29 @@ class ValueGradients:
 
 class ValueGradientScorer(Scorer):
     """A scorer whose features come from the `ValueGradients` of the last `num_blocks` blocks (all, if the model has
-    fewer)."""
+    fewer). "auto" is one for every eight blocks of the model, from one to three: what it costs is a share of the
+    forward, and more than three add nothing (docs/measurements.md)."""
 
-    def __init__(self, *, num_blocks: int) -> None:
-        if not isinstance(num_blocks, int) or isinstance(num_blocks, bool) or num_blocks < 1:
-            raise ConfigError(f"{self.name}'s num_blocks should be an integer of at least 1. Found {num_blocks!r}.")
+    def __init__(self, *, num_blocks: NumBlocks) -> None:
+        if num_blocks != "auto" and (not isinstance(num_blocks, int) or isinstance(num_blocks, bool) or num_blocks < 1):
+            raise ConfigError(
+                f"{self.name}'s num_blocks should be an integer of at least 1, or auto. Found {num_blocks!r}."
+            )
         self.num_blocks = num_blocks
         self._traced: tuple[weakref.ref[nn.Module], tuple[ValueProjection, ...]] | None = None
 
     def projections(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[ValueProjection, ...]:
         """The projections in use; traced once for a model."""
         if self._traced is None or self._traced[0]() is not model:
-            self._traced = (weakref.ref(model), executed_value_projections(model, batch, self.num_blocks))
+            found = executed_value_projections(model, batch, 2**31 if self.num_blocks == "auto" else self.num_blocks)
+            self._traced = (weakref.ref(model), found[-self.count(len(found)) :])
         return self._traced[1]
+
+    def count(self, blocks: int) -> int:
+        """How many of a model's `blocks` are used."""
+        if self.num_blocks == "auto":
+            return max(1, min(MOST_BLOCKS, blocks // BLOCKS_FOR_ONE))
+        return min(self.num_blocks, blocks)
 
     def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
         found = value_gradients(model, batch, self.projections(model, batch), loss)
@@ -85,7 +101,7 @@ def value_gradients(
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             if index == 0:
                 torch.set_grad_enabled(True)  # undone by scoring_mode's no_grad when the forward is over
-            if not outputs:
+            if not output.requires_grad:  # also at a second call: DoRA first multiplies B with a unit matrix
                 output = output.detach().requires_grad_(True)
             inputs[index], outputs[index] = args[0].detach(), output
             return output
@@ -101,7 +117,11 @@ def value_gradients(
 
     handles = [p.hooked.register_forward_hook(starts_graph(i)) for i, p in enumerate(projections)]
     try:
-        with scoring_mode(model), intercepted_head(model, take) as results:
+        with (
+            scoring_mode(model),
+            without_weight_gradients(p.block for p in projections),
+            intercepted_head(model, take) as results,
+        ):
             model(**forward_inputs(batch))
             check_executed(len(outputs), len(projections))
             losses, derivatives, hidden = results.pop()
@@ -115,3 +135,25 @@ def value_gradients(
         losses=positions.sum_rows(losses),
         tokens=tokens,
     )
+
+
+@contextmanager
+def without_weight_gradients(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, weights of `blocks` ask for no gradient, so that a linear map does not keep its input for one.
+
+    The flag alone is changed, and put back. Weights of a sharding engine (DTensor, DeepSpeed) are left as they are: it
+    may look at the flag when it gathers them.
+    """
+    asking = [
+        parameter
+        for block in blocks
+        for parameter in block.parameters()
+        if parameter.requires_grad and not hasattr(parameter, "device_mesh") and not hasattr(parameter, "ds_id")
+    ]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)

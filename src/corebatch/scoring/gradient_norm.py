@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.scoring._value_gradients import ValueGradients, ValueGradientScorer
+from corebatch.scoring._value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
 
 
 class GradientNorm(ValueGradientScorer):
@@ -19,7 +19,7 @@ class GradientNorm(ValueGradientScorer):
 
     name = "gradient_norm"
 
-    def __init__(self, *, num_blocks: int = 3) -> None:
+    def __init__(self, *, num_blocks: NumBlocks = "auto") -> None:
         super().__init__(num_blocks=num_blocks)
 
     def features(self, gradients: ValueGradients, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
-from corebatch.scoring._value_gradients import ValueGradients, ValueGradientScorer
+from corebatch.scoring._value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
 from corebatch.scoring.base import Coordinates, seeded
 
 
@@ -25,14 +25,15 @@ class LastLayer(ValueGradientScorer):
     `max_dim` numbers is projected on both sides with Gaussian matrices, delta to `projection_dim` and a to
     `projection_dim` numbers (Johnson and Lindenstrauss: inner products are kept in expectation).
 
-    Of the last `num_blocks` blocks, or of all if the model has fewer.
+    Of the last `num_blocks` blocks, or of all if the model has fewer; "auto" is one for every eight blocks of the
+    model, from one to three.
 
     The feature is CoLM's (arXiv 2407.19580: the last V projection), computed instead of estimated.
     """
 
     name = "last_layer"
 
-    def __init__(self, *, num_blocks: int = 3, projection_dim: int = 64, max_dim: int = 16384) -> None:
+    def __init__(self, *, num_blocks: NumBlocks = "auto", projection_dim: int = 64, max_dim: int = 16384) -> None:
         super().__init__(num_blocks=num_blocks)
         for option, value in (("projection_dim", projection_dim), ("max_dim", max_dim)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -16,6 +16,14 @@ def count_sketch(features: Tensor, width: int, generator: torch.Generator) -> Te
     columns = features.shape[1]
     if columns <= width:
         return features
-    places = torch.randint(width, (columns,), generator=generator).to(features.device)
-    signs = (torch.randint(2, (columns,), generator=generator) * 2 - 1).to(features)
-    return features.new_zeros(len(features), width).index_add_(1, places, features * signs)
+    places = torch.randint(width, (columns,), generator=generator)
+    signs = torch.randint(2, (columns,), generator=generator) * 2 - 1
+    # Each sum's columns side by side, filled up with a column of zeros: `index_add_` would add them in another order
+    # at each run on a GPU.
+    counts = places.bincount(minlength=width)
+    order = places.argsort(stable=True)
+    nth = torch.arange(columns) - (counts.cumsum(0) - counts)[places[order]]
+    members = torch.full((width, int(counts.max())), columns)
+    members[places[order], nth] = order
+    signed = torch.nn.functional.pad(features * signs.to(features), (0, 1))
+    return signed[:, members.to(features.device)].sum(dim=2)

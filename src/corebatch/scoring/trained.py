@@ -130,6 +130,8 @@ class TrainedFeatures:
         """All projections have had their gradient: features of this micro-batch's examples."""
         assert now.scale is not None
         real = [i for i, number in enumerate(now.places[:, 0].tolist()) if number >= 0]
+        if not real:  # a filler alone, where there are fewer rows than micro-batches
+            return
         spans = [now.places[i, 1:].tolist() for i in real]
         first = now.deltas[0]
         weights = now.weights[real].to(first.device)

@@ -72,7 +72,7 @@ def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any], scorin
         raise CheckpointError(
             f"{folder} should be of one step. Found {steps} in {MARKER}, {trainer_steps} in trainer_state.json."
         )
-    expected = json.loads(json.dumps(settings))
+    found, expected = _of_the_run(found), _of_the_run(json.loads(json.dumps(settings)))
     if found != expected:
         other = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
         raise CheckpointError(
@@ -84,6 +84,15 @@ def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any], scorin
     if scoring is not None:
         scoring.load_state_dict(_of(tensors, "scoring."))
     return steps
+
+
+def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that may change on the way: how scoring uses memory, as its error advises."""
+    scoring = settings.get("scoring")
+    if isinstance(scoring, dict):
+        kept = {key: value for key, value in scoring.items() if key not in ("rows", "reuse_place", "reuse_gb")}
+        settings = {**settings, "scoring": kept["way"] if kept.keys() == {"way"} else kept}
+    return settings
 
 
 def _of(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from corebatch._registry import hint
 from corebatch.errors import ConfigError
 from corebatch.scoring import LossUnit, Scorer, make_scorer
+from corebatch.scoring._value_gradients import ValueGradientScorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
 from corebatch.step import CoresetStep
@@ -39,7 +40,7 @@ class CoresetConfig:
         seed: of all randomness of scoring and selection.
         loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
             the mean over examples of each one's mean, as in the official CoLM code.
-        scoring: how the pool gets its features: a way ("full", "window", "first_blocks", "every", "remembered",
+        scoring: how the pool gets its features: a way ("auto", "full", "window", "first_blocks", "every", "remembered",
             "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`.
         padding_free: whether a micro-batch is trained as one row without padding, its examples kept apart by their
             positions: True, False, or "auto": where the model runs flash attention and passes a numerical check.
@@ -56,7 +57,7 @@ class CoresetConfig:
     source_column: str = "source"
     seed: int = 0
     loss: LossUnit = "token_mean"
-    scoring: str | Mapping[str, Any] | ScoringConfig = "full"
+    scoring: str | Mapping[str, Any] | ScoringConfig = "auto"
     padding_free: bool | str = "auto"
 
     def __post_init__(self) -> None:
@@ -88,11 +89,34 @@ class CoresetConfig:
 
     def _check_scoring(self, step: CoresetStep) -> None:
         """Raises ConfigError for a way of scoring that the other settings leave no room for."""
-        way = self.scoring_settings.way
-        if way == "full":
+        if self.scoring_settings.way in ("auto", "full"):
             return
+        for fits, found in self._needs(self.scoring_settings, step):
+            if not fits:
+                raise ConfigError(f"coreset.scoring {self.scoring_settings.way!r} needs {found}.")
+
+    def resolve_scoring(self, again: bool) -> ScoringConfig:
+        """`scoring` with "auto" resolved.
+
+        Args:
+            again: whether the run will see examples more than once.
+        """
+        settings = self.scoring_settings
+        if settings.way != "auto":
+            return settings
+        remembered = dataclasses.replace(settings, way="remembered", unknown="score")
+        fits = again and all(fits for fits, _ in self._needs(remembered, self.build()))
+        return remembered if fits else dataclasses.replace(settings, way="full")
+
+    def _needs(self, scoring: ScoringConfig, step: CoresetStep) -> list[tuple[bool, str]]:
+        """What a way of scoring needs of the other settings: whether it is so, and what it is with what was found."""
+        way, share = scoring.way, scoring.share
         needs = [
-            (step.scores and step.scorer.needs_forward, f"a scorer with a forward. Found scorer {step.scorer.name!r}"),
+            (
+                step.scores and step.scorer.needs_forward,
+                "a scorer with a forward and a selector that looks at it. "
+                f"Found scorer {step.scorer.name!r} and selector {step.selector.name!r}",
+            ),
             (
                 way in ("window", "first_blocks") or step.selector.weighted,
                 f"a weighted selector, whose weights keep the estimate honest. Found {step.selector.name!r}",
@@ -104,15 +128,24 @@ class CoresetConfig:
                 f"small_sources none, since rows are chosen in parts of its own. Found {self.small_sources!r}",
             ),
         ]
-        share = self.scoring_settings.share
-        if share is not None and share * self.pool_factor <= 1 < self.pool_factor:
-            raise ConfigError(
-                f"coreset.scoring.share should be above 1 / pool_factor = {1 / self.pool_factor:.3g}: with fewer rows in "
-                f"the first phase there would be nothing to choose in the second. Found {share}."
+        if way == "remembered" and scoring.unknown == "guess":
+            needs.append(
+                (
+                    isinstance(step.scorer, ValueGradientScorer),
+                    "unknown 'score' or a scorer whose features training gives (last_layer, gradient_norm), or there "
+                    f"would never be anything to remember. Found scorer {step.scorer.name!r}",
+                )
             )
-        for fits, found in needs:
-            if not fits:
-                raise ConfigError(f"coreset.scoring {way!r} needs {found}.")
+        if share is not None:
+            fits = share * self.pool_factor > 1 or self.pool_factor == 1
+            needs.append(
+                (
+                    fits,
+                    f"a share above 1 / pool_factor = {1 / self.pool_factor:.3g}: with fewer rows in the first phase "
+                    f"there would be nothing to choose in the second. Found {share}",
+                )
+            )
+        return needs
 
     def build(self) -> CoresetStep:
         """The step, with a state of its own.
@@ -156,8 +189,10 @@ class CoresetConfig:
         return cls(**{**RECIPES[recipe], **settings})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a run's record; an instance is written as its repr."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """Plain values, for a run's record; an instance is written as its repr, and `scoring` in its shortest form,
+        so that two ways to write the same settings make the same record."""
+        plain = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {**plain, "scoring": self.scoring_settings.to_dict()}
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -176,8 +211,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, ScoringConfig):
-        return value.to_dict()
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):

@@ -82,6 +82,11 @@ class FeatureMemory:
         """
         if not len(ids):
             return
+        last = {example: row for row, example in enumerate(ids.tolist())}
+        if len(last) < len(ids):
+            rows = torch.tensor(list(last.values()))
+            ids, narrow, tokens = ids[rows], narrow[rows], tokens[rows]
+            losses = None if losses is None else losses[rows]
         lengths = narrow.norm(dim=1)
         usable = (lengths > 0) & (tokens > 0)
         if bool(usable.any()):

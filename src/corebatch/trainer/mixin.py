@@ -239,13 +239,13 @@ class CoresetMixin(_Base):
         if scoring.trained is not None:
             scoring.trained.watch(model, _without_tags(batches[0]))
         self._packed = self._can_pack(model, batches)
-        if settings.way == "full" and settings.reuse is not False and scoring.scorer.needs_forward:
+        if settings.scores_exactly and settings.reuse is not False and scoring.scorer.needs_forward:
             self._states = self._block_states(model)
         self._prepared = True
 
     def _block_states(self, model: Any) -> BlockStates | None:
         """Where the scoring forward's block inputs are kept for training, or None with the reason in the log."""
-        if self.coreset.scoring_settings.reuse == "auto" and not getattr(self.args, "gradient_checkpointing", False):
+        if self._scoring.settings.reuse == "auto" and not getattr(self.args, "gradient_checkpointing", False):
             return None
         against = unfit(model)
         if against is None and self.model_wrapped is not model:
@@ -306,6 +306,7 @@ class CoresetMixin(_Base):
             self._scoring.absorb(self.accelerator, pool, step)
         if self._states is not None:
             self._states.retain(())
+            self._states.peak_bytes = 0  # the record's is each step's own: a resumed run has not seen the others
             if self._states.reason is not None and self._states.reason != self._told:
                 self._told = self._states.reason
                 if self.is_world_process_zero():
@@ -436,7 +437,7 @@ class CoresetMixin(_Base):
             "positions_trained": self._over_ranks(pool, chosen, sum(batch["input_ids"].numel() for batch in small)),
         }
         if self._states is not None:
-            recorded["reuse_mb"] = round(self._states.peak_bytes / 2**20, 1)
+            recorded["reuse_mb"] = round(self._states.peak_bytes / 2**20, 3)
         self._recorder.step = {
             "drawn": record.per_source(pool.sources[candidates], names),
             "chosen": record.per_source(pool.sources[chosen], names),
@@ -510,12 +511,22 @@ class CoresetMixin(_Base):
             self._step,
             micro_batch=self._train_batch_size,
             sharded=getattr(self.accelerator.distributed_type, "value", "") in SHARDED,
+            again=self._examples_come_again(),
         )
         self._states = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = False
         self._told = None
+
+    def _examples_come_again(self) -> bool:
+        """Whether the settings make the run draw more examples than there are."""
+        if not hasattr(self.train_dataset, "__len__"):
+            return False
+        if self.args.max_steps <= 0:
+            return self.args.num_train_epochs > 1
+        drawn = self.args.max_steps * self.args.gradient_accumulation_steps * self._train_batch_size
+        return drawn * self.coreset.pool_factor * self.accelerator.num_processes > len(self.train_dataset)
 
     def coreset_record(self) -> dict[str, Any]:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""

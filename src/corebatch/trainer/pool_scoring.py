@@ -92,10 +92,19 @@ class PoolScoring:
         micro_batch: rows of a training micro-batch.
         sharded: whether forwards on all ranks must run in step (FSDP, DeepSpeed), so that a rank cannot try again
             by itself when its memory runs out.
+        again: whether the run will see examples more than once.
     """
 
-    def __init__(self, coreset: CoresetConfig, step: CoresetStep, *, micro_batch: int, sharded: bool = False) -> None:
-        self.settings = coreset.scoring_settings
+    def __init__(
+        self,
+        coreset: CoresetConfig,
+        step: CoresetStep,
+        *,
+        micro_batch: int,
+        sharded: bool = False,
+        again: bool = False,
+    ) -> None:
+        self.settings = coreset.resolve_scoring(again)
         self.step, self.loss, self.seed = step, coreset.loss, coreset.seed
         self.scorer = step.scorer if step.scores else Tokens()  # e.g. random looks at nothing
         self.micro_batch, self.sharded = micro_batch, sharded
@@ -106,6 +115,7 @@ class PoolScoring:
         self.positions: int | None = None  # of one scoring forward, where the settings leave it to us
         self.reuse_bytes: int | None = None  # the cap on what is kept of scoring forwards, once it is decided
         self.work = Work()
+        self._silent = False
         self._early = FirstBlocks(self.settings.blocks) if self.settings.way == "first_blocks" else None
 
     @property
@@ -120,7 +130,7 @@ class PoolScoring:
         candidates = pool.eligible.nonzero().flatten()
         if not self.scorer.needs_forward or self.way in ("full", "window", "first_blocks"):
             return Plan(candidates=candidates, budget=budget, exact=candidates)
-        tokens = pool.tokens[candidates]
+        tokens = self._extent(pool.tokens[candidates])
         nothing = candidates[:0]
         if self.way == "none":
             recalled = FeatureMemory(self.seed).recall(pool.ids[candidates], tokens, step, None)
@@ -203,10 +213,12 @@ class PoolScoring:
         if self.way == "window":
             rows = [window(row, self.settings.tokens) for row in rows]
             kept = torch.tensor([_trained(row) for row in rows])
-            scale = (pool.tokens[mine] / kept.clamp(min=1)).sqrt()
+            if self.loss == "token_mean":
+                scale = (pool.tokens[mine] / kept.clamp(min=1)).sqrt()
         lengths = [len(row["input_ids"]) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-        pieces = self._cut([lengths[i] for i in order], model, int(pool.lengths.max()))
+        widths = [-(-lengths[i] // padding.multiple_of) * padding.multiple_of for i in order]
+        pieces = self._cut(widths, model, -(-int(pool.lengths.max()) // padding.multiple_of) * padding.multiple_of)
         parts: list[Scores] = []
         done = 0
         for size in pieces:
@@ -234,6 +246,8 @@ class PoolScoring:
             most = self.positions
         else:
             most = self.settings.rows * longest
+            if self.positions is not None:  # memory ran out with that many
+                most = min(most, self.positions)
         sizes: list[int] = []
         first = 0
         for number in range(len(lengths)):
@@ -244,17 +258,21 @@ class PoolScoring:
         return sizes
 
     def _default_positions(self, model: nn.Module, longest: int) -> int:
-        """A training micro-batch's worth, since that fits; on a GPU what memory allows, by a rough estimate of what a
-        forward without gradients and the graph of the last blocks hold for a position."""
+        """On a CPU what takes no more memory than a training micro-batch: its worth, or under activation checkpointing,
+        where training holds the inside of one block at a time, that share of it which the last blocks' graph leaves.
+        On a GPU more where memory allows, by a rough estimate of what scoring holds for a position."""
+        text: Any = base_model(model).config.get_text_config()
+        blocks = int(getattr(text, "num_hidden_layers", None) or 1)
+        graph = self.scorer.count(blocks) if isinstance(self.scorer, ValueGradientScorer) else 1
         least = self.micro_batch * longest
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            least = max(longest, least // graph)
         device = next(model.parameters()).device
         if device.type != "cuda":
             return least
-        text: Any = base_model(model).config.get_text_config()
-        hidden = int(getattr(text, "hidden_size", 4096))
+        hidden = int(getattr(text, "hidden_size", None) or 4096)
         inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
-        blocks = 1 + int(getattr(self.scorer, "num_blocks", 1))
-        each = blocks * (16 * hidden + 6 * inner) * (2 if torch.is_autocast_enabled("cuda") else 4)
+        each = (1 + graph) * (16 * hidden + 6 * inner) * (2 if torch.is_autocast_enabled("cuda") else 4)
         return max(least, int(FREE_SHARE * free_memory(device)) // each)
 
     def _forward(
@@ -298,6 +316,11 @@ class PoolScoring:
         first, second = rows[:half], rows[half:]
         return [*self._forward(model, first, padding, states), *self._forward(model, second, padding, states)]
 
+    def _extent(self, tokens: Tensor) -> Tensor:
+        """What an example's gradient grows with the square root of: its trained tokens, or in a mean over examples
+        nothing but whether it has any (as in the scorer `tokens`)."""
+        return tokens if self.loss == "token_mean" else (tokens > 0).long()
+
     def _settings(self) -> dict[str, Any]:
         return {"loss": self.loss, "seed": self.seed}
 
@@ -307,13 +330,15 @@ class PoolScoring:
         """Takes the scored rows into the memory."""
         if self.memory is None or scores is None:
             return
-        exact = plan.exact
+        exact, losses = plan.exact, None if scores.losses is None else scores.losses.cpu()
+        if losses is not None and self.loss == "example_mean":
+            losses = losses / pool.tokens[exact].clamp(min=1)
         self.memory.update(
             pool.ids[exact],
             self.memory.narrow(_finite(scores)),
-            pool.tokens[exact],
+            self._extent(pool.tokens[exact]),
             step,
-            None if scores.losses is None else scores.losses.cpu(),
+            losses,
         )
 
     def choose(self, pool: Pool, plan: Plan, scores: Scores | None, step: int, second_moments: Tensor | None) -> Choice:
@@ -331,7 +356,8 @@ class PoolScoring:
             return self._second_phase(plan, scores, pool, step, second_moments)
         recalled = plan.recalled
         if scores is not None and self.memory is not None:  # what was scored just now is known as well
-            recalled = self.memory.recall(pool.ids[candidates], pool.tokens[candidates], step, self.settings.max_age)
+            tokens = self._extent(pool.tokens[candidates])
+            recalled = self.memory.recall(pool.ids[candidates], tokens, step, self.settings.max_age)
         assert recalled is not None
         return self._known_and_unknown(recalled, sources, pool.tokens[candidates], plan.budget, step)
 
@@ -362,6 +388,10 @@ class PoolScoring:
         multiplied by (M / N)(N_part / M_part).
         """
         count = len(tokens)
+        groups = [SourceGroup(name="rest", members=torch.arange(count), budget=budget)]
+        if budget == 1 and 0 < int(recalled.known.sum()) < count:  # one row cannot stand for both parts
+            alone = self._by_size(recalled.sizes, 1, step)
+            return Choice(selection=Selection(indices=alone.indices, weights=alone.weights), groups=groups)
         known = recalled.known.nonzero().flatten()
         unknown = (~recalled.known).nonzero().flatten()
         parts = [(known, self._share(recalled, budget, step)), (unknown, 0)]
@@ -376,18 +406,18 @@ class PoolScoring:
                 )
                 selection = self.step.choose(scores, sources[members], wanted, step=step).selection
             else:
-                selection = SELECTORS["importance"]().select(
-                    recalled.sizes[members].float().unsqueeze(1), wanted, seeded(self.seed, step, "unknown")
-                )
+                selection = self._by_size(recalled.sizes[members], wanted, step)
             rows.append(members[selection.indices.cpu()])
             weights.append(selection.weights.double().cpu() * (budget / count) * (len(members) / wanted))
         chosen, order = torch.cat(rows).sort()
-        groups = [SourceGroup(name="rest", members=torch.arange(count), budget=budget)]
         return Choice(selection=Selection(indices=chosen, weights=torch.cat(weights)[order].float()), groups=groups)
+
+    def _by_size(self, sizes: Tensor, budget: int, step: int) -> Selection:
+        return SELECTORS["importance"]().select(sizes.float().unsqueeze(1), budget, seeded(self.seed, step, "unknown"))
 
     def _share(self, recalled: Recalled, budget: int, step: int) -> int:
         """How many of the chosen rows come from those that are known. Either part gets one at least if it has rows,
-        since its gradient would be missed otherwise; a budget of one goes to the part drawn."""
+        since its gradient would be missed otherwise."""
         known = int(recalled.known.sum())
         unknown = len(recalled.known) - known
         if not known or not unknown:
@@ -396,8 +426,7 @@ class PoolScoring:
         total = float(sizes.sum())
         share = float(sizes[recalled.known].sum()) / total if total > 0 else known / (known + unknown)
         wanted = math.floor(budget * share + float(torch.rand(1, generator=seeded(self.seed, step, "share"))))
-        least = 1 if budget > 1 else 0
-        low, high = max(least, budget - unknown), min(known, budget - least)
+        low, high = max(1, budget - unknown), min(known, budget - 1)
         return min(max(wanted, low), high)
 
     # ---- what is trained -----------------------------------------------------------------------------------------
@@ -413,13 +442,25 @@ class PoolScoring:
         if accelerator.num_processes > 1:
             width, device = agree(accelerator, narrow.shape[1]), accelerator.device
             if not width:
+                self._nothing_learnt()
                 return
             counts = accelerator.gather(torch.tensor([len(positions)], device=device)).tolist()
             narrow = gather_rows(accelerator, narrow.view(-1, width).to(device), counts).cpu()
             positions = gather_rows(accelerator, positions.to(device), counts).cpu()
+        if not len(positions):
+            self._nothing_learnt()
         order = positions.sort(stable=True).indices
         positions, narrow = positions[order], narrow[order]
-        self.memory.update(pool.ids[positions], narrow, pool.tokens[positions], step)
+        self.memory.update(pool.ids[positions], narrow, self._extent(pool.tokens[positions]), step)
+
+    def _nothing_learnt(self) -> None:
+        if not self._silent:
+            logger.warning(
+                "Nothing was learnt from training: no gradient reached the value projections that %s looks at. Are "
+                "they trained, or anything before them?",
+                self.scorer.name,
+            )
+        self._silent = True
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -441,14 +482,14 @@ class PoolScoring:
 
 
 def window(row: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
-    """A stretch of at most `tokens` tokens of a row without padding: a quarter of it before the first trained token,
-    or the row's end."""
+    """A stretch of at most `tokens` tokens of a row without padding: a quarter of it, and one token at least, before
+    the first trained token, or the row's end."""
     length = len(row["input_ids"])
     if length <= tokens:
         return dict(row)
     trained = (row["labels"] != IGNORED).nonzero()
     first = int(trained[0]) if len(trained) else 0
-    start = max(0, min(first - tokens // 4, length - tokens))
+    start = max(0, min(first - max(1, tokens // 4), length - tokens))
     return {
         key: value[start : start + tokens] if value.ndim > 0 and len(value) == length else value
         for key, value in row.items()

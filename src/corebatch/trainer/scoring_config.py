@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,15 +11,17 @@ from typing import Any, Literal
 from corebatch._registry import hint
 from corebatch.errors import ConfigError
 
-Way = Literal["full", "window", "first_blocks", "every", "remembered", "two_phase", "none"]
+Way = Literal["auto", "full", "window", "first_blocks", "every", "remembered", "two_phase", "none"]
 
+_REUSE = ("reuse", "reuse_place", "reuse_gb")
 OWN_OPTIONS: dict[str, tuple[str, ...]] = {
-    "full": ("reuse", "reuse_place", "reuse_gb"),
+    "auto": _REUSE,
+    "full": _REUSE,
     "window": ("tokens",),
     "first_blocks": ("blocks",),
-    "every": ("steps", "max_age", "learn"),
-    "remembered": ("max_age", "unknown", "learn"),
-    "two_phase": ("share", "proxy", "learn"),
+    "every": ("steps", "max_age", "learn", *_REUSE),
+    "remembered": ("max_age", "unknown", "learn", *_REUSE),
+    "two_phase": ("share", "proxy", "learn", *_REUSE),
     "none": (),
 }
 """Each way, and the options that it takes beside `rows`."""
@@ -35,9 +38,12 @@ class ScoringConfig:
     chosen; the weights M / (N pi) keep the estimate of the large batch's gradient honest whatever the proxy.
 
     Attributes:
-        way: "full": the scorer on every example at every step.
+        way: "auto": "remembered" with `unknown: score` where examples come again (more than one epoch) and the other
+            settings go with it, else "full": every example is scored in the first epoch, and none after it.
+            "full": the scorer on every example at every step.
             "window": the scorer on a window of `tokens` tokens of each example, from a quarter of it before the first
-            trained token; features are scaled by the square root of the trained tokens left out.
+            trained token; for a mean over tokens, features are scaled by the square root of the trained tokens in the
+            example over those in the window.
             "first_blocks": an early exit after the first `blocks` blocks, with the model's own final norm and head.
             "every": the scorer at every `steps`-th optimizer step; between them features are remembered, or guessed.
             "remembered": features from the last time that an example was scored or trained, at most `max_age`
@@ -45,6 +51,7 @@ class ScoringConfig:
             "two_phase": a free `proxy` draws `share` of the pool (None: halfway between the small and the large
             batch), the scorer runs on those alone.
             "none": no scoring and no memory: inclusion in proportion to the square root of trained tokens.
+            Where the loss is a mean over examples, equal sizes stand for the square root of trained tokens everywhere.
         tokens, blocks, steps, share: see above.
         max_age: None: for ever.
         unknown: "guess": the square root of trained tokens at the level of the latest examples, without a direction;
@@ -60,7 +67,7 @@ class ScoringConfig:
         reuse_gb: at most so many gigabytes (2^30 bytes) are kept; None: half of what is free when training begins.
     """
 
-    way: Way = "full"
+    way: Way = "auto"
     tokens: int = 64
     blocks: int = 2
     steps: int = 4
@@ -89,7 +96,7 @@ class ScoringConfig:
         share, cap = self.share, self.reuse_gb
         if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
             raise ConfigError(f"coreset.scoring.share should be above 0 and at most 1. Found {share!r}.")
-        if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | float) or cap < 0):
+        if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | float) or not 0 <= cap < math.inf):
             raise ConfigError(f"coreset.scoring.reuse_gb should be a number of at least 0. Found {cap!r}.")
         for name, allowed in (
             ("unknown", ("guess", "score")),
@@ -112,6 +119,11 @@ class ScoringConfig:
             raise ConfigError(
                 f"coreset.scoring {self.way!r} takes {', '.join((*OWN_OPTIONS[self.way], 'rows'))}. "
                 f"Found {', '.join(idle)}, which would do nothing."
+            )
+        if self.way == "remembered" and not self.learn and self.unknown == "guess":
+            raise ConfigError(
+                "coreset.scoring 'remembered' needs learn true or unknown 'score': with neither there is never "
+                "anything to remember. Found learn False and unknown 'guess'."
             )
 
     @classmethod
@@ -137,6 +149,11 @@ class ScoringConfig:
                     f"coreset.scoring has the keys {', '.join(known)}. Found {key!r}.{hint(str(key), known)}"
                 )
         return cls(**value)
+
+    @property
+    def scores_exactly(self) -> bool:
+        """Whether there are ordinary scoring forwards, whose work training could reuse."""
+        return self.way in ("full", "every", "two_phase") or (self.way == "remembered" and self.unknown == "score")
 
     @property
     def remembers(self) -> bool:

@@ -11,6 +11,7 @@ from corebatch.errors import ConfigError, InputError
 from training import Collator, mixture, tiny_model
 
 POPULATION, LARGE = 48, 24
+LAST_LAYER = "last_layer(num_blocks=2)"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def test_gradients_are_those_of_single_rows(moment):
 
 def test_statistics_of_methods_that_are_known(moment):
     pairs = [
-        parse_pair(text) for text in ("tokens x random", "last_layer x importance", "last_layer x facility_location")
+        parse_pair(text)
+        for text in ("tokens x random", f"{LAST_LAYER} x importance", f"{LAST_LAYER} x facility_location")
     ]
     lines = measure(moment, pairs, large=LARGE, budgets=(LARGE, 8), draws=40)
     assert len(lines) == 2 * 2 * 3
@@ -45,10 +47,10 @@ def test_statistics_of_methods_that_are_known(moment):
         if line.budget == LARGE:
             assert line.effective_batch == pytest.approx(1, abs=1e-6)
     raw = {line.method: line for line in lines if line.metric == "raw" and line.budget == 8}
-    assert raw["last_layer x importance"].error_to_large < 0.95
-    assert abs(raw["last_layer x importance"].bias_share) < 0.1
-    assert raw["last_layer x importance"].length == pytest.approx(1, abs=0.15)
-    assert raw["last_layer x facility_location"].length > 1.0
+    assert raw[f"{LAST_LAYER} x importance"].error_to_large < 0.95
+    assert abs(raw[f"{LAST_LAYER} x importance"].bias_share) < 0.1
+    assert raw[f"{LAST_LAYER} x importance"].length == pytest.approx(1, abs=0.15)
+    assert raw[f"{LAST_LAYER} x facility_location"].length > 1.0
 
 
 def test_errors_agree_with_plain_vectors():

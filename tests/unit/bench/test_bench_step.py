@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from corebatch.bench import step
+from corebatch.bench import step, step_arm, step_plan, step_report
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import PRESETS, build_model, model_config
-from corebatch.bench.step import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Run, Shape, StepSettings
+from corebatch.bench.step_arm import Run
+from corebatch.bench.step_plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Shape, StepSettings
 from corebatch.errors import ConfigError, DataError, UnsupportedModelError
 from corebatch.trainer import CoresetConfig
 
@@ -47,7 +48,7 @@ def settings(model_folder, lengths):
 
 @pytest.fixture(scope="module")
 def lines(settings):
-    return step.bench_step(step.plan(settings))
+    return step.bench_step(step_plan.plan(settings))
 
 
 def one(lines, arm, ratio=1):
@@ -97,7 +98,7 @@ def test_other_settings_run(settings, adapter, precision, checkpointing):
     few = replace(
         settings, adapter=adapter, precision=precision, checkpointing=checkpointing, ratios=[2], rounds=2, steps=1
     )
-    made = step.bench_step(step.plan(few))
+    made = step.bench_step(step_plan.plan(few))
     assert len(made) == 5
     assert {line["precision"] for line in made} == {precision}
 
@@ -117,17 +118,17 @@ def test_a_period_is_measured_whole():
 def test_memory_is_counted_over_a_whole_period(settings, model_folder, monkeypatch):
     monkeypatch.setattr(Arm, "period", 3)
     counted = []
-    monkeypatch.setattr(step, "LiveBytes", lambda: counted.append(LiveBytes()) or counted[-1])
+    monkeypatch.setattr(step_arm, "LiveBytes", lambda: counted.append(LiveBytes()) or counted[-1])
     ends = []
-    closed = step._Clock.close
-    monkeypatch.setattr(step._Clock, "close", lambda self: ends.append(len(self.ends)) or closed(self))
-    rows = step._Rows([Shape(8, 4)], 7 * LARGE, 64, 0)
+    closed = step_arm._Clock.close
+    monkeypatch.setattr(step_arm._Clock, "close", lambda self: ends.append(len(self.ends)) or closed(self))
+    rows = step_arm.Rows([Shape(8, 4)], 7 * LARGE, 64, 0)
     arm = Arm(kind=SMALL, name=SMALL, ratio=4)
-    run = step.run_arm(arm, build_model(str(model_folder)), rows, settings, number=0, memory=True)
+    run = step_arm.run_arm(arm, build_model(str(model_folder)), rows, settings, number=0, memory=True)
     assert ends[0] == 1 + 3  # three steps for two, and none that is counted is timed
     assert run.tokens == 8 * LARGE / 4
     assert run.peak_bytes == counted[0].peak_bytes > run.start_bytes
-    assert not step.run_arm(arm, build_model(str(model_folder)), rows, settings, number=1, memory=False).peak_bytes
+    assert not step_arm.run_arm(arm, build_model(str(model_folder)), rows, settings, number=1, memory=False).peak_bytes
 
 
 def test_summaries_take_ratios_within_a_round(settings):
@@ -146,10 +147,10 @@ def test_summaries_take_ratios_within_a_round(settings):
 
 def test_grouping_keeps_every_row_and_cuts_padding():
     batches = [
-        step._collate([{"input_ids": torch.full((n,), n), "labels": torch.full((n,), n)} for n in part])
+        step_arm._collate([{"input_ids": torch.full((n,), n), "labels": torch.full((n,), n)} for n in part])
         for part in ([3, 9], [4, 2], [9, 5])
     ]
-    made = step.group_by_length(batches, 2)
+    made = step_arm.group_by_length(batches, 2)
     assert [batch["attention_mask"].sum(dim=1).tolist() for batch in made] == [[9, 9], [5, 4], [3, 2]]
     assert [batch["input_ids"].shape[1] for batch in made] == [9, 5, 3]
     for batch in made:
@@ -170,7 +171,7 @@ def test_lengths_of_rows(tmp_path):
         {"text": "z"},  # one token predicts nothing
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert step.read_shapes(path, 20) == [Shape(13, 3), Shape(20, 20), Shape(8, 2), Shape(4, 4)]
+    assert step_plan.read_shapes(path, 20) == [Shape(13, 3), Shape(20, 20), Shape(8, 2), Shape(4, 4)]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_bad_lengths(tmp_path, text, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        step.read_shapes(path, 32)
+        step_plan.read_shapes(path, 32)
 
 
 @pytest.mark.parametrize(
@@ -226,23 +227,23 @@ def test_what_is_wrong_is_found_before_anything_runs(settings, tmp_path, changes
     if changes.get("lengths"):
         changes = {"lengths": tmp_path / changes["lengths"]}
     with pytest.raises(ConfigError, match=message):
-        step.plan(replace(settings, **changes))
+        step_plan.plan(replace(settings, **changes))
 
 
 def test_an_arm_that_this_version_refuses_is_left_out_with_its_error(settings, monkeypatch):
-    monkeypatch.setitem(step.ARMS, "of the future", {"warp": 9})
-    made = step.plan(settings)
+    monkeypatch.setitem(step_plan.ARMS, "of the future", {"warp": 9})
+    made = step_plan.plan(settings)
     (note,) = made.notes
     assert "of the future (ConfigError: coreset has the keys" in note
     assert "of the future" not in [arm.name for arm in made.arms]
 
 
 def test_an_arm_that_the_model_refuses_is_left_out(settings, monkeypatch):
-    def refuse(self, model, batches):
+    def refuse(self, batches):
         raise UnsupportedModelError("no such projection")
 
-    monkeypatch.setattr(step.CoresetTrainer, "_score", refuse)
-    made = step.plan(replace(settings, ratios=[2], rounds=1, steps=1))
+    monkeypatch.setattr(step_arm.CoresetTrainer, "_small_batch", refuse)
+    made = step_plan.plan(replace(settings, ratios=[2], rounds=1, steps=1))
     said = []
     lines = step.bench_step(made, said.append)
     assert [line["arm"] for line in lines] == [ACCUMULATION, GROUPED, SMALL]
@@ -253,11 +254,11 @@ def test_an_arm_that_the_model_refuses_is_left_out(settings, monkeypatch):
 @pytest.mark.parametrize("text", ["full", "={}", "name=3", "name=", "name={scorer: ["])
 def test_bad_arms(text):
     with pytest.raises(ConfigError, match="arm"):
-        step.parse_arms([text])
+        step_plan.parse_arms([text])
 
 
 def test_arms_are_read():
-    arms = step.parse_arms(["two words={scorer: loss, selector: importance}", "full=null", "plain={}"])
+    arms = step_plan.parse_arms(["two words={scorer: loss, selector: importance}", "full=null", "plain={}"])
     assert arms == {"two words": {"scorer": "loss", "selector": "importance"}, "full": None, "plain": {}}
 
 
@@ -301,19 +302,21 @@ def test_targets_say_what_was_reached(lines):
     line = {**one(lines, "full", 2), "large": 128, "speedup": 1.5}
     faster = {**line, "arm": "mine", "speedup": 1.9}
     others = [{**line, "checkpointing": False, "speedup": 9}, {**line, "tokens_scored": 0, "speedup": 9}]
-    rows = step.target_rows([line, faster, *others])
+    rows = step_report.target_rows([line, faster, *others])
     assert rows[0]["target"].startswith("LoRA, 64 of 128")
     assert rows[0]["full (the default)"].startswith("1.50 (")
     assert rows[0]["full (the default)"].endswith("x, reached")
     assert rows[0]["fastest arm that scores"].endswith("x, reached, mine")
-    assert step.target_rows([{**line, "speedup": 1.4}])[0]["fastest arm that scores"].endswith("not reached, full")
+    assert step_report.target_rows([{**line, "speedup": 1.4}])[0]["fastest arm that scores"].endswith(
+        "not reached, full"
+    )
     assert {row["fastest arm that scores"] for row in rows[1:]} == {"not measured here"}
 
 
 def test_a_report_keeps_an_earlier_one(lines, tmp_path):
     path = tmp_path / "folder" / "step.md"
     for number in range(3):
-        step.write_report(step.report_text(lines, f"command {number}", ["left out: nothing"]), path)
+        step_report.write_report(step_report.report_text(lines, f"command {number}", ["left out: nothing"]), path)
     assert sorted(p.name for p in path.parent.iterdir()) == ["step.md", "step.old-1.md", "step.old-2.md"]
     assert "`command 2`" in path.read_text()
     assert "`command 0`" in (path.parent / "step.old-1.md").read_text()

@@ -1,0 +1,161 @@
+"""The trainer's scoring on a population of examples: the same code that a step runs, on a pool made by hand.
+
+Shape suffixes: P population, N large batch, M small batch, F feature columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corebatch.bench.methods import Pair
+from corebatch.scoring import Scores, seeded
+from corebatch.scoring.base import trained_tokens
+from corebatch.trainer.config import CoresetConfig
+from corebatch.trainer.distributed import Pool
+from corebatch.trainer.memory import FeatureMemory
+from corebatch.trainer.pool_scoring import Plan, PoolScoring
+from corebatch.trainer.repack import Padding, row_spans
+from corebatch.types import Selection
+
+ROWS_AT_A_TIME = 16
+"""Of the longest rows, in one forward of the population; more of shorter ones."""
+
+_ALONE: Any = SimpleNamespace(num_processes=1, process_index=0)  # what scoring asks of an accelerator
+_PADDING = Padding(token=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """The examples that are measured on.
+
+    Attributes:
+        batches: their rows as collated dictionaries, in order.
+        lengths: LongTensor [P] on the CPU: tokens without padding.
+        tokens: LongTensor [P] on the CPU: trained tokens.
+    """
+
+    batches: Sequence[Mapping[str, Tensor]]
+    lengths: Tensor
+    tokens: Tensor
+
+    @staticmethod
+    def of(batches: Sequence[Mapping[str, Tensor]]) -> Population:
+        spans = torch.cat([row_spans(batch) for batch in batches])
+        tokens = torch.cat([trained_tokens(batch["labels"]) for batch in batches]).cpu()
+        return Population(batches, spans[:, 1] - spans[:, 0], tokens)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def pool(self, rows: Tensor | None = None) -> Pool:
+        """Some rows (LongTensor [N], ascending), or all, as a step sees them: one rank, one source."""
+        rows = torch.arange(len(self)) if rows is None else rows
+        zeros = torch.zeros_like(rows)
+        return Pool(
+            ids=rows,
+            sources=zeros,
+            lengths=self.lengths[rows],
+            tokens=self.tokens[rows],
+            ranks=zeros,
+            rows=rows,
+            eligible=torch.ones_like(rows, dtype=torch.bool),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What one step chose, and what it scored for it.
+
+    Attributes:
+        rows: LongTensor [M]: numbers in the population.
+        selection: of the pool; its weights go with `rows`.
+        exact: LongTensor: numbers in the population of what was scored.
+    """
+
+    rows: Tensor
+    selection: Selection
+    exact: Tensor
+
+
+class PopulationScoring:
+    """A trainer's scoring, with its settings, on a population.
+
+    Args:
+        coreset: the settings.
+        population: the examples.
+    """
+
+    def __init__(self, coreset: CoresetConfig, population: Population) -> None:
+        self.population = population
+        self.step = coreset.build()
+        self.scoring = PoolScoring(coreset, self.step, micro_batch=ROWS_AT_A_TIME)
+        self._seed = coreset.seed
+
+    @property
+    def runs_forwards(self) -> bool:
+        """Whether the scorer needs a forward, and the selector looks at what it gives."""
+        return self.scoring.scorer.needs_forward
+
+    def score(self, model: Any, rows: Tensor | None = None) -> Scores:
+        """Scores of some rows (LongTensor, ascending), or of all, in forwards over rows of falling length."""
+        rows = torch.arange(len(self.population)) if rows is None else rows
+        plan = Plan(candidates=torch.arange(len(self.population)), budget=0, exact=rows)
+        scores = self.scoring.score(_ALONE, model, self.population.batches, self.population.pool(), plan, _PADDING)
+        assert scores is not None
+        return scores
+
+    def remember(self, model: Any, known: float) -> FeatureMemory:
+        """Fills the memory with features of a share `known` of the population, as the model gives them now.
+
+        Which examples: the first ones of a permutation by the seed, so that a larger share holds a smaller one's.
+        """
+        count = max(1, round(known * len(self.population)))
+        order = torch.randperm(len(self.population), generator=seeded(self._seed, "known"))
+        rows = order[:count].sort().values
+        plan = Plan(candidates=torch.arange(len(self.population)), budget=0, exact=rows)
+        self.scoring.remember(self.population.pool(), plan, self.score(model, rows), 0)
+        assert self.scoring.memory is not None
+        return self.scoring.memory
+
+    def choose(self, pool: Tensor, scores: Scores | None, budget: int, draw: int) -> Chosen:
+        """M of the pool's rows (LongTensor [N], ascending, numbers in the population).
+
+        Args:
+            scores: of the population; may be None where a step between two scorings looks at the memory alone.
+            draw: the number of the draw; with the seed it determines all randomness.
+        """
+        settings = self.scoring.settings
+        # A step at which "every" does not score: those that do are `full`.
+        step = draw * settings.steps + 1 if settings.way == "every" and settings.steps > 1 else draw
+        made = self.population.pool(pool)
+        plan = self.scoring.plan(made, budget, step)
+        exact = pool[plan.exact]
+        there = None if scores is None or not len(exact) else _take(scores, exact)
+        choice = self.scoring.choose(made, plan, there, step, None)
+        rows = pool[plan.candidates[choice.selection.indices.cpu()]]
+        return Chosen(rows=rows, selection=choice.selection, exact=exact)
+
+
+def remembered(pairs: Sequence[Pair], model: Any, population: Population, seed: int) -> dict[str, FeatureMemory]:
+    """What each pair with a memory remembers if it is filled now, by `Pair.remembered`."""
+    memories: dict[str, FeatureMemory] = {}
+    for pair in pairs:
+        if pair.remembered is not None and pair.remembered not in memories:
+            scoring = PopulationScoring(pair.coreset(seed), population)
+            memories[pair.remembered] = scoring.remember(model, pair.way.known)
+    return memories
+
+
+def _take(scores: Scores, rows: Tensor) -> Scores:
+    there = rows.to(scores.features.device)
+    return Scores(
+        features=scores.features[there],
+        losses=None if scores.losses is None else scores.losses[there],
+        tokens=scores.tokens[rows.to(scores.tokens.device)],
+    )
