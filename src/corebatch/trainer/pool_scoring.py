@@ -364,7 +364,7 @@ class PoolScoring:
     def _second_phase(self, plan: Plan, scores: Scores, pool: Pool, step: int, second_moments: Tensor | None) -> Choice:
         """Chooses among the rows of the first phase. Row i stands for E / (N pi_i) rows, so its feature and its weight
         are multiplied by that: the estimate stays one of the whole pool's mean gradient (Saerndal, Swensson and
-        Wretman 1992, section 9.3)."""
+        Wretman 1992, chapter 9)."""
         assert plan.inclusion is not None
         stands_for = len(plan.exact) / (len(plan.candidates) * plan.inclusion)
         scaled = Scores(
