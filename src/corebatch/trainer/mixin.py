@@ -486,6 +486,8 @@ class CoresetMixin(_Base):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
                 self._recorder.flush()  # lines that wait for the device, whatever ended the run
+                if self._scoring.trained is not None:
+                    self._scoring.trained.close()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
