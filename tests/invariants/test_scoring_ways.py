@@ -270,3 +270,18 @@ def test_reuse_in_trls_trainer(tmp_path: Path, selector: str) -> None:
         results.append(weights(run(made)))
         assert (lines(tmp_path / str(reuse))[0].get("reuse_mb", 0) > 0) == (reuse and selector == "balanced")
     assert largest_difference(*results) < 1e-10
+
+
+def test_by_default_every_example_is_scored_once(tmp_path):
+    made = run(trainer(tmp_path, max_steps=15))  # 96 examples, 16 a step: six steps are an epoch
+    found = lines(tmp_path)
+    assert [line["examples_scored"] for line in found] == [16] * 6 + [0] * 9
+    assert all(line["pool_loss"] is not None for line in found[:6])
+    assert [line["scoring"] for line in found] == ["remembered"] * 15
+    assert len(made._scoring.memory) == 96
+
+
+def test_in_a_single_epoch_scoring_is_full(tmp_path):
+    made = run(trainer(tmp_path, max_steps=6))
+    assert [line["scoring"] for line in lines(tmp_path)] == ["full"] * 6
+    assert made._scoring.memory is None

@@ -134,7 +134,8 @@ def test_a_floor_out_of_range_is_an_error(floor: float) -> None:
 @pytest.mark.parametrize(
     "kind, lora, options, shapes",
     [
-        ("llama", True, {}, [(16, 3)] * 3),
+        ("llama", True, {}, [(16, 3)]),  # one block for every eight of the model, one at least
+        ("llama", True, {"num_blocks": 3}, [(16, 3)] * 3),
         ("llama", False, {"num_blocks": 2}, [(16, 32)] * 2),
         ("gpt2", False, {"num_blocks": 1}, [(32, 32)]),
         ("gpt2", True, {"num_blocks": 1}, [(32, 3)]),

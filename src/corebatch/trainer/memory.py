@@ -152,7 +152,7 @@ class FeatureMemory:
         capacity = len(self._lengths)
         if len(self._slots) <= capacity:
             return
-        more = max(2 * capacity, len(self._slots), 1024) - capacity
+        more = max(2 * capacity, len(self._slots), 64) - capacity
         self._directions = torch.cat([self._directions.view(capacity, width), torch.zeros(more, width).half()])
         self._lengths = torch.cat([self._lengths, torch.zeros(more)])
         self._losses = torch.cat([self._losses, torch.full((more,), math.nan)])

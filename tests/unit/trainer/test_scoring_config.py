@@ -88,7 +88,7 @@ def test_an_option_of_another_way_is_refused(way: str) -> None:
 
 
 def test_an_option_without_its_way_is_one_of_another_way() -> None:
-    with pytest.raises(ConfigError, match=r"'full' takes .*Found max_age"):
+    with pytest.raises(ConfigError, match=r"'auto' takes .*Found max_age"):
         CoresetConfig(scoring={"max_age": 5})
 
 
@@ -127,7 +127,7 @@ def test_the_record_can_be_read_again(way: str, form: Any) -> None:
         ({"scoring": "remembered", "sparsify": "projection"}, ["sparsify none", "'projection'"]),
         ({"scoring": "two_phase", "small_sources": "auto"}, ["small_sources none", "'auto'"]),
         ({"scoring": "remembered", "small_sources": ["a"]}, ["small_sources none", "['a']"]),
-        ({"scoring": {"way": "two_phase", "share": 0.5}}, ["share should be above 1 / pool_factor = 0.5", "0.5"]),
+        ({"scoring": {"way": "two_phase", "share": 0.5}}, ["needs a share above 1 / pool_factor = 0.5", "0.5"]),
         ({"scoring": {"way": "two_phase", "share": 0.2}, "pool_factor": 4}, ["0.25", "Found 0.2"]),
         ({"scoring": "remembered", "scorer": "loss"}, ["unknown 'score'", "last_layer", "'loss'"]),
         ({"scoring": {"way": "remembered", "learn": False}}, ["learn true or unknown 'score'"]),
@@ -207,3 +207,34 @@ def test_options_that_are_left_from_another_way_are_errors(tmp_path: Path) -> No
         loaded(tmp_path, None, "--coreset.scoring.max_age", "5")
     with pytest.raises(ConfigError, match=r"'scoring' is no block of keys\. Found 3"):
         loaded(tmp_path, 3, "--coreset.scoring.max_age", "5")
+
+
+def test_auto_scores_once_and_remembers_where_examples_come_again() -> None:
+    config = CoresetConfig()
+    assert config.scoring_settings.way == "auto"
+    assert config.resolve_scoring(False).way == "full"
+    again = config.resolve_scoring(True)
+    assert (again.way, again.unknown, again.learn) == ("remembered", "score", True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"selector": "facility_location"},
+        {"normalise": "optimizer"},
+        {"small_sources": "auto"},
+        {"scorer": "tokens", "selector": "importance"},
+        {"selector": "random"},
+    ],
+    ids=str,
+)
+def test_auto_is_full_where_the_other_settings_leave_no_room(settings: dict[str, Any]) -> None:
+    assert CoresetConfig(**settings).resolve_scoring(True).way == "full"
+    assert CoresetConfig.colm().resolve_scoring(True).way == "full"
+
+
+def test_auto_takes_what_says_how_forwards_are_reused() -> None:
+    config = CoresetConfig(scoring={"way": "auto", "rows": 3, "reuse": False})
+    for again in (False, True):
+        found = config.resolve_scoring(again)
+        assert (found.rows, found.reuse) == (3, False)
