@@ -120,6 +120,11 @@ class ScoringConfig:
                 f"coreset.scoring {self.way!r} takes {', '.join((*OWN_OPTIONS[self.way], 'rows'))}. "
                 f"Found {', '.join(idle)}, which would do nothing."
             )
+        if self.way == "two_phase" and self.proxy != "norm" and not self.learn:
+            raise ConfigError(
+                f"coreset.scoring.learn does nothing with proxy {self.proxy!r}: only norms are learnt from training. "
+                "Leave it out, or use proxy 'norm'."
+            )
         if self.way == "remembered" and not self.learn and self.unknown == "guess":
             raise ConfigError(
                 "coreset.scoring 'remembered' needs learn true or unknown 'score': with neither there is never "
