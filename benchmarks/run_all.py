@@ -52,7 +52,13 @@ def main() -> None:
         [python, HERE / "scoring.py", "--data", f"{data}/train.jsonl", "--output", args.output / "scoring.jsonl"],
         gradients,
         training,
+        [python, HERE / "step.py", "--lengths", f"{data}/train.jsonl", "--output", args.output],
     ]
+    if quick:
+        commands[-1].append("--quick")
+    else:
+        readouts = [python, HERE / "readouts.py", "--model", model, "--data", f"{data}/train.jsonl"]
+        commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
     for command in commands:
         words = [str(word) for word in command]
         print("+", *words, flush=True)

@@ -42,6 +42,8 @@ def bench_gradients(
     b_std: float | None = 0.02,
     seed: int = 0,
     cost_ratios: Sequence[float] = (),
+    cost_rows: int = 128,
+    cost_rounds: int = 5,
     skip_unfit: bool = False,
     device: str = "cpu",
     console: Console | None = None,
@@ -57,6 +59,7 @@ def bench_gradients(
             measured on, the others are trained on (all of them, if there are no others).
         b_std: LoRA's B starts from N(0, b_std^2), since with B = 0 no gradient reaches A; None leaves it.
         cost_ratios: values of c = (forward + backward) / forward beside the measured ones.
+        cost_rows, cost_rounds: how many rows are timed, and how often.
         skip_unfit: leave out, with a note, pairs whose early exit lies behind the model's last block.
 
     Returns:
@@ -119,7 +122,7 @@ def bench_gradients(
         if stop not in past:
             continue
         if costs is None:
-            costs = measure_costs(model, examples, pairs, seed=seed)
+            costs = measure_costs(model, examples, pairs, rows=cost_rows, rounds=cost_rounds, seed=seed)
             common |= {"cost_rows": costs.rows, "cost_rounds": costs.rounds, "forward_ms": costs.forward_ms}
             _say(console, _costs_text(costs))
         _say(console, f"after {stop} steps: {population} exact gradients, {len(pairs)} pairs")

@@ -51,6 +51,8 @@ def gradients(
         str | None,
         typer.Option(help="values of (forward + backward) / forward, such as 2.85,3.6, in place of the measured ones"),
     ] = None,
+    cost_rows: Annotated[int, typer.Option(help="rows that forwards are timed on")] = 128,
+    cost_rounds: Annotated[int, typer.Option(help="how often, all in turn")] = 5,
     output: Annotated[Path | None, typer.Option(help="JSON lines go here, and two plots beside them")] = None,
 ) -> None:
     """Error, bias, length and cost of the small batch's gradient, for scorers, selectors and ways of scoring.
@@ -77,6 +79,8 @@ def gradients(
         learning_rate=float(settings.training.get("learning_rate", 5e-4)),
         b_std=0.02 if settings.lora else None,
         cost_ratios=_ratios(cost_ratio),
+        cost_rows=cost_rows,
+        cost_rounds=cost_rounds,
         skip_unfit=not pair,
         seed=int(settings.training.get("seed", 0)),
         device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",

@@ -35,6 +35,7 @@ from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
+from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag
 from corebatch.trainer.weighted_loss import weighted_loss
 
@@ -256,10 +257,15 @@ class CoresetMixin(_Base):
             return None
         scoring, settings = self._scoring, self._scoring.settings
         if scoring.reuse_bytes is None:
-            scoring.reuse_bytes = (
-                free_memory(self.args.device) // 2 if settings.reuse_gb is None else int(settings.reuse_gb * 2**30)
-            )
+            scoring.reuse_bytes = self._reuse_bytes(settings)
         return BlockStates(model, place=settings.reuse_place, max_bytes=scoring.reuse_bytes)
+
+    def _reuse_bytes(self, settings: ScoringConfig) -> int:
+        """The cap on what is kept: as set, or half of what is free where it is kept; ranks share a host's memory."""
+        if settings.reuse_gb is not None:
+            return int(settings.reuse_gb * 2**30)
+        place = torch.device("cpu") if settings.reuse_place == "host" else self.args.device
+        return free_memory(place) // 2 // (1 if place.type == "cuda" else self.accelerator.num_processes)
 
     def _can_pack(self, model: Any, batches: list[dict[str, Tensor]]) -> bool:
         """Whether micro-batches are trained without padding; all ranks decide alike."""

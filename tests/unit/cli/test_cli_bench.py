@@ -42,12 +42,14 @@ def test_bench_gradients_measures_ways_at_given_cost_ratios(monkeypatch, config,
     words = ["bench", "gradients", config, "--pair", "last_layer x balanced @ window(tokens=4)"]
     words += ["--pair", "last_layer x balanced @ remembered(age=1, known=0.5)", "--cost-ratio", "2.85,3.6"]
     words += ["--moments", "2", "--population", 40, "--large", 16, "--budgets", "4", "--draws", 4, "--output", output]
+    words += ["--cost-rows", 6, "--cost-rounds", 2]
     monkeypatch.setattr(sys, "argv", ["corebatch", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [list(line["per_cost_ratios"]) for line in lines] == [["2.85", "3.6"]] * 4
+    assert {(line["cost_rows"], line["cost_rounds"]) for line in lines} == {(6, 2)}
     assert {line["scoring"] for line in lines} == {"window(tokens=4)", "remembered(age=1, known=0.5)"}
     assert "c = 3.6" in " ".join(capsys.readouterr().out.split())
     printed = tables(output)
