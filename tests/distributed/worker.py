@@ -3,6 +3,7 @@
 Usage: worker.py FOLDER, alone or under torch.distributed.run.
 """
 
+import gc
 import json
 import os
 import sys
@@ -86,4 +87,11 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     if torch.distributed.is_initialized():
+        # Gloo's and DDP's threads may abort a process that is taken down while they run: everybody is done first, the
+        # trainers go while the group is there, and nothing is left to the interpreter's exit.
+        torch.distributed.barrier()
+        gc.collect()
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
