@@ -285,3 +285,10 @@ def test_in_a_single_epoch_scoring_is_full(tmp_path):
     made = run(trainer(tmp_path, max_steps=6))
     assert [line["scoring"] for line in lines(tmp_path)] == ["full"] * 6
     assert made._scoring.memory is None
+
+
+def test_a_window_counts_its_own_tokens(tmp_path):
+    run(trainer(tmp_path, coreset=CoresetConfig(scoring={"way": "window", "tokens": 6}), max_steps=3))
+    for line in lines(tmp_path):
+        assert line["tokens_scored"] <= 6 * line["examples_scored"]
+        assert 0 <= line["padding_scored"] < 1

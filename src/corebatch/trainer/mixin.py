@@ -36,7 +36,7 @@ from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.scoring_config import ScoringConfig
-from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag
+from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag, untagged
 from corebatch.trainer.weighted_loss import weighted_loss
 
 logger = logging.getLogger(__name__)
@@ -236,9 +236,9 @@ class CoresetMixin(_Base):
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
         if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
-            check_loss(model, _without_tags(batches[0]))
+            check_loss(model, untagged(batches[0]))
         if scoring.trained is not None:
-            scoring.trained.watch(model, _without_tags(batches[0]))
+            scoring.trained.watch(model, untagged(batches[0]))
         self._packed = self._can_pack(model, batches)
         if settings.scores_exactly and settings.reuse is not False and scoring.scorer.needs_forward:
             self._states = self._block_states(model)
@@ -438,9 +438,14 @@ class CoresetMixin(_Base):
             here = choice.selection.indices.cpu()
             pool_loss = float(losses.sum() / tokens[candidates].sum().clamp(min=1))
             chosen_loss = float(losses[here].sum() / tokens[chosen].sum().clamp(min=1))
+        # Padded positions are known of this rank; those of all ranks are estimated by the tokens here and there.
+        work, positions = self._scoring.work, sum(batch["input_ids"].numel() for batch in small)
+        trained_by, _ = shares(pool.ranks[chosen].tolist(), self.accelerator.num_processes)
+        mine = [i for i, rank in enumerate(trained_by) if rank == self.accelerator.process_index]
+        tokens_scored, tokens_trained = self._scoring.tokens_scored(pool, scored), int(pool.lengths[chosen].sum())
         recorded: dict[str, Any] = {
-            "positions_scored": self._over_ranks(pool, scored, self._scoring.work.positions),
-            "positions_trained": self._over_ranks(pool, chosen, sum(batch["input_ids"].numel() for batch in small)),
+            "positions_scored": _scaled(work.positions, work.tokens, tokens_scored),
+            "positions_trained": _scaled(positions, int(pool.lengths[chosen[mine]].sum()), tokens_trained),
         }
         if self._states is not None:
             recorded["reuse_mb"] = round(self._states.peak_bytes / 2**20, 3)
@@ -454,19 +459,14 @@ class CoresetMixin(_Base):
             "scoring": self._scoring.way,
             "pool_loss": pool_loss,
             "chosen_loss": chosen_loss,
-            "tokens_scored": int(pool.lengths[scored].sum()),
-            "tokens_trained": int(pool.lengths[chosen].sum()),
+            "tokens_scored": tokens_scored,
+            "tokens_trained": tokens_trained,
             "labels_scored": int(tokens[scored].sum()),
             "labels_trained": int(tokens[chosen].sum()),
             "weight_max": choice.selection.weight_max,
             "effective_sample_size": choice.selection.effective_sample_size,
             **recorded,
         }
-
-    def _over_ranks(self, pool: Pool, rows: Tensor, positions: int) -> int:
-        """This rank's padded positions scaled up to all ranks', by the tokens of `rows` here and there."""
-        here = int(pool.lengths[rows[pool.ranks[rows] == self.accelerator.process_index]].sum())
-        return round(positions * int(pool.lengths[rows].sum()) / here) if here else positions
 
     # ---- the record, checkpoints, resume -------------------------------------------------------------------------
 
@@ -558,8 +558,9 @@ class CoresetMixin(_Base):
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
-def _without_tags(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in batch.items() if key not in (ID, SOURCE)}
+def _scaled(positions: int, here: int, everywhere: int) -> int:
+    """Positions on this rank, with `here` tokens in them, scaled up to the tokens of all ranks."""
+    return round(positions * everywhere / here) if here else positions
 
 
 def _batch_size(loader: Any) -> int | None:

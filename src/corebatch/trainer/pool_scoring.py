@@ -33,7 +33,7 @@ from corebatch.trainer.distributed import Pool, agree, gather_rows
 from corebatch.trainer.memory import FeatureMemory, Recalled
 from corebatch.trainer.repack import Padding, put_together, take_rows
 from corebatch.trainer.reuse import BlockStates
-from corebatch.trainer.tagging import ID, SOURCE
+from corebatch.trainer.tagging import untagged
 from corebatch.types import Selection, SourceGroup
 
 logger = logging.getLogger(__name__)
@@ -192,10 +192,7 @@ class PoolScoring:
         return self._forwards(accelerator, model, batches, pool, mine, padding, states)
 
     def _without_forward(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]], rows: Tensor) -> Scores:
-        parts = [
-            self.scorer.run(model, {k: v for k, v in batch.items() if k not in (ID, SOURCE)}, **self._settings())
-            for batch in batches
-        ]
+        parts = [self.scorer.run(model, untagged(batch), **self._settings()) for batch in batches]
         return _rows(Scores.cat(parts), rows)
 
     def _forwards(
@@ -208,7 +205,7 @@ class PoolScoring:
         padding: Padding,
         states: BlockStates | None,
     ) -> Scores:
-        rows = [_untagged(row) for row in take_rows(batches, pool.rows[mine].tolist())]
+        rows = [untagged(row) for row in take_rows(batches, pool.rows[mine].tolist())]
         scale = torch.ones(len(rows))
         if self.way == "window":
             rows = [window(row, self.settings.tokens) for row in rows]
@@ -225,7 +222,7 @@ class PoolScoring:
             parts += self._forward(model, [(int(mine[i]), rows[i]) for i in order[done : done + size]], padding, states)
             done += size
         # Ranks with fewer forwards repeat a row, so that all run equally many: sharded engines wait for each other.
-        filler = rows[order[-1]] if rows else _untagged(take_rows(batches, [0])[0])
+        filler = rows[order[-1]] if rows else untagged(take_rows(batches, [0])[0])
         idle: list[Scores] = []
         for _ in range(agree(accelerator, self.work.forwards) - self.work.forwards):
             idle = self._forward(model, [(-1, filler)], padding, None)
@@ -323,6 +320,11 @@ class PoolScoring:
 
     def _settings(self) -> dict[str, Any]:
         return {"loss": self.loss, "seed": self.seed}
+
+    def tokens_scored(self, pool: Pool, rows: Tensor) -> int:
+        """Tokens without padding that scoring the pool's `rows` takes, over all ranks."""
+        lengths = pool.lengths[rows]
+        return int((lengths.clamp(max=self.settings.tokens) if self.way == "window" else lengths).sum())
 
     # ---- after the forwards --------------------------------------------------------------------------------------
 
@@ -498,10 +500,6 @@ def window(row: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
 
 def _trained(row: Mapping[str, Tensor]) -> int:
     return int((row["labels"][1:] != IGNORED).sum())
-
-
-def _untagged(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in row.items() if key not in (ID, SOURCE)}
 
 
 def _rows(scores: Scores, rows: Tensor) -> Scores:

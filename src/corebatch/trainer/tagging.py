@@ -146,6 +146,11 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 2
 
 
+def untagged(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A row or a batch without its ids and sources, as the model takes it."""
+    return {key: value for key, value in row.items() if key not in (ID, SOURCE)}
+
+
 class SourceCollator:
     """Takes ids and sources out of the examples, calls the user's collator, and adds them as LongTensors [B].
 
