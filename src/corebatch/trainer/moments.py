@@ -41,6 +41,8 @@ def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) ->
                 f"Found {type(optimizer).__name__} with {', '.join(map(str, state))}."
             )
         moment = state["exp_avg_sq"].detach()
+        if hasattr(moment, "full_tensor"):  # sharded by FSDP2; every rank asks for the same ones in the same order
+            moment = moment.full_tensor()
         moment = moment.T if coordinate.transposed else moment
         if coordinate.rows is not None:
             moment = moment[coordinate.rows.to(moment.device)]
