@@ -50,7 +50,11 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
             "torch_compile and weights in the loss",
             "torch_compile: false, or a uniform selector",
         ),
-        (ranks > 1 and stream, "a stream on several ranks", "data with a length"),
+        (
+            ranks > 1 and stream and args.dataloader_num_workers > 1,
+            "a stream on several ranks with several loader workers each, whose rows come in no order",
+            "dataloader_num_workers 0 or 1, or data with a length",
+        ),
         (
             ranks > 1 and (loading.split_batches or loading.dispatch_batches),
             "split_batches or dispatch_batches",

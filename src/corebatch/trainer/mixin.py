@@ -164,15 +164,16 @@ class CoresetMixin(_Base):
         batches, failure = self._draw(epoch_iterator, num_batches, *args)
         phases.end("load")
         self._presence.at(step, "choosing")
-        drawn = self._ranks.report(failure, sum(len(batch[ID]) for batch in batches), num_batches)
-        if len(set(drawn[:, 1].tolist())) > 1:
+        rows = sum(len(batch[ID]) for batch in batches)
+        drawn, given, asked = self._ranks.report(failure, rows, len(batches), num_batches).T.tolist()
+        if len(set(asked)) > 1:
             raise DataError(
                 "All ranks should be asked for equally many micro-batches. Found that their loaders differ in length: "
-                f"at step {step} ranks are asked for {drawn[:, 1].tolist()}. Use a loader that evens out its ranks."
+                f"at step {step} ranks are asked for {asked}. Use a loader that evens out its ranks."
             )
-        if not int(drawn[:, 0].sum()):
+        if not sum(drawn):
             return super().get_batch_samples(iter([]), 0, *args)
-        small, denominator = self._small_batch(batches, drawn[:, 0].tolist(), num_batches)
+        small, denominator = self._small_batch(batches, drawn, max(given), num_batches)
         made, items = super().get_batch_samples(iter(small), len(small), *args)
         phases.end("repack")
         self._presence.at(step, "training")
@@ -237,14 +238,16 @@ class CoresetMixin(_Base):
         return batches, None
 
     def _small_batch(
-        self, batches: list[dict[str, Tensor]], counts: list[int], asked: int
+        self, batches: list[dict[str, Tensor]], counts: list[int], given: int, asked: int
     ) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Scores the pool's rows here, chooses over all ranks, and packs this rank's share.
 
         Args:
             batches: this rank's part of the pool.
             counts: how many rows each rank has.
-            asked: how many micro-batches each rank's Trainer waits for.
+            given: in how many batches, at most.
+            asked: how many micro-batches each rank's Trainer waits for; more than `given` at the end of a stream, where
+                the Trainer would make no step with fewer.
 
         Returns:
             So many micro-batches, and what the summed loss is divided by, or None where the parent's own count of
@@ -264,8 +267,8 @@ class CoresetMixin(_Base):
         pool = gather_pool(ranks, self._columns(batches, eligible), counts)
         self._passes.seen(pool.ids)
         phases.end("exchange")
-        count, slots = int(pool.eligible.sum()), asked * ranks.count
-        budget = min(count, max(math.ceil(count / self.coreset.pool_factor), slots))
+        count = int(pool.eligible.sum())
+        budget = min(count, max(math.ceil(count / self.coreset.pool_factor), given * ranks.count))
         plan = scoring.plan(pool, budget, step)
         padding = self._padding(batches)
         mine = scoring.score(ranks, model, batches, pool, plan, padding, self._states)
@@ -277,7 +280,8 @@ class CoresetMixin(_Base):
         chosen = plan.candidates[choice.selection.indices.cpu()]
         if self._states is not None:
             self._states.retain(chosen[pool.ranks[chosen] == ranks.index].tolist())
-        weights, denominator = self._loss_weights(choice, pool.tokens[plan.candidates], count, budget, slots)
+        slots, candidates = asked * ranks.count, pool.tokens[plan.candidates]
+        weights, denominator = self._loss_weights(choice, candidates, count, budget, slots)
         # A row whose scoring forward is kept for training is dearer to move than a rank that waits a little.
         owners, lengths, sources = (column[chosen].tolist() for column in (pool.ranks, pool.lengths, pool.sources))
         shares = share(owners, lengths, sources, ranks.count, balance=self._states is None)
