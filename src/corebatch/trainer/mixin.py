@@ -35,6 +35,7 @@ from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
+from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
 from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag, untagged
 from corebatch.trainer.weighted_loss import weighted_loss
@@ -194,6 +195,8 @@ class CoresetMixin(_Base):
         for batch in batches:
             check_pool(batch)
         model = self._inner(self.model_wrapped)
+        self._limits = self._limits or row_limits(model)
+        check_rows(batches, self._limits.vocabulary, self._limits.longest, targets=self._limits.targets)
         self._absorb()
         if not self._prepared:
             self._prepare_first(model, batches)
@@ -522,6 +525,7 @@ class CoresetMixin(_Base):
             again=self._examples_come_again(),
         )
         self._states = None
+        self._limits: RowLimits | None = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = False
