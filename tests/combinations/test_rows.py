@@ -80,7 +80,7 @@ def test_padding_beyond_the_limit_is_told_apart_from_long_rows(tmp_path):
             return {key: torch.nn.functional.pad(value, (0, 70), value=-100 if key == "labels" else 0)
                     for key, value in super().__call__(rows).items()}  # fmt: skip
 
-    with pytest.raises(DataError, match="at most 64 positions wide.*padding included"):
+    with pytest.raises(DataError, match=r"at most 64 positions wide.*padding included"):
         run(trainer(tmp_path, tiny_model("gpt2"), data_collator=Wide()))
 
 

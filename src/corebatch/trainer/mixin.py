@@ -25,7 +25,7 @@ from corebatch.errors import ConfigError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
-from corebatch.trainer import record
+from corebatch.trainer import compiling, record
 from corebatch.trainer.checkpoint import last_complete, load_state, save_state
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
@@ -77,6 +77,7 @@ class CoresetMixin(_Base):
     train_dataset: Any
     _train_batch_size: int
     _states: BlockStates | None
+    _limits: RowLimits | None
     _pending: tuple[Pool, int] | None
     _told: str | None
 
@@ -88,6 +89,9 @@ class CoresetMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
+        self._compiled = self.coreset.pool_factor > 1 and compiling.is_asked_for(self.accelerator)
+        if self._compiled:
+            compiling.compile_decoder_instead(self.accelerator)
         self._start_over()
         self._source_names: Any = Names()
         self._tagged: tuple[Any, Any, Sources] | None = None
@@ -524,8 +528,10 @@ class CoresetMixin(_Base):
             sharded=getattr(self.accelerator.distributed_type, "value", "") in SHARDED,
             again=self._examples_come_again(),
         )
+        if self._compiled:
+            self._scoring.trained = None  # hooks of a compiled module are not seen; `check_settings` has told
         self._states = None
-        self._limits: RowLimits | None = None
+        self._limits = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = False

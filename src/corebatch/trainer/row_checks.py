@@ -1,4 +1,4 @@
-"""Rows that the model cannot take, found before any forward: what goes wrong inside of it names neither row nor cause."""
+"""Rows that the model cannot take, found before any forward, which would name neither row nor cause."""
 
 from __future__ import annotations
 
