@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, set_seed
 
-from corebatch.errors import UnsupportedModelError
+from corebatch.errors import ConfigError, UnsupportedModelError
 from corebatch.scoring import make_scorer
+from corebatch.scoring._modes import packing_linears
 from corebatch.trainer import CoresetConfig
 from training import VOCABULARY, Collator, largest_difference, mixture, run, same, trainer, weights
 
@@ -53,8 +54,9 @@ def dequantised(model):
 
 
 def one_by_one(model, batch, weight):
-    """Each example's gradient of its summed token loss by `weight`, by autograd: [B, P]. In training mode, since in the other
-    bitsandbytes changes the weights' layout; there is no dropout."""
+    """Each example's gradient of its summed token loss by `weight`, by autograd: [B, P].
+
+    In training mode, since in the other bitsandbytes changes the weights' layout; there is no dropout."""
     model.train()
     weight.requires_grad_(True)
     rows = []
@@ -133,3 +135,41 @@ def test_pool_factor_one_is_plain_training(folder, tmp_path):
 def test_zeroth_order_is_refused(folder, tmp_path):
     with pytest.raises(UnsupportedModelError, match="not quantised"):
         run(trainer(tmp_path, four_bits(folder), CoresetConfig.colm()))
+
+
+def bytes_of(model):
+    return {
+        name: module.weight.data.clone()
+        for name, module in model.named_modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    }
+
+
+def test_scoring_and_evaluation_leave_the_layout_of_weights(folder, tmp_path):
+    """On CPUs with AVX512-BF16 bitsandbytes changes it in evaluation mode, and training goes wrong without a word."""
+    model, batch = four_bits(folder), Collator()(list(mixture(6)))
+    before = bytes_of(model)
+    model.eval()
+    make_scorer("last_layer").score(model, {key: batch[key] for key in ("input_ids", "labels", "attention_mask")})
+    assert same(before, bytes_of(model))
+    held_out = {"eval_dataset": mixture(16, seed=7)}
+    alone = run(trainer(tmp_path / "alone", model))
+    evaluated = trainer(
+        tmp_path / "evaluated", four_bits(folder), extra=held_out, eval_strategy="steps", eval_steps=1,
+        eval_on_start=True,
+    )  # fmt: skip
+    run(evaluated)
+    assert sum("eval_loss" in line for line in evaluated.state.log_history) == 7
+    assert same(weights(alone), weights(evaluated))
+    assert same(before, bytes_of(evaluated.model))
+
+
+def test_weights_that_were_repacked_before_are_refused(folder, tmp_path):
+    model = four_bits(folder)
+    if not packing_linears(model):
+        pytest.skip("bitsandbytes repacks weights only on CPUs with AVX512-BF16")
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.full((1, 4), 5))
+    with pytest.raises(ConfigError, match="Load the model anew"):
+        trainer(tmp_path, model)
