@@ -78,6 +78,7 @@ class CoresetMixin(_Base):
     _train_batch_size: int
     _states: BlockStates | None
     _limits: RowLimits | None
+    _resumed: Path | None = None
     _pending: tuple[Pool, int] | None
     _told: str | None
 
@@ -110,6 +111,8 @@ class CoresetMixin(_Base):
         """The parent's loader over micro-batch x pool_factor rows that carry their ids and sources."""
         if self.coreset.pool_factor == 1:
             return super().get_train_dataloader()
+        if self.args.auto_find_batch_size and self._train_batch_size != self._scoring.micro_batch:
+            self._begin()  # the Trainer begins anew with smaller micro-batches
         dataset, drawn = self.train_dataset, self._train_batch_size * self.coreset.pool_factor
         tagged, sources = self._tag(dataset)
         counts = sources.counts
@@ -485,16 +488,11 @@ class CoresetMixin(_Base):
             CheckpointError: there is no complete checkpoint, or it was written with other settings.
         """
         if self.coreset.pool_factor > 1:
-            output_dir = Path(self.args.output_dir)
-            self._start_over()
-            steps = 0
+            output_dir, self._resumed = Path(self.args.output_dir), None
             if resume_from_checkpoint:
-                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring)
-                resume_from_checkpoint = str(folder)
-            if self.is_world_process_zero():
-                record.start_log(output_dir, steps)
-            self.accelerator.wait_for_everyone()
+                found = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+                resume_from_checkpoint, self._resumed = str(found), found
+            self._begin()
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
@@ -515,6 +513,16 @@ class CoresetMixin(_Base):
         self._absorb()
         if self.is_world_process_zero() and folder.is_dir():
             save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring)
+
+    def _begin(self) -> None:
+        """The state and the log of a run before its first step, or its first after a checkpoint."""
+        self._start_over()
+        steps = 0
+        if self._resumed is not None:
+            steps = load_state(self._resumed, self._step, self.coreset.to_dict(), self._scoring)
+        if self.is_world_process_zero():
+            record.start_log(Path(self.args.output_dir), steps)
+        self.accelerator.wait_for_everyone()
 
     def _start_over(self) -> None:
         """The state of a run before its first step."""
