@@ -58,11 +58,11 @@ def test_activation_checkpointing_changes_no_weight(tmp_path, lora, reentrant):
 
 
 def test_bfloat16_autocast(tmp_path):
-    exact = run(trainer(tmp_path / "exact"))
+    run(trainer(tmp_path / "exact"))
     made = run(trainer(tmp_path / "bf16", bf16=True))
     assert counts(tmp_path / "bf16") == CHOSEN
-    for one, other in zip(losses(exact), losses(made), strict=True):
-        assert other == pytest.approx(one, rel=0.05)
+    for one, other in zip(lines(tmp_path / "exact"), lines(tmp_path / "bf16"), strict=True):
+        assert other["pool_loss"] == pytest.approx(one["pool_loss"], rel=0.01)
     assert all(value.dtype == torch.float32 for value in weights(made).values())
 
 
@@ -106,9 +106,8 @@ def test_grouping_by_length(tmp_path):
     again = trainer(tmp_path / "grouped", **settings)
     run(again, resume_from_checkpoint=str(tmp_path / "grouped" / "checkpoint-4"))
     assert same(weights(whole), weights(again))
-    run(trainer(tmp_path / "random", max_steps=8, train_dataset=mixture(128)))
-    wasted = {name: _padding(lines(tmp_path / name)) for name in ("grouped", "random")}
-    assert wasted["grouped"] < 0.7 * wasted["random"]
+    random = trainer(tmp_path / "random", train_dataset=mixture(128))
+    assert _padding(whole) < 0.7 * _padding(random)
     drawn = [line["drawn"] for line in lines(tmp_path / "grouped")]
     assert sum(sum(pool.values()) for pool in drawn) == 128
     assert sum(pool.get("rare", 0) for pool in drawn) == 8  # all of them
@@ -120,9 +119,11 @@ def _strategies():
     return hasattr(TrainingArguments, "train_sampling_strategy")
 
 
-def _padding(steps):
-    """The share of padding in what plain training would have drawn: scoring sorts by length itself."""
-    return 1 - sum(line["tokens_trained"] for line in steps) / sum(line["positions_trained"] for line in steps)
+def _padding(made):
+    """The share of padding in what the loader draws."""
+    masks = [batch["attention_mask"] for batch in made.get_train_dataloader()]
+    assert all(len(mask) == 8 for mask in masks)
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def test_workers_of_the_loader_change_nothing(tmp_path):
@@ -132,10 +133,9 @@ def test_workers_of_the_loader_change_nothing(tmp_path):
 
 
 def test_dropping_the_last_batch(tmp_path):
-    run(trainer(tmp_path, train_dataset=mixture(40), dataloader_drop_last=True, max_steps=4))
-    assert counts(tmp_path) == [(16, 8), (16, 8), (16, 8), (16, 8)] or all(
-        pool in (8, 16) and chosen == pool // 2 for pool, chosen in counts(tmp_path)
-    )
+    """Of 44 rows 40 are drawn, eight at a time; a step takes two batches, the last of an epoch one."""
+    run(trainer(tmp_path, train_dataset=mixture(44), dataloader_drop_last=True, max_steps=4))
+    assert counts(tmp_path) == [(16, 8), (16, 8), (8, 4), (16, 8)]
 
 
 def test_ignore_data_skip_begins_the_data_anew(tmp_path):

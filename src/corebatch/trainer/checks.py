@@ -51,6 +51,11 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
             "'random' or 'group_by_length'; the chosen rows are sorted by length anyway",
         ),
         *_compiled(trainer),
+        (
+            stream and coreset.scoring_settings.remembers,
+            f"scoring {coreset.scoring_settings.way!r} on a stream, whose examples cannot be told when they come again",
+            "scoring 'full', 'window', 'first_blocks', 'two_phase' by tokens or 'none', or data with a length",
+        ),
         (ranks > 1 and stream, "a stream on several ranks", "data with a length"),
         (
             ranks > 1 and (loading.split_batches or loading.dispatch_batches),
@@ -113,7 +118,7 @@ def _keep_four_bits(model: Any) -> None:
     if model is None:  # made later, by model_init
         return
     for linear in packing_linears(model):
-        if getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
+        if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise ConfigError(
                 "Four-bit weights should be in the layout that can be trained through. Found the one that bitsandbytes "
                 "changes them to at a forward in evaluation mode on a CPU. Load the model anew, and do not run it "
