@@ -6,13 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import DistributedType, TorchDynamoPlugin
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from corebatch.errors import ConfigError
 from corebatch.scoring import make_scorer
 from corebatch.trainer import CoresetConfig
+from corebatch.trainer.checks import check_settings
 from corebatch.trainer.compiling import decoder
 from training import VOCABULARY, Collator, largest_difference, mixture, run, same, tiny_model, trainer, weights
 
@@ -157,6 +158,14 @@ def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
 def test_what_needs_hooks_in_training_is_refused(tmp_path, scoring, message):
     with pytest.raises(ConfigError, match=message):
         compiled(tmp_path, None, CoresetConfig(scoring=scoring), gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_engines_are_refused(tmp_path, monkeypatch, engine):
+    made = compiled(tmp_path)
+    monkeypatch.setattr(type(made.accelerator), "distributed_type", property(lambda _: engine))
+    with pytest.raises(ConfigError, match=f"torch_compile on {engine.value}"):
+        check_settings(made, made.coreset, made._step)
 
 
 @pytest.mark.parametrize("how", ["around", "in place", "forward"])

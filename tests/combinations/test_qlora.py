@@ -1,16 +1,26 @@
 """QLoRA: four-bit weights of bitsandbytes (NF4, on CPU) below LoRA."""
 
 import copy
+import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, set_seed
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from corebatch.errors import ConfigError, UnsupportedModelError
 from corebatch.scoring import make_scorer
 from corebatch.scoring._modes import packing_linears
-from corebatch.trainer import CoresetConfig
+from corebatch.trainer import CoresetConfig, CoresetSFTTrainer
 from training import VOCABULARY, Collator, largest_difference, mixture, run, same, trainer, weights
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")
@@ -173,3 +183,28 @@ def test_weights_that_were_repacked_before_are_refused(folder, tmp_path):
         model(input_ids=torch.full((1, 4), 5))
     with pytest.raises(ConfigError, match="Load the model anew"):
         trainer(tmp_path, model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:trl")
+def test_through_trl(folder, tmp_path):
+    trl = pytest.importorskip("trl", reason="the extra `trl` is not installed")
+    core = Tokenizer(WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    made = CoresetSFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder, quantization_config=options, dtype=torch.float32),
+        args=trl.SFTConfig(
+            str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=30,
+            learning_rate=2e-2, report_to=[], disable_tqdm=True, use_cpu=True, bf16=True, logging_steps=1,
+            gradient_checkpointing=False, save_strategy="no", seed=3,
+        ),
+        train_dataset=mixture(32),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w0", eos_token="w2"),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        coreset=CoresetConfig(scoring="full"),
+    )  # fmt: skip
+    assert {p.dtype for p in made.model.parameters() if p.requires_grad} == {torch.bfloat16}
+    made.train()
+    lines = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
+    assert [line["chosen_examples"] for line in lines] == [8] * 30
+    losses = [line["pool_loss"] for line in lines]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])

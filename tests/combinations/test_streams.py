@@ -126,6 +126,12 @@ def test_pool_factor_one_is_plain_training(tmp_path):
     assert same(*map(weights, found))
 
 
+@KINDS
+def test_a_stream_needs_max_steps(tmp_path, kind):
+    with pytest.raises(ConfigError, match="max_steps"):
+        trainer(tmp_path, train_dataset=stream_of(kind), max_steps=-1)
+
+
 @pytest.mark.parametrize("scoring", ["every", {"way": "remembered", "unknown": "score"}])
 def test_nothing_is_remembered_of_a_stream(tmp_path, scoring):
     with pytest.raises(ConfigError, match="on a stream"):
