@@ -109,15 +109,18 @@ def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any])
 
     Yields:
         A list that receives what `take` returned, one entry for each forward.
+
+    Raises:
+        UnsupportedModelError: at the end, no forward has called the head.
     """
     results: list[Any] = []
-    inside = False
+    inside = called = False
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        nonlocal inside
+        nonlocal inside, called
         if inside:  # `take` itself calls the head, on chunks
             return None
-        inside = True
+        inside = called = True
         try:
             results.append(take(module, args[0]))
         finally:
@@ -127,8 +130,19 @@ def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any])
     handle = output_head(model).register_forward_pre_hook(hook)
     try:
         yield results
+        if not called:
+            raise head_not_called(model)
     finally:
         handle.remove()
+
+
+def head_not_called(model: nn.Module) -> UnsupportedModelError:
+    """For a forward that computes its logits or its loss without its head's forward."""
+    return UnsupportedModelError(
+        f"A forward of {type(base_model(model)).__name__} without labels should call its output head, where corebatch "
+        "computes the loss. It did not: a fused loss is in the way. With Liger set liger_kernel_config: "
+        "{fused_linear_cross_entropy: false}."
+    )
 
 
 def vocabulary(head: nn.Module) -> int:
@@ -142,6 +156,12 @@ def chunks(length: int, head: nn.Module) -> Iterator[slice]:
     step = max(1, CHUNK_ELEMENTS // vocabulary(head))
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """[L, V], [L] -> [L]. `F.cross_entropy` in its two halves: Liger may have put a kernel of its own in that place,
+    whose gradients are computed for losses that are summed without weights."""
+    return F.nll_loss(F.log_softmax(logits, dim=-1), targets, reduction="none")
 
 
 def token_losses(
@@ -170,7 +190,7 @@ def token_losses(
     for part in chunks(len(targets), head):
         with torch.set_grad_enabled(gradients):
             piece = hidden[part].detach().requires_grad_(gradients)
-            loss = F.cross_entropy(transform(head.forward(piece)), targets[part], reduction="none")
+            loss = _cross_entropy(transform(head.forward(piece)), targets[part])
             if derivatives is not None:
                 (derivatives[part],) = torch.autograd.grad(loss.sum(), piece)
         losses[part] = loss.detach()
@@ -238,7 +258,7 @@ def weighted_token_loss(
 
     def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> Tensor:
         logits = transform(head.forward(hidden_piece) if inside else head(hidden_piece))
-        return (F.cross_entropy(logits, targets, reduction="none") * weights_piece).sum()
+        return (_cross_entropy(logits, targets) * weights_piece).sum()
 
     total = taken.sum().to(dtype) * 0  # joins the graph even where no label is trained
     for part in chunks(len(taken), head):

@@ -48,8 +48,8 @@ class LastLayer(ValueGradientScorer):
         found = []
         for projection in self._traced[1]:
             weight = projection.hooked.weight
-            if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
-                return None
+            if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or hasattr(weight, "quant_state"):
+                return None  # four-bit weights lie packed in bytes, and are not trained
             transposed = hasattr(projection.hooked, "nf")  # Conv1D keeps its weight as [in, out]
             outputs, inputs = (weight.shape[1], weight.shape[0]) if transposed else weight.shape
             if projection.columns is not None:

@@ -25,7 +25,7 @@ from corebatch.errors import ConfigError, DataError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
-from corebatch.trainer import record
+from corebatch.trainer import compiling, record
 from corebatch.trainer.checkpoint import last_complete, load_state, save_state
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
@@ -37,6 +37,7 @@ from corebatch.trainer.presence import Presence
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
+from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
 from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import (
     DEFAULT_COLUMN,
@@ -89,6 +90,8 @@ class CoresetMixin(_Base):
     train_dataset: Any
     _train_batch_size: int
     _states: BlockStates | None
+    _limits: RowLimits | None
+    _resumed: Path | None = None
     _pending: tuple[Pool, int] | None
     _told: str | None
     _ranks: Ranks
@@ -104,6 +107,9 @@ class CoresetMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
+        self._compiled = self.coreset.pool_factor > 1 and compiling.is_asked_for(self.accelerator)
+        if self._compiled:
+            compiling.compile_decoder_instead(self.accelerator)
         self._start_over()
         self._source_names: Any = Names()
         self._tagged: tuple[Any, Any, Sources] | None = None
@@ -122,6 +128,8 @@ class CoresetMixin(_Base):
         """The parent's loader over micro-batch x pool_factor rows that carry their ids and sources."""
         if self.coreset.pool_factor == 1:
             return super().get_train_dataloader()
+        if self.args.auto_find_batch_size and self._train_batch_size != self._scoring.micro_batch:
+            self._begin()  # the Trainer begins anew with smaller micro-batches
         dataset, drawn = self.train_dataset, self._train_batch_size * self.coreset.pool_factor
         tagged, sources = self._tag(dataset)
         counts = sources.counts
@@ -228,6 +236,8 @@ class CoresetMixin(_Base):
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
             for batch in batches:
                 check_pool(batch)
+            self._limits = self._limits or row_limits(self._inner(self.model_wrapped))
+            check_rows(batches, self._limits.vocabulary, self._limits.longest, targets=self._limits.targets)
             if self._format is not None and self._ranks.count > 1:
                 self._format.check(batches)
         except Exception as error:  # of the user's data set and collator too
@@ -588,16 +598,11 @@ class CoresetMixin(_Base):
             CheckpointError: there is no complete checkpoint, or it was written with other settings.
         """
         if self.coreset.pool_factor > 1:
-            output_dir = Path(self.args.output_dir)
-            self._start_over()
-            steps = 0
+            output_dir, self._resumed = Path(self.args.output_dir), None
             if resume_from_checkpoint:
-                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring)
-                resume_from_checkpoint = str(folder)
-            if self.is_world_process_zero():
-                record.start_log(output_dir, steps)
-            self.accelerator.wait_for_everyone()
+                found = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+                resume_from_checkpoint, self._resumed = str(found), found
+            self._begin()
             self._presence.watch()
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -626,6 +631,16 @@ class CoresetMixin(_Base):
         if self.is_world_process_zero() and folder.is_dir():
             save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring)
 
+    def _begin(self) -> None:
+        """The state and the log of a run before its first step, or its first after a checkpoint."""
+        self._start_over()
+        steps = 0
+        if self._resumed is not None:
+            steps = load_state(self._resumed, self._step, self.coreset.to_dict(), self._scoring)
+        if self.is_world_process_zero():
+            record.start_log(Path(self.args.output_dir), steps)
+        self.accelerator.wait_for_everyone()
+
     def _start_over(self) -> None:
         """The state of a run before its first step."""
         self._join_ranks()
@@ -639,7 +654,10 @@ class CoresetMixin(_Base):
             sharded=getattr(self.accelerator.distributed_type, "value", "") in SHARDED,
             again=self._examples_come_again(),
         )
+        if self._compiled:
+            self._scoring.trained = None  # hooks of a compiled module are not seen; `check_settings` has told
         self._states = None
+        self._limits = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = False
