@@ -54,6 +54,10 @@ def finished(tmp_path_factory):
     return folder
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 def files(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -62,9 +66,11 @@ def files(folder):
     "damage, message",
     [
         (lambda c: (c / "corebatch_state.json").unlink(), "corebatch_state.json"),
-        (lambda c: (c / "corebatch_state.safetensors").write_bytes(b"x"), "cannot be read"),
+        (lambda c: (c / "corebatch_state.safetensors").write_bytes(b"x"), "corebatch_state.safetensors should have"),
         (lambda c: (c / "corebatch_state.json").write_text('{"global_step": 4, "cor'), "cannot be read"),
-        (lambda c: (c / "corebatch_state.json").write_text('{"global_step": 3, "coreset": {}}'), "one step"),
+        (lambda c: (c / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+        (lambda c: cut(c / "optimizer.pt"), "optimizer.pt should have .* bytes and has"),
+        (lambda c: cut(c / "adapter_model.safetensors"), "adapter_model.safetensors should have .* bytes and has"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_before_anything_changes(tmp_path, finished, damage, message):

@@ -13,7 +13,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError, NonFiniteError
+from corebatch.errors import CheckpointError, ConfigError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import record
-from corebatch.trainer.checkpoint import last_complete, load_state, save_state
+from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, agree, exchange_rows, gather_pool, gather_scores, shares
@@ -35,6 +35,8 @@ from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
+from corebatch.trainer.run_identity import describe_run
+from corebatch.trainer.saving import Saving, check_writable, raise_together, saving_failed, together
 from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag, untagged
 from corebatch.trainer.weighted_loss import weighted_loss
@@ -76,6 +78,8 @@ class CoresetMixin(_Base):
     train_dataset: Any
     _train_batch_size: int
     _states: BlockStates | None
+    _saving: Saving | None = None
+    _run: dict[str, Any] | None = None
     _pending: tuple[Pool, int] | None
     _told: str | None
 
@@ -475,19 +479,12 @@ class CoresetMixin(_Base):
         `selection.jsonl` back to its step.
 
         Raises:
-            CheckpointError: there is no complete checkpoint, or it was written with other settings.
+            CheckpointError: there is no complete checkpoint, or it is another run's; output_dir cannot be written;
+                a checkpoint or the record could not be written on the way.
         """
         if self.coreset.pool_factor > 1:
-            output_dir = Path(self.args.output_dir)
             self._start_over()
-            steps = 0
-            if resume_from_checkpoint:
-                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring)
-                resume_from_checkpoint = str(folder)
-            if self.is_world_process_zero():
-                record.start_log(output_dir, steps)
-            self.accelerator.wait_for_everyone()
+            resume_from_checkpoint = self._begin(resume_from_checkpoint)
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             finally:
@@ -496,18 +493,98 @@ class CoresetMixin(_Base):
                     self._scoring.trained.close()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _begin(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """Checks, on all ranks, the folder and the checkpoint; then the record goes on where the checkpoint ends.
+
+        Returns:
+            The checkpoint that the Trainer resumes from, or None.
+        """
+        output_dir, steps, folder = Path(self.args.output_dir), 0, None
+        with together(self.accelerator, "Looking at output_dir"):
+            if self.args.should_save:
+                check_writable(output_dir)
+            sources = self._tag(self.train_dataset)[1]
+            self._run = describe_run(self, self._inner(self.model), self.train_dataset, sources)
+            if resume_from_checkpoint:
+                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
+        with together(self.accelerator, "Looking at output_dir"):
+            if agree(self.accelerator, steps) != steps:
+                raise CheckpointError(
+                    f"All ranks should resume from the same checkpoint. Found {folder} on rank "
+                    f"{self.accelerator.process_index}, and a later one on another."
+                )
+        with together(self.accelerator, f"Cutting {record.LOG}"):
+            if self.is_world_process_zero():
+                record.start_log(output_dir, steps)
+        if folder is not None and self.args.ignore_data_skip and self.is_world_process_zero():
+            logger.warning(
+                "ignore_data_skip is true: the epoch of %s begins again at its first row, so the run will not be the "
+                "one that was interrupted.",
+                folder,
+            )
+        return None if folder is None else str(folder)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log with the pool's loss beside the small batch's, and tokens scored apart from trained."""
         if self.coreset.pool_factor > 1 and "loss" in logs:
             logs.update(self._recorder.take_means())
         super().log(logs, *args, **kwargs)
 
-    def save_coreset_state(self) -> None:
-        """Adds selection's state and the marker of completeness to the checkpoint just written (rank 0)."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """The parent's checkpoint, then selection's state and the marker; only then older checkpoints are deleted.
+
+        Raises:
+            CheckpointError: on every rank, this or another rank could not write.
+        """
+        if self.coreset.pool_factor == 1:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            return
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
         self._absorb()
-        if self.is_world_process_zero() and folder.is_dir():
-            save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring)
+        self._recorder.before_save()
+        with self._saved_together(folder):  # all ranks wait here: none may write into a folder that looks complete
+            if self.args.should_save:
+                unmark(folder)
+        with self._saved_together(folder):
+            self._saving = Saving(self.args)
+            try:
+                with self._saving.held_back():
+                    super()._save_checkpoint(model, trial, *args, **kwargs)
+                if self._saving.failure is not None:
+                    raise self._saving.failure
+            finally:
+                self._saving = None
+        with self._saved_together(folder):
+            if self.args.should_save:
+                self.save_coreset_state(folder)
+        if self.args.should_save:
+            rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    @contextmanager
+    def _saved_together(self, folder: Path) -> Iterator[None]:
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = saving_failed(caught, self.state.global_step, folder)
+            error.__cause__ = caught if error is not caught else caught.__cause__
+        raise_together(self.accelerator, error, f"Writing {folder}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The parent's. Within a checkpoint, a failure waits until all ranks can be told of it."""
+        if self._saving is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with self._saving.model():
+            super().save_model(output_dir, _internal_call)
+
+    def save_coreset_state(self, folder: Path) -> None:
+        """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
+        save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring, self._run)
 
     def _start_over(self) -> None:
         """The state of a run before its first step."""
@@ -522,6 +599,7 @@ class CoresetMixin(_Base):
             again=self._examples_come_again(),
         )
         self._states = None
+        self._saving = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = False
