@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+import corebatch
+
 HERE = Path(__file__).parent
 TIMED = ("ms", "memory_mb", "mfu", "seconds")
 
@@ -18,7 +20,8 @@ class Lives:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        package = Path(corebatch.__file__).parents[1]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (package, HERE, HERE.parent)))
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "fork_server.py")],
             env=environment,

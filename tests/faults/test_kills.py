@@ -10,7 +10,8 @@ from corebatch.trainer.checkpoint import last_complete
 
 STEPS, EVERY = 14, 3
 KILLS = 5
-EVENTS_OF_A_SAVE = 26
+EVENTS = {"limit": (12, 32)}
+"""Which of a save's openings, moves and deletions of files: with a limit, from selection's state on to the rotation."""
 CHAINS = ("recommended", "limit", "remembered", "best")
 """Four runs, each killed five times."""
 
@@ -37,7 +38,7 @@ def test_killed_at_random_moments_it_ends_the_same(lives, uninterrupted, tmp_pat
     for number in range(KILLS):
         before, go_on = complete(folder), resume(folder)
         if number % 2:  # while a checkpoint is written, moved into its place, or older ones are deleted
-            event = draw.randint(1, EVENTS_OF_A_SAVE)
+            event = draw.randint(*EVENTS.get(case, (1, 26)))
             (killed,) = lives.live(case, folder, resume=go_on, moment=save_after(before), event=event)
         else:
             kill = {"run": 0, "delay": draw.uniform(0.0, 0.1)}

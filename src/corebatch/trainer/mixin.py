@@ -31,6 +31,7 @@ from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, agree, exchange_rows, gather_pool, gather_scores, shares
 from corebatch.trainer.moments import second_moments
+from corebatch.trainer.order import resumable
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
@@ -133,6 +134,11 @@ class CoresetMixin(_Base):
                 f"Found {found}: a sampler or loader of its own ignores the batch size."
             )
         return loader
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, in an order that a resumed run draws again."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return sampler if self.coreset.pool_factor == 1 else resumable(sampler, self.args, lambda: self.state)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any) -> Any:
         """The pool of one optimizer step goes in, the small batch comes out as equally many micro-batches."""
