@@ -54,13 +54,18 @@ def make(run: dict[str, Any]) -> Any:
     return trainer(run["folder"], model, optim="adamw_torch", **settings)
 
 
+def fill_the_disk(most: int) -> None:
+    """From here on no file can be larger than so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+
 class Moment(TrainerCallback):
     """Acts when a step begins: tells the parent, limits the size of files, or counts what happens to files.
 
     Args:
         run: may have `moment` (a step), with `event` (from there, the process kills itself at the so-many-th time that
             something in its folder is opened, moved or deleted; else the parent is told), and `limit` ({"step",
-            "bytes"}: the disk is full from there).
+            "bytes"}: the disk is full from there; 0: before training).
         tell: the pipe to the parent.
     """
 
@@ -75,7 +80,7 @@ class Moment(TrainerCallback):
                 os.write(self.tell, b"!")
         limit = self.run.get("limit")
         if limit is not None and state.global_step + 1 == limit["step"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit["bytes"], resource.RLIM_INFINITY))
+            fill_the_disk(limit["bytes"])
 
     def count(self, event: str, args: tuple) -> None:
         if event in EVENTS and self.run["folder"] in str(args[0]):
@@ -94,6 +99,8 @@ def live(run: dict[str, Any], tell: int) -> int:
     outcome: dict[str, Any] = {"error": None, "steps": None}
     try:
         made = make(run)
+        if run.get("limit", {}).get("step") == 0:
+            fill_the_disk(run["limit"]["bytes"])
         made.add_callback(Moment(run, tell))
         made.train(resume_from_checkpoint=run.get("resume") or None)
         outcome["steps"] = made.state.global_step

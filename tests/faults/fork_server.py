@@ -21,9 +21,8 @@ import torch
 from cases import live
 
 
-def child(run: dict, tell: int) -> None:
-    """Never returns."""
-    log = os.open(run["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def child(run: dict, tell: int, log: int) -> None:
+    """Never returns. What it prints goes into a pipe, which no limit on the size of files closes."""
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(run.get("environment", {}))
@@ -35,33 +34,56 @@ def child(run: dict, tell: int) -> None:
 
 def serve(job: dict) -> dict:
     """Runs the processes of a job to their ends."""
-    pids, pipes, kill = [], [], job.get("kill")
+    pids, pipes, logs, kill = [], [], [], job.get("kill")
     for run in job["runs"]:
-        hear, tell = os.pipe()
+        (hear, tell), (read, write) = os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.close(hear)
-            child(run, tell)
+            child(run, tell, write)
         os.close(tell)
+        os.close(write)
+        os.set_blocking(read, False)
         pids.append(pid)
         pipes.append(hear)
-    if kill is not None and os.read(pipes[kill["run"]], 1):  # nothing where it ended before its moment
-        time.sleep(kill.get("delay", 0.0))
-        os.kill(pids[kill["run"]], signal.SIGKILL)  # not yet waited for, so the number is still its own
-    codes: list[int | None] = [None] * len(pids)
+        logs.append(read)
+    told, codes, texts = None, [None] * len(pids), [b""] * len(pids)
     began, seconds = time.monotonic(), [0.0] * len(pids)
+    if kill is not None:
+        os.set_blocking(pipes[kill["run"]], False)
     while None in codes:
+        now = time.monotonic()
+        if kill is not None and told is None and read_all(pipes[kill["run"]]):
+            told = now
+        if told is not None and now - told >= kill.get("delay", 0.0) and codes[kill["run"]] is None:
+            os.kill(pids[kill["run"]], signal.SIGKILL)  # not yet waited for, so the number is still its own
+            kill, told, began = None, None, now
         for i, pid in enumerate(pids):
+            texts[i] += read_all(logs[i])
             if codes[i] is None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[i], seconds[i] = os.waitstatus_to_exitcode(status), time.monotonic() - began
-                elif time.monotonic() - began > job.get("seconds", 120):
+                elif now - began > job.get("seconds", 120):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
-    for pipe in pipes:
+    for i, run in enumerate(job["runs"]):
+        Path(run["log"]).write_bytes(texts[i] + read_all(logs[i]))
+    for pipe in pipes + logs:
         os.close(pipe)
     return {"codes": codes, "seconds": seconds}
+
+
+def read_all(pipe: int) -> bytes:
+    """What waits in a pipe; nothing where nothing does."""
+    text = b""
+    while True:
+        try:
+            part = os.read(pipe, 65536)
+        except BlockingIOError:
+            return text
+        if not part:
+            return text
+        text += part
 
 
 if __name__ == "__main__":

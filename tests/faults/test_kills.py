@@ -42,7 +42,8 @@ def test_killed_at_random_moments_it_ends_the_same(lives, uninterrupted, tmp_pat
             (killed,) = lives.live(case, folder, resume=go_on, moment=save_after(before), event=event)
         else:
             kill = {"run": 0, "delay": draw.uniform(0.0, 0.1)}
-            step = draw.randint(before + 1, min(before + 2 * EVERY, STEPS - 1))
+            soonest = before + (EVERY + 1 if number == 0 else 1)
+            step = draw.randint(min(soonest, STEPS - 1), min(before + 2 * EVERY, STEPS - 1))
             (killed,) = lives.live(case, folder, resume=go_on, moment=step, kill=kill)
         assert killed["code"] == -9, killed
         assert complete(folder) >= before  # nothing is lost
