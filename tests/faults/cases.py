@@ -92,7 +92,7 @@ class Moment(TrainerCallback):
 def live(run: dict[str, Any], tell: int) -> int:
     """One life of a run; leaves the final weights, or the error, and returns the exit code."""
     rank, world = run.get("rank", 0), run.get("world", 1)
-    if world > 1:
+    if world > 1 and "port" in run:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(run["port"])
     torch.set_num_threads(1)
@@ -118,3 +118,20 @@ def live(run: dict[str, Any], tell: int) -> int:
         gc.collect()
         torch.distributed.destroy_process_group()
     return 0 if outcome["error"] is None else 3
+
+
+def main(run: dict[str, Any]) -> int:
+    """One life under torchrun, which says in the environment which rank this process is."""
+    run |= {"rank": int(os.environ["RANK"]), "world": int(os.environ["WORLD_SIZE"])}
+    if run["rank"] != run.pop("killed_rank", None):
+        run.pop("moment", None)
+    if run["rank"] > 0:
+        run["result"] += str(run["rank"])
+    return live(run, tell=-1)
+
+
+if __name__ == "__main__":
+    code = main(json.loads(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -15,16 +15,20 @@ HERE = Path(__file__).parent
 TIMED = ("ms", "memory_mb", "mfu", "seconds")
 
 
+def environment():
+    """Of a process that finds this corebatch and these tests."""
+    package = Path(corebatch.__file__).parents[1]
+    path = os.pathsep.join(map(str, (package, HERE, HERE.parent)))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+
+
 class Lives:
     """Starts runs in forked children of a server."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        package = Path(corebatch.__file__).parents[1]
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, (package, HERE, HERE.parent)))
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "fork_server.py")],
-            env=environment,
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

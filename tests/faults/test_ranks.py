@@ -1,15 +1,22 @@
 """Going on with other settings, on other numbers of ranks, and after one of two ranks was killed."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from lives import assert_same, final
+from lives import assert_same, environment, final
 
+from corebatch.trainer.checkpoint import last_complete
 from training import largest_difference
 
 pytestmark = pytest.mark.slow
 TWO = {"per_device_train_batch_size": 2}
 """On two ranks: the large batch of one rank with 4."""
+BOUND = 20
+"""Seconds after which a rank gives up waiting for the other."""
 
 
 def stopped(whole, folder, step):
@@ -21,12 +28,9 @@ def stopped(whole, folder, step):
     return folder
 
 
-@pytest.mark.parametrize("case", ["workers", "by_length", "auto", "colm"])
-@pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.parametrize("case, step", [("workers", 12), ("by_length", 9), ("by_length", 3), ("auto", 9), ("colm", 3)])
 def test_in_mid_epoch_it_goes_on_the_same(lives, uninterrupted, tmp_path, case, step):
     whole = uninterrupted(case)
-    if case == "workers":  # which keeps two checkpoints
-        step = 12
     folder = stopped(whole, tmp_path / "run", step)
     lives.whole(case, folder, resume=True)
     assert_same(final(folder), final(whole))
@@ -60,6 +64,36 @@ def test_a_large_batch_of_another_size_is_refused(lives, uninterrupted, tmp_path
         )
         assert "on 2 ranks, gradient_accumulation_steps=1 fits" in outcome["message"]
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("rank, moment", [(1, 8), (0, 6)])
+def test_when_one_of_two_ranks_is_killed_the_other_ends_too(lives, uninterrupted, tmp_path, rank, moment):
+    whole, folder = uninterrupted("float64"), tmp_path / "run"
+    kill = {"run": rank, "delay": 0.02}
+    settings = {**TWO, "ddp_timeout": BOUND}
+    outcomes = lives.live("float64", folder, world=2, settings=settings, moment=moment, kill=kill, seconds=60)
+    assert outcomes[rank]["code"] == -9
+    survivor = outcomes[1 - rank]
+    assert survivor["code"] not in (0, -9), survivor
+    assert survivor["seconds"] < 2 * BOUND
+    lives.whole("float64", folder, world=2, settings=TWO, resume=True)
+    assert_goes_on_like(whole, folder)
+
+
+def test_under_torchrun_one_of_two_ranks_is_killed(lives, uninterrupted, tmp_path):
+    run = {"case": "float64", "folder": str(tmp_path / "run"), "settings": TWO, "result": str(tmp_path / "run-0.json")}
+    killed = run | {"moment": 8, "event": 1, "killed_rank": 1}
+    assert torchrun(killed) != 0
+    assert last_complete(tmp_path / "run").name == "checkpoint-6"
+    lives.whole("float64", tmp_path / "run", world=2, settings=TWO, resume=True)
+    assert_goes_on_like(uninterrupted("float64"), tmp_path / "run")
+
+
+def torchrun(run):
+    """The exit code of a run's two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(Path(__file__).with_name("cases.py")), json.dumps(run)]
+    return subprocess.run(command, env=environment(), capture_output=True, timeout=120).returncode
 
 
 def assert_goes_on_like(whole, folder):

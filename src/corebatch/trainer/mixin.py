@@ -37,7 +37,7 @@ from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.run_identity import describe_run
-from corebatch.trainer.saving import Saving, check_writable, raise_together, saving_failed, together
+from corebatch.trainer.saving import Saving, check_writable, largest, raise_together, saving_failed, together
 from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag, untagged
 from corebatch.trainer.weighted_loss import weighted_loss
@@ -228,6 +228,7 @@ class CoresetMixin(_Base):
         if scoring.trained is not None:
             self._pending = (pool, step)
         self._pool_tokens = pool.tokens
+        self._recorder.chosen = pool.ids[chosen].tolist()
         self._note(pool, plan, scores, chosen, choice, small)
         return small, denominator
 
@@ -514,8 +515,9 @@ class CoresetMixin(_Base):
             if resume_from_checkpoint:
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
                 steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
+        latest = largest(self.accelerator, steps)
         with together(self.accelerator, "Looking at output_dir"):
-            if agree(self.accelerator, steps) != steps:
+            if latest != steps:
                 raise CheckpointError(
                     f"All ranks should resume from the same checkpoint. Found {folder} on rank "
                     f"{self.accelerator.process_index}, and a later one on another."

@@ -24,9 +24,11 @@ from corebatch.trainer.checkpoint import sync, write_text
 from corebatch.trainer.flops import ModelFlops, Peak, model_flops, peak_flops
 from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.run_identity import versions as versions
-from corebatch.trainer.saving import log_failed, raise_together, together
+from corebatch.trainer.saving import go_on_from, log_failed, raise_together, together
 from corebatch.trainer.tagging import Sources
 
+SHOWN = 32
+"""Example ids that an error names at most."""
 LOG, RUN = "selection.jsonl", "corebatch.json"
 
 
@@ -125,6 +127,7 @@ class Recorder(TrainerCallback):
         self._clock = clock_for(trainer.args.device)
         self.phases = Phases(self._clock)
         self.losses: list[Tensor] = []
+        self.chosen: list[int] = []
         self._loss: float | None = None
         self._log = StepLog(None)
         self._since_log: list[StepLine] = []
@@ -171,8 +174,17 @@ class Recorder(TrainerCallback):
                 self.flush()
                 raise NonFiniteError(
                     f"At step {state.global_step + 1} the loss of the small batch should be finite. "
-                    f"Found {self._loss}. No weight was moved."
+                    f"Found {self._loss}. No weight was moved. {self._trained_rows()}"
+                    + go_on_from(Path(args.output_dir))
                 )
+
+    def _trained_rows(self) -> str:
+        """In a sentence or two, which rows a loss that is not finite comes from."""
+        if not self.chosen:
+            return ""
+        shown = ", ".join(map(str, self.chosen[:SHOWN])) + (", ..." if len(self.chosen) > SHOWN else "")
+        none = self.step is not None and self.step.get("labels_trained") == 0
+        return f"It was made of examples {shown} of the train set{', none of which has a trained token' * none}. "
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.phases.end("optimizer")

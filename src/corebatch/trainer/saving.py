@@ -17,7 +17,6 @@ import torch
 
 from corebatch.errors import CheckpointError, CorebatchError
 from corebatch.trainer.checkpoint import last_complete
-from corebatch.trainer.distributed import agree
 
 MESSAGE_BYTES = 1000
 
@@ -89,13 +88,20 @@ def raise_together(accelerator: Any, error: Exception | None, doing: str) -> Non
             raise error
         return
     rank = accelerator.process_index
-    failed = agree(accelerator, rank + 1 if error is not None else 0) - 1
+    failed = largest(accelerator, rank + 1 if error is not None else 0) - 1
     if failed < 0:
         return
     reason = _message_of(accelerator, failed, error)
     if error is not None:
         raise error
     raise CheckpointError(f"{doing} failed on rank {failed}. {reason}")
+
+
+def largest(accelerator: Any, number: int) -> int:
+    """The largest of all ranks' numbers."""
+    if accelerator.num_processes == 1:
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 
 def _message_of(accelerator: Any, rank: int, error: Exception | None) -> str:
