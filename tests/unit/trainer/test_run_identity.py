@@ -11,7 +11,14 @@ import torch
 from corebatch.errors import CheckpointError
 from corebatch.sources import small_candidates
 from corebatch.trainer.checkpoint import rotate
-from corebatch.trainer.run_identity import check_same_run, describe_data, describe_model, describe_run, large_batch, note_versions
+from corebatch.trainer.run_identity import (
+    check_same_run,
+    describe_data,
+    describe_model,
+    describe_run,
+    large_batch,
+    note_versions,
+)
 from corebatch.trainer.tagging import tag
 from training import mixture, tiny_model, trainer
 
@@ -45,7 +52,10 @@ def test_the_same_run_goes_on(run, caplog):
         ({"settings": {"data_seed": 1}}, "data_seed was 1 and is None"),
         ({"settings": {"optim": "sgd"}}, "optim was 'sgd' and is 'adamw_torch"),
         ({"settings": {"train_sampling_strategy": "group_by_length"}}, "was 'group_by_length' and is 'random'"),
-        ({"batch": {"ranks": 3}}, r"large batch of 48 = .* 3 \(ranks\).* on 1 ranks, gradient_accumulation_steps=6 fits"),
+        (
+            {"batch": {"ranks": 3}},
+            r"large batch of 48 = .* 3 \(ranks\).* on 1 ranks, gradient_accumulation_steps=6 fits",
+        ),
         ({"batch": {"gradient_accumulation_steps": 4}}, "on 1 ranks, gradient_accumulation_steps=4 fits"),
         ({"batch": {"per_device_train_batch_size": 1, "ranks": 3}}, "no whole number of them fits"),
     ],
