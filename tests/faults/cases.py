@@ -7,33 +7,32 @@ import resource
 import signal
 import sys
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from corebatch.trainer import CoresetConfig
 from training import mixture, tiny_model, trainer, weights
 
 SAVING: dict[str, Any] = {"max_steps": 14, "save_strategy": "steps", "save_steps": 3}  # 6 steps an epoch
 BEST = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "save_total_limit": 1}
+NEW = "train_sampling_strategy" in {field.name for field in fields(TrainingArguments)}  # transformers 5
+BY_LENGTH: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if NEW else {"group_by_length": True}
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 CASES: dict[str, dict[str, Any]] = {
     "recommended": {},
     "colm": {"coreset": CoresetConfig.colm()},
     "limit": {"save_total_limit": 1},
     "workers": {"dataloader_num_workers": 2, "save_total_limit": 2},
-    "by_length": {"train_sampling_strategy": "group_by_length"},
+    "by_length": BY_LENGTH,
     "remembered": {"coreset": CoresetConfig(scoring="remembered"), "kind": "gpt2"},
     "auto": {"coreset": CoresetConfig(scoring="auto"), "kind": "gpt2", "lora": False},
     "best": BEST,
     "float64": {"dropout": 0.0, "dtype": torch.float64},
-    "float64_by_length": {
-        "dropout": 0.0,
-        "dtype": torch.float64,
-        "train_sampling_strategy": "group_by_length",
-    },
+    "float64_by_length": {"dropout": 0.0, "dtype": torch.float64, **BY_LENGTH},
 }
 
 

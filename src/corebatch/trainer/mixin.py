@@ -511,7 +511,10 @@ class CoresetMixin(_Base):
             if self.args.should_save:
                 check_writable(output_dir)
             sources = self._tag(self.train_dataset)[1]
-            self._run = describe_run(self, self._inner(self.model), self.train_dataset, sources)
+            found = describe_run(self, self._inner(self.model), self.train_dataset, sources)
+            if self._run is not None and self.accelerator.distributed_type.value in SHARDED:
+                found["model"] = self._run["model"]  # an earlier call has sharded the model, and it looks otherwise
+            self._run = found
             if resume_from_checkpoint:
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
                 steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
