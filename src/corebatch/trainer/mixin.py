@@ -2,7 +2,8 @@
 
 `get_train_dataloader` draws micro-batch x pool_factor rows at a time; `get_batch_samples` takes the pool of one
 optimizer step through the parent, chooses the small batch jointly over ranks, and hands exactly as many micro-batches
-back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's record needs.
+back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's record needs;
+`_save_checkpoint`, `save_model` and `_get_train_sampler` let a run be killed and go on.
 
 With pool_factor 1 every override is the parent's.
 """
