@@ -2,7 +2,8 @@
 
 `get_train_dataloader` draws micro-batch x pool_factor rows at a time; `get_batch_samples` takes the pool of one
 optimizer step through the parent, chooses the small batch jointly over ranks, and hands exactly as many micro-batches
-back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's record needs.
+back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's record needs;
+`_save_checkpoint`, `save_model` and `_get_train_sampler` let a run be killed and go on.
 
 With pool_factor 1 every override is the parent's.
 """
@@ -13,7 +14,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError, DataError, NonFiniteError
+from corebatch.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import compiling, record
-from corebatch.trainer.checkpoint import last_complete, load_state, save_state
+from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
 from corebatch.trainer.moments import second_moments
+from corebatch.trainer.order import resumable
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
@@ -38,6 +40,8 @@ from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
+from corebatch.trainer.run_identity import describe_run
+from corebatch.trainer.saving import Saving, check_writable, saving_failed
 from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import (
     DEFAULT_COLUMN,
@@ -91,7 +95,9 @@ class CoresetMixin(_Base):
     _train_batch_size: int
     _states: BlockStates | None
     _limits: RowLimits | None
-    _resumed: Path | None = None
+    _resumed: str | None = None
+    _saving: Saving | None = None
+    _run: dict[str, Any] | None = None
     _pending: tuple[Pool, int] | None
     _told: str | None
     _ranks: Ranks
@@ -129,7 +135,8 @@ class CoresetMixin(_Base):
         if self.coreset.pool_factor == 1:
             return super().get_train_dataloader()
         if self.args.auto_find_batch_size and self._train_batch_size != self._scoring.micro_batch:
-            self._begin()  # the Trainer begins anew with smaller micro-batches
+            self._start_over()  # the Trainer begins anew with smaller micro-batches
+            self._begin(self._resumed)
         dataset, drawn = self.train_dataset, self._train_batch_size * self.coreset.pool_factor
         tagged, sources = self._tag(dataset)
         counts = sources.counts
@@ -161,6 +168,11 @@ class CoresetMixin(_Base):
                 f"Found {found}: a sampler or loader of its own ignores the batch size."
             )
         return loader
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, in an order that a resumed run draws again."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return sampler if self.coreset.pool_factor == 1 else resumable(sampler, self.args, lambda: self.state)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any) -> Any:
         """The pool of one optimizer step goes in, the small batch comes out as equally many micro-batches."""
@@ -299,6 +311,7 @@ class CoresetMixin(_Base):
         if scoring.trained is not None:
             self._pending = (pool, step)
         self._pool_tokens = pool.tokens
+        self._recorder.chosen = pool.ids[chosen].tolist()
         self._note(pool, plan, scores, chosen, shares, choice, small)
         return small, denominator
 
@@ -595,14 +608,12 @@ class CoresetMixin(_Base):
         `selection.jsonl` back to its step.
 
         Raises:
-            CheckpointError: there is no complete checkpoint, or it was written with other settings.
+            CheckpointError: there is no complete checkpoint, or it is another run's; output_dir cannot be written;
+                a checkpoint or the record could not be written on the way.
         """
         if self.coreset.pool_factor > 1:
-            output_dir, self._resumed = Path(self.args.output_dir), None
-            if resume_from_checkpoint:
-                found = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                resume_from_checkpoint, self._resumed = str(found), found
-            self._begin()
+            self._start_over()
+            self._resumed = resume_from_checkpoint = self._begin(resume_from_checkpoint)
             self._presence.watch()
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -618,28 +629,102 @@ class CoresetMixin(_Base):
                     self._scoring.trained.close()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _begin(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """Checks, on all ranks, the folder and the checkpoint; then the record goes on where the checkpoint ends.
+
+        Returns:
+            The checkpoint that the Trainer resumes from, or None.
+        """
+        output_dir, steps, folder = Path(self.args.output_dir), 0, None
+        with self._ranks.together("Looking at output_dir"):
+            if self.args.should_save:
+                check_writable(output_dir)
+            sources = self._tag(self.train_dataset)[1]
+            found = describe_run(self, self._inner(self.model), self.train_dataset, sources)
+            if self._run is not None and self.accelerator.distributed_type.value in SHARDED:
+                found["model"] = self._run["model"]  # an earlier call has sharded the model, and it looks otherwise
+            self._run = found
+            if resume_from_checkpoint:
+                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
+        latest = self._ranks.largest(steps)
+        with self._ranks.together("Looking at output_dir"):
+            if latest != steps:
+                raise CheckpointError(
+                    f"All ranks should resume from the same checkpoint. Found {folder} on rank "
+                    f"{self.accelerator.process_index}, and a later one on another."
+                )
+        with self._ranks.together(f"Cutting {record.LOG}"):
+            if self.is_world_process_zero():
+                record.start_log(output_dir, steps)
+        if folder is not None and self.args.ignore_data_skip and self.is_world_process_zero():
+            logger.warning(
+                "ignore_data_skip is true: the epoch of %s begins again at its first row, so the run will not be the "
+                "one that was interrupted.",
+                folder,
+            )
+        return None if folder is None else str(folder)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log with the pool's loss beside the small batch's, and tokens scored apart from trained."""
         if self.coreset.pool_factor > 1 and "loss" in logs:
             logs.update(self._recorder.take_means())
         super().log(logs, *args, **kwargs)
 
-    def save_coreset_state(self) -> None:
-        """Adds selection's state and the marker of completeness to the checkpoint just written (rank 0)."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        self._absorb()
-        if self.is_world_process_zero() and folder.is_dir():
-            save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring)
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """The parent's checkpoint, then selection's state and the marker; only then older checkpoints are deleted.
 
-    def _begin(self) -> None:
-        """The state and the log of a run before its first step, or its first after a checkpoint."""
-        self._start_over()
-        steps = 0
-        if self._resumed is not None:
-            steps = load_state(self._resumed, self._step, self.coreset.to_dict(), self._scoring)
-        if self.is_world_process_zero():
-            record.start_log(Path(self.args.output_dir), steps)
-        self.accelerator.wait_for_everyone()
+        Raises:
+            CheckpointError: on every rank, this or another rank could not write.
+        """
+        if self.coreset.pool_factor == 1:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            return
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        self._absorb()
+        self._recorder.before_save()
+        with self._saved_together(folder):  # all ranks wait here: none may write into a folder that looks complete
+            if self.args.should_save:
+                unmark(folder)
+        with self._saved_together(folder):
+            self._saving = Saving(self.args)
+            try:
+                with self._saving.held_back():
+                    super()._save_checkpoint(model, trial, *args, **kwargs)
+                if self._saving.failure is not None:
+                    raise self._saving.failure
+            finally:
+                self._saving = None
+        with self._saved_together(folder):
+            if self.args.should_save:
+                self.save_coreset_state(folder)
+        if self.args.should_save:
+            rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    @contextmanager
+    def _saved_together(self, folder: Path) -> Iterator[None]:
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = saving_failed(caught, self.state.global_step, folder)
+            error.__cause__ = caught if error is not caught else caught.__cause__
+        self._ranks.report(error, doing=f"Writing {folder}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The parent's. Within a checkpoint, a failure waits until all ranks can be told of it."""
+        if self._saving is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with self._saving.model():
+            super().save_model(output_dir, _internal_call)
+
+    def save_coreset_state(self, folder: Path) -> None:
+        """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
+        save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring, self._run)
 
     def _start_over(self) -> None:
         """The state of a run before its first step."""
@@ -658,6 +743,7 @@ class CoresetMixin(_Base):
             self._scoring.trained = None  # hooks of a compiled module are not seen; `check_settings` has told
         self._states = None
         self._limits = None
+        self._saving = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = False

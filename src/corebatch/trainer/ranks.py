@@ -9,7 +9,8 @@ Shape suffixes: W ranks, n rows on this rank, N rows on all ranks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,12 +95,23 @@ class Ranks:
         """The largest of all ranks' numbers."""
         return number if self.count == 1 else int(self.gather(torch.tensor([number])).max())
 
-    def report(self, failure: Exception | None, *numbers: int) -> Tensor:
+    @contextmanager
+    def together(self, doing: str) -> Iterator[None]:
+        """All ranks come out of it, or all raise; see `report`. What is within may not wait for other ranks."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        self.report(failure, doing=doing)
+
+    def report(self, failure: Exception | None, *numbers: int, doing: str = "Choosing") -> Tensor:
         """Tells all ranks how this rank's part of a stage went, before anyone raises.
 
         Args:
             failure: what this rank's part ended with, or None.
             numbers: k integers that the others need.
+            doing: what failed if something did, to begin the other ranks' message with.
 
         Returns:
             LongTensor [W, k] on the CPU: the numbers of all ranks.
@@ -116,10 +128,9 @@ class Ranks:
             return found[:, 1:]
         texts = self.gather_texts("" if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
-            failure.add_note(f"(on rank {self.index})")
             raise failure
         rank = int(found[:, 0].nonzero()[0])
-        raise RankError(f"Rank {rank} could not do its part, so no rank goes on. It found {texts[rank]}")
+        raise RankError(f"{doing} failed on rank {rank}, so no rank goes on. {texts[rank]}")
 
     def exchange(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
         """Bytes from each rank to each rank, in one exchange. They do not count in `sent`: no rank knows them all.

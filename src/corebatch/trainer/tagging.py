@@ -196,8 +196,33 @@ class SourceCollator:
             return self.collator(examples)
         tags = [(int(row[ID]), int(row[SOURCE])) for row in examples if ID in row]
         dropped = {ID, SOURCE} | ({self.column} if isinstance(examples[0].get(self.column), str) else set())
-        batch = self.collator([{k: v for k, v in row.items() if k not in dropped} for row in examples])
+        rows = [{k: v for k, v in row.items() if k not in dropped} for row in examples]
+        try:
+            batch = self.collator(rows)
+        except Exception as error:
+            if not tags:
+                raise
+            raise DataError(self._unfit([tag[0] for tag in tags], rows, error)) from error
         if tags:
             batch[ID] = torch.tensor([tag[0] for tag in tags])
             batch[SOURCE] = torch.tensor([tag[1] for tag in tags])
         return batch
+
+    def _unfit(self, ids: list[int], rows: list[Any], error: Exception) -> str:
+        """Which examples the collator fails on: those that it also fails on alone; else one without which it does not
+        fail; else all."""
+        bad = [number for number, row in zip(ids, rows, strict=True) if not self._makes([row])]
+        if not bad:
+            others = (ids[i] for i in range(len(ids)) if self._makes(rows[:i] + rows[i + 1 :]))
+            bad = list(others) or ids
+        return (
+            f"The collator ({type(self.collator).__name__}) should make a batch of examples "
+            f"{', '.join(map(str, bad))} of the train set. Found {type(error).__name__}: {error}"
+        )
+
+    def _makes(self, rows: list[Any]) -> bool:
+        try:
+            self.collator(rows)
+        except Exception:
+            return False
+        return True
