@@ -30,6 +30,7 @@ from corebatch.trainer.checkpoint import last_complete, load_state, save_state
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, agree, exchange_rows, gather_pool, gather_scores, shares
+from corebatch.trainer.in_backward import check_in_backward, check_resume, note_no_clipping
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
@@ -94,6 +95,7 @@ class CoresetMixin(_Base):
         self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
         if self.coreset.pool_factor > 1:
             check_settings(self, self.coreset, self._step)
+            check_in_backward(self)
             if self.coreset.source_column != DEFAULT_COLUMN and hasattr(self.train_dataset, "__len__"):
                 self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
@@ -179,6 +181,8 @@ class CoresetMixin(_Base):
         if self.coreset.pool_factor > 1 and model.training:
             loss = (result[0] if return_outputs else result).detach()
             self._recorder.losses.append(loss if scaled else loss / self.current_gradient_accumulation_steps)
+            if self._in_backward:
+                self._recorder.check_loss()
         return result
 
     # ---- the step ------------------------------------------------------------------------------------------------
@@ -235,6 +239,9 @@ class CoresetMixin(_Base):
     def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
+        self._in_backward = check_in_backward(self)  # again: the optimizer is there now, with its hooks
+        if self._in_backward:
+            note_no_clipping(self)
         if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
             check_loss(model, untagged(batches[0]))
         if scoring.trained is not None:
@@ -482,6 +489,7 @@ class CoresetMixin(_Base):
             self._start_over()
             steps = 0
             if resume_from_checkpoint:
+                check_resume(self)
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
                 steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring)
                 resume_from_checkpoint = str(folder)
@@ -524,7 +532,7 @@ class CoresetMixin(_Base):
         self._states = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
-        self._packed = self._prepared = False
+        self._packed = self._prepared = self._in_backward = False
         self._told = None
 
     def _examples_come_again(self) -> bool:

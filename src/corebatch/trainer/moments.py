@@ -10,6 +10,7 @@ from torch import Tensor
 
 from corebatch.errors import UnsupportedModelError
 from corebatch.scoring import Coordinates
+from corebatch.trainer.in_backward import part_of
 
 
 def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) -> Tensor | None:
@@ -25,25 +26,33 @@ def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) ->
             "normalise 'optimizer' needs features that are derivatives by single weights: scorer 'last_layer' on LoRA "
             "or on projections below its max_dim. Found features that are not. Use normalise none."
         )
-    while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
-        optimizer = optimizer.optimizer
     parts = []
-    beta2 = {id(p): group.get("betas", (0, 0))[1] for group in optimizer.param_groups for p in group["params"]}
     for coordinate in coordinates:
-        if id(coordinate.parameter) not in beta2:
+        if not coordinate.parameter.requires_grad:
             raise UnsupportedModelError("normalise 'optimizer' needs value projections that are trained. Found frozen.")
-        state = optimizer.state.get(coordinate.parameter)
+        own = part_of(optimizer, coordinate.parameter)
+        groups = [group for group in own.param_groups if any(p is coordinate.parameter for p in group["params"])]
+        if not groups or "betas" not in groups[0] or "rank" in groups[0]:  # GaLore's moments are of rotated gradients
+            raise _none_for_weights(own, groups)
+        state = own.state.get(coordinate.parameter)
         if not state:
             return None
         if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != coordinate.parameter.shape:
-            raise UnsupportedModelError(
-                f"normalise 'optimizer' needs an optimizer with a second moment for every weight, such as AdamW. "
-                f"Found {type(optimizer).__name__} with {', '.join(map(str, state))}."
-            )
+            raise _none_for_weights(own, groups)
         moment = state["exp_avg_sq"].detach()
         moment = moment.T if coordinate.transposed else moment
         if coordinate.rows is not None:
             moment = moment[coordinate.rows.to(moment.device)]
         steps = float(state["step"])
-        parts.append(moment.flatten() / (1 - beta2[id(coordinate.parameter)] ** steps))
+        parts.append(moment.flatten() / (1 - groups[0]["betas"][1] ** steps))
     return torch.cat(parts)
+
+
+def _none_for_weights(optimizer: Any, groups: list[dict[str, Any]]) -> UnsupportedModelError:
+    found = "which does not hold the value projections"
+    if groups:
+        found = f"whose settings are {', '.join(key for key in groups[0] if key != 'params')}"
+    return UnsupportedModelError(
+        f"normalise 'optimizer' needs an optimizer with a second moment for every weight, such as AdamW. Found "
+        f"{type(optimizer).__name__}, {found}. Use normalise none."
+    )

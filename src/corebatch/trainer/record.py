@@ -135,6 +135,12 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises NonFiniteError, on every rank alike, before a loss that is not finite moves any weight."""
         self.phases.end("train")
+        self.check_loss()
+
+    def check_loss(self) -> None:
+        """Waits for the step's loss and raises NonFiniteError if it is not finite. Where weights are updated inside
+        backward it is called before that, and the wait is one more of the device."""
+        state = self._trainer.state
         self._loss = None
         if self.losses:
             loss = torch.stack(self.losses).sum()
