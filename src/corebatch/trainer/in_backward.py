@@ -62,6 +62,7 @@ class OptimizerInBackward(Optimizer):
                         "remove_hooks() on the OptimizerInBackward that it has."
                     )
                 part = optimizer([{**group, "params": [parameter]}], **settings)
+                self.state.update(part.state)  # what some set up at once, such as APOLLO its seeds
                 part.state = self.state
                 self._parts[parameter] = part, number
                 # The optimizer's own defaults belong to the group as well.
@@ -149,15 +150,15 @@ def check_in_backward(trainer: Any) -> bool:
     args = trainer.args
     if args.gradient_accumulation_steps > 1:
         raise ConfigError(
-            f"{found} updates weights inside backward, so a step has one micro-batch: nothing can be accumulated. Found "
-            f"gradient_accumulation_steps {args.gradient_accumulation_steps}. Set it to 1, and pool_factor as many "
-            "times higher: the update is still that of the large batch. (A hook that updates nothing is taken for an "
+            f"{found} updates weights inside backward, so a step has one micro-batch: nothing can be accumulated. "
+            f"Found gradient_accumulation_steps {args.gradient_accumulation_steps}. Set it to 1, and pool_factor as "
+            "many times higher: the update is still that of the large batch. (A hook that updates nothing is taken for an "
             "optimizer: take it out.)"
         )
     if trainer.accelerator.num_processes > 1:
         raise ConfigError(
-            f"{found} updates weights inside backward, before ranks have exchanged gradients: it goes with one process. "
-            f"Found {trainer.accelerator.num_processes}."
+            f"{found} updates weights inside backward, before ranks have exchanged gradients: it goes with one "
+            f"process. Found {trainer.accelerator.num_processes}."
         )
     if args.fp16:
         raise ConfigError(f"{found} would update weights with the scaled gradients of fp16. Use bf16.")
