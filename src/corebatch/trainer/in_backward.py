@@ -152,8 +152,8 @@ def check_in_backward(trainer: Any) -> bool:
         raise ConfigError(
             f"{found} updates weights inside backward, so a step has one micro-batch: nothing can be accumulated. "
             f"Found gradient_accumulation_steps {args.gradient_accumulation_steps}. Set it to 1, and pool_factor as "
-            "many times higher: the update is still that of the large batch. (A hook that updates nothing is taken for an "
-            "optimizer: take it out.)"
+            "many times higher: the update is still that of the large batch. (A hook that updates nothing is taken for "
+            "an optimizer: take it out.)"
         )
     if trainer.accelerator.num_processes > 1:
         raise ConfigError(
