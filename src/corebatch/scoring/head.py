@@ -137,10 +137,21 @@ def vocabulary(head: nn.Module) -> int:
 
 
 def chunks(length: int, head: nn.Module) -> Iterator[slice]:
-    """Slices over L positions such that the logits of one hold CHUNK_ELEMENTS numbers."""
+    """Slices over L positions such that the logits of one hold CHUNK_ELEMENTS numbers; on ranks that share the head's
+    weights equally many, the last ones empty, since each call of the head is an exchange between them."""
     step = max(1, CHUNK_ELEMENTS // vocabulary(head))
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
+    for start in range(0, step * _most(-(-length // step), head), step):
+        yield slice(min(start, length), min(start + step, length))
+
+
+def _most(count: int, head: nn.Module) -> int:
+    """The largest `count` of the ranks among which DeepSpeed ZeRO-3 has divided the head; else the one given."""
+    divided = next((p for p in head.parameters() if hasattr(p, "ds_id")), None)
+    if divided is None or not torch.distributed.is_initialized():
+        return count
+    found = torch.tensor(count, device=divided.device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=divided.ds_process_group)
+    return int(found)
 
 
 def token_losses(

@@ -123,7 +123,7 @@ def updates_in_backward(trainer: Any) -> str | None:
         made = plain(trainer.optimizer)
         if made is None or hasattr(made, "optimizer_dict") or type(made).__name__.lower() in LOMO:
             return f"optim {name!r}"
-    if getattr(trainer.accelerator.distributed_type, "value", "") == "DEEPSPEED":
+    if _deepspeed(trainer):
         return None
     for name, parameter in trainer.model.named_parameters():
         if not parameter.requires_grad:
@@ -165,13 +165,27 @@ def check_in_backward(trainer: Any) -> bool:
     return True
 
 
-def note_no_clipping(trainer: Any) -> None:
-    """Says in the log that max_grad_norm does nothing: no gradient is left to be clipped."""
-    if trainer.args.max_grad_norm and trainer.is_world_process_zero():
-        logger.warning(
-            "max_grad_norm %s has no effect: weights are updated inside backward, one by one.",
-            trainer.args.max_grad_norm,
-        )
+def moves_in_backward(trainer: Any) -> bool:
+    """Whether weights move inside backward, asked when the optimizer is there, with its hooks.
+
+    Such optimizers leave no gradient to be clipped, and the log says so if that was asked for. Under DeepSpeed
+    Accelerate calls the engine's step, which clips, at the end of the last micro-batch's backward.
+
+    Raises:
+        ConfigError: see `check_in_backward`.
+    """
+    if check_in_backward(trainer):
+        if trainer.args.max_grad_norm and trainer.is_world_process_zero():
+            logger.warning(
+                "max_grad_norm %s has no effect: weights are updated inside backward, one by one.",
+                trainer.args.max_grad_norm,
+            )
+        return True
+    return _deepspeed(trainer)
+
+
+def _deepspeed(trainer: Any) -> bool:
+    return getattr(trainer.accelerator.distributed_type, "value", "") == "DEEPSPEED"
 
 
 def check_resume(trainer: Any) -> None:

@@ -30,7 +30,7 @@ from corebatch.trainer.checkpoint import last_complete, load_state, save_state
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, agree, exchange_rows, gather_pool, gather_scores, shares
-from corebatch.trainer.in_backward import check_in_backward, check_resume, note_no_clipping
+from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
@@ -181,7 +181,7 @@ class CoresetMixin(_Base):
         if self.coreset.pool_factor > 1 and model.training:
             loss = (result[0] if return_outputs else result).detach()
             self._recorder.losses.append(loss if scaled else loss / self.current_gradient_accumulation_steps)
-            if self._in_backward:
+            if self._in_backward and self.accelerator.sync_gradients:
                 self._recorder.check_loss()
         return result
 
@@ -239,9 +239,7 @@ class CoresetMixin(_Base):
     def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
-        self._in_backward = check_in_backward(self)  # again: the optimizer is there now, with its hooks
-        if self._in_backward:
-            note_no_clipping(self)
+        self._in_backward = moves_in_backward(self)
         if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
             check_loss(model, untagged(batches[0]))
         if scoring.trained is not None:

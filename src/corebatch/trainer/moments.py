@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
 from corebatch.scoring import Coordinates
-from corebatch.trainer.in_backward import part_of
+from corebatch.trainer.in_backward import part_of, plain
+
+KEY = "exp_avg_sq"
 
 
 def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) -> Tensor | None:
     """Bias-corrected second moments [P] of the weights that the features are derivatives by; None before the
-    optimizer's first step.
+    optimizer's first step. Under DeepSpeed, which divides them, ranks put them together.
 
     Raises:
         UnsupportedModelError: the features are no derivatives by single weights, a weight is not trained, or the
@@ -28,24 +30,50 @@ def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) ->
         )
     parts = []
     for coordinate in coordinates:
-        if not coordinate.parameter.requires_grad:
+        parameter = coordinate.parameter
+        if not parameter.requires_grad:
             raise UnsupportedModelError("normalise 'optimizer' needs value projections that are trained. Found frozen.")
-        own = part_of(optimizer, coordinate.parameter)
-        groups = [group for group in own.param_groups if any(p is coordinate.parameter for p in group["params"])]
-        if not groups or "betas" not in groups[0] or "rank" in groups[0]:  # GaLore's moments are of rotated gradients
-            raise _none_for_weights(own, groups)
-        state = own.state.get(coordinate.parameter)
-        if not state:
+        divided = hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")  # ZeRO-3, ZeRO-1 and 2
+        moment = (_of_deepspeed if divided else _of_parameter)(optimizer, parameter)
+        if moment is None:
             return None
-        if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != coordinate.parameter.shape:
-            raise _none_for_weights(own, groups)
-        moment = state["exp_avg_sq"].detach()
         moment = moment.T if coordinate.transposed else moment
         if coordinate.rows is not None:
             moment = moment[coordinate.rows.to(moment.device)]
-        steps = float(state["step"])
-        parts.append(moment.flatten() / (1 - groups[0]["betas"][1] ** steps))
+        parts.append(moment.flatten())
     return torch.cat(parts)
+
+
+def _of_parameter(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
+    """Corrected, of the weight's shape."""
+    own = part_of(optimizer, parameter)
+    groups = [group for group in own.param_groups if any(p is parameter for p in group["params"])]
+    if not groups or "betas" not in groups[0] or "rank" in groups[0]:  # GaLore's moments are of rotated gradients
+        raise _none_for_weights(own, groups)
+    state = own.state.get(parameter)
+    if not state:
+        return None
+    if KEY not in state or state[KEY].shape != parameter.shape:
+        raise _none_for_weights(own, groups)
+    moment: Tensor = state[KEY].detach()
+    return moment / (1 - groups[0]["betas"][1] ** float(state["step"]))
+
+
+def _of_deepspeed(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
+    """The same where the optimizer holds a flat part of all weights on each rank; every rank calls it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    own = plain(optimizer)
+    betas = {group.get("betas") for group in own.param_groups}
+    if len(betas) != 1 or None in betas:  # which group a weight has gone to is not known
+        raise _none_for_weights(own, own.param_groups)
+    state = next(iter(own.state.values()), None)
+    if not state:
+        return None
+    if KEY not in state:
+        raise _none_for_weights(own, own.param_groups)
+    moment: Tensor = safe_get_full_optimizer_state(parameter, KEY)
+    return moment.detach() / (1 - betas.pop()[1] ** float(state["step"]))
 
 
 def _none_for_weights(optimizer: Any, groups: list[dict[str, Any]]) -> UnsupportedModelError:

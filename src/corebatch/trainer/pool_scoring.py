@@ -216,6 +216,8 @@ class PoolScoring:
         order = sorted(range(len(rows)), key=lambda i: -lengths[i])
         widths = [-(-lengths[i] // padding.multiple_of) * padding.multiple_of for i in order]
         pieces = self._cut(widths, model, -(-int(pool.lengths.max()) // padding.multiple_of) * padding.multiple_of)
+        # Forwards of a sharded engine are collectives themselves: how many there are is settled before the first.
+        most = agree(accelerator, len(pieces)) if self.sharded else 0
         parts: list[Scores] = []
         done = 0
         for size in pieces:
@@ -224,7 +226,9 @@ class PoolScoring:
         # Ranks with fewer forwards repeat a row, so that all run equally many: sharded engines wait for each other.
         filler = rows[order[-1]] if rows else untagged(take_rows(batches, [0])[0])
         idle: list[Scores] = []
-        for _ in range(agree(accelerator, self.work.forwards) - self.work.forwards):
+        if not self.sharded:
+            most = agree(accelerator, self.work.forwards)
+        for _ in range(most - self.work.forwards):
             idle = self._forward(model, [(-1, filler)], padding, None)
         scores = Scores.cat(parts) if parts else _rows(idle[0], torch.tensor([], dtype=torch.long))
         back = torch.empty(len(order), dtype=torch.long)
