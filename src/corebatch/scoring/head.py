@@ -146,7 +146,7 @@ def chunks(length: int, head: nn.Module) -> Iterator[slice]:
 
 def _most(count: int, head: nn.Module) -> int:
     """The largest `count` of the ranks among which DeepSpeed ZeRO-3 has divided the head; else the one given."""
-    divided = next((p for p in head.parameters() if hasattr(p, "ds_id")), None)
+    divided: Any = next((p for p in head.parameters() if hasattr(p, "ds_id")), None)
     if divided is None or not torch.distributed.is_initialized():
         return count
     found = torch.tensor(count, device=divided.device)
