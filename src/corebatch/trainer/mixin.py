@@ -182,7 +182,7 @@ class CoresetMixin(_Base):
             loss = (result[0] if return_outputs else result).detach()
             self._recorder.losses.append(loss if scaled else loss / self.current_gradient_accumulation_steps)
             if self._in_backward and self.accelerator.sync_gradients:
-                self._recorder.check_loss()
+                self._recorder.check_loss(self.state.global_step)
         return result
 
     # ---- the step ------------------------------------------------------------------------------------------------

@@ -135,12 +135,11 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises NonFiniteError, on every rank alike, before a loss that is not finite moves any weight."""
         self.phases.end("train")
-        self.check_loss()
+        self.check_loss(state.global_step)
 
-    def check_loss(self) -> None:
+    def check_loss(self, step: int) -> None:
         """Waits for the step's loss and raises NonFiniteError if it is not finite. Where weights are updated inside
         backward it is called before that, and the wait is one more of the device."""
-        state = self._trainer.state
         self._loss = None
         if self.losses:
             loss = torch.stack(self.losses).sum()
@@ -150,7 +149,7 @@ class Recorder(TrainerCallback):
             if not math.isfinite(self._loss):
                 self.flush()
                 raise NonFiniteError(
-                    f"At step {state.global_step + 1} the loss of the small batch should be finite. "
+                    f"At step {step + 1} the loss of the small batch should be finite. "
                     f"Found {self._loss}. No weight was moved."
                 )
 
