@@ -35,3 +35,7 @@ class NonFiniteError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is incomplete, foreign, or was written with other settings."""
+
+
+class RankError(InputError):
+    """Another rank could not do its part of a step, or could not be reached; the message names the rank."""

@@ -2,7 +2,8 @@
 
 The model's own forward runs as it is, inside whatever wraps it (DDP, FSDP, autocast). A hook on the head takes the
 hidden states, computes the loss there (the head's weights are present just then, also when they are sharded), and
-hands the head a single position, so that it builds next to nothing.
+hands the head a single position, so that it builds next to nothing. Inside the hook the head's own `forward` is called,
+not the module: an engine that shards weights would put them away after a call, before the one that is under way.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def token_losses(
     for part in chunks(len(targets), head):
         with torch.set_grad_enabled(gradients):
             piece = hidden[part].detach().requires_grad_(gradients)
-            loss = F.cross_entropy(transform(head(piece)), targets[part], reduction="none")
+            loss = F.cross_entropy(transform(head.forward(piece)), targets[part], reduction="none")
             if derivatives is not None:
                 (derivatives[part],) = torch.autograd.grad(loss.sum(), piece)
         losses[part] = loss.detach()
@@ -244,8 +245,11 @@ def weighted_token_loss(
     if not any(parameter.requires_grad for parameter in head.parameters()):
         return _FrozenHeadLoss.apply(taken, weights, positions.targets, head, transform)
 
+    inside = True  # the head's hook; later, in backward, a sharding engine has to be asked for the weights
+
     def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> Tensor:
-        return (F.cross_entropy(transform(head(hidden_piece)), targets, reduction="none") * weights_piece).sum()
+        logits = transform(head.forward(hidden_piece) if inside else head(hidden_piece))
+        return (F.cross_entropy(logits, targets, reduction="none") * weights_piece).sum()
 
     total = taken.sum().to(dtype) * 0  # joins the graph even where no label is trained
     for part in chunks(len(taken), head):
@@ -256,4 +260,5 @@ def weighted_token_loss(
             weights[part],
             use_reentrant=False,  # the random state is kept: a head with LoRA may have dropout
         )
+    inside = False
     return total

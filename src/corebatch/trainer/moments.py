@@ -55,7 +55,9 @@ def _of_parameter(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
         return None
     if KEY not in state or state[KEY].shape != parameter.shape:
         raise _none_for_weights(own, groups)
-    moment: Tensor = state[KEY].detach()
+    moment: Any = state[KEY].detach()
+    if hasattr(moment, "full_tensor"):  # sharded by FSDP2; every rank asks for the same ones in the same order
+        moment = moment.full_tensor()
     return moment / (1 - groups[0]["betas"][1] ** float(state["step"]))
 
 

@@ -137,6 +137,30 @@ class _TaggedStream(torch.utils.data.IterableDataset[Any]):
             yield {**row, ID: first + every * number, SOURCE: source}
 
 
+class Passes:
+    """Passes over a stream that several ranks share: which rows come a second time, to even out the ranks' last batch.
+
+    Ids count up from the start of a pass, and Accelerate fills its end with rows from its start."""
+
+    def __init__(self) -> None:
+        self._iterator: Any = None
+        self._last = -1
+
+    def start(self, iterator: Any) -> None:
+        """A new pass, if this is another iterator than the last."""
+        if iterator is not self._iterator:
+            self._iterator, self._last = iterator, -1
+
+    def fresh(self, ids: Tensor) -> Tensor:
+        """BoolTensor [n] for ids [n] of a batch: those that come after all ids of earlier batches."""
+        return ids > self._last
+
+    def seen(self, ids: Tensor) -> None:
+        """The ids of the whole pool have come."""
+        if len(ids):
+            self._last = max(self._last, int(ids.max()))
+
+
 def _cell(row: Mapping[str, Any], column: str) -> list[Any]:
     return [row[column]]
 

@@ -39,7 +39,8 @@ def weighted_loss(
                 return output
             return (results[0], *output)
 
-        handle = inner.register_forward_hook(attach)
+        # Before FSDP's own hook, which has to see the loss among the outputs to gather weights for its backward.
+        handle = inner.register_forward_hook(attach, prepend=True)
         try:
             outputs = model(**forward_inputs(inputs))
         finally:
