@@ -3,7 +3,8 @@
 The model's own forward runs as it is, inside whatever wraps it (DDP, FSDP, autocast). A hook on the head takes the
 hidden states, computes the loss there (the head's weights are present just then, also when they are sharded), and
 hands the head a single position, so that it builds next to nothing. Inside the hook the head's own `forward` is called,
-not the module: an engine that shards weights would put them away after a call, before the one that is under way.
+not the module: an engine that shards weights would put them away after a call, before the one that is under way. Not so
+DeepSpeed ZeRO-3, which keeps count of modules in backward; there ranks agree on the number of calls.
 """
 
 from __future__ import annotations
@@ -147,12 +148,22 @@ def chunks(length: int, head: nn.Module) -> Iterator[slice]:
 
 def _most(count: int, head: nn.Module) -> int:
     """The largest `count` of the ranks among which DeepSpeed ZeRO-3 has divided the head; else the one given."""
-    divided: Any = next((p for p in head.parameters() if hasattr(p, "ds_id")), None)
+    divided = _divided(head)
     if divided is None or not torch.distributed.is_initialized():
         return count
     found = torch.tensor(count, device=divided.device)
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=divided.ds_process_group)
     return int(found)
+
+
+def _divided(head: nn.Module) -> Any:
+    """A parameter of the head that DeepSpeed ZeRO-3 has divided, or None."""
+    return next((p for p in head.parameters() if hasattr(p, "ds_id")), None)
+
+
+def _within(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What to call inside the head's hook."""
+    return head.forward if _divided(head) is None else head
 
 
 def token_losses(
@@ -181,7 +192,7 @@ def token_losses(
     for part in chunks(len(targets), head):
         with torch.set_grad_enabled(gradients):
             piece = hidden[part].detach().requires_grad_(gradients)
-            loss = F.cross_entropy(transform(head.forward(piece)), targets[part], reduction="none")
+            loss = F.cross_entropy(transform(_within(head)(piece)), targets[part], reduction="none")
             if derivatives is not None:
                 (derivatives[part],) = torch.autograd.grad(loss.sum(), piece)
         losses[part] = loss.detach()
@@ -248,7 +259,7 @@ def weighted_token_loss(
     inside = True  # the head's hook; later, in backward, a sharding engine has to be asked for the weights
 
     def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> Tensor:
-        logits = transform(head.forward(hidden_piece) if inside else head(hidden_piece))
+        logits = transform((_within(head) if inside else head)(hidden_piece))
         return (F.cross_entropy(logits, targets, reduction="none") * weights_piece).sum()
 
     total = taken.sum().to(dtype) * 0  # joins the graph even where no label is trained
