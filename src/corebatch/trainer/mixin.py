@@ -31,6 +31,7 @@ from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
+from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
 from corebatch.trainer.packing import check_packing, packing_unfit
@@ -123,6 +124,7 @@ class CoresetMixin(_Base):
         self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
         if self.coreset.pool_factor > 1:
             check_settings(self, self.coreset, self._step)
+            check_in_backward(self)
             if self.coreset.source_column != DEFAULT_COLUMN and hasattr(self.train_dataset, "__len__"):
                 self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
@@ -233,6 +235,8 @@ class CoresetMixin(_Base):
         if self.coreset.pool_factor > 1 and model.training:
             loss = (result[0] if return_outputs else result).detach()
             self._recorder.losses.append(loss if scaled else loss / self.current_gradient_accumulation_steps)
+            if self._in_backward and self.accelerator.sync_gradients:
+                self._recorder.check_loss(self.state.global_step)
         return result
 
     # ---- the step ------------------------------------------------------------------------------------------------
@@ -346,6 +350,7 @@ class CoresetMixin(_Base):
     def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
+        self._in_backward = moves_in_backward(self)
         failure: Exception | None = None
         against = None
         try:
@@ -645,6 +650,7 @@ class CoresetMixin(_Base):
                 found["model"] = self._run["model"]  # an earlier call has sharded the model, and it looks otherwise
             self._run = found
             if resume_from_checkpoint:
+                check_resume(self)
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
                 steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
         latest = self._ranks.largest(steps)
@@ -746,7 +752,7 @@ class CoresetMixin(_Base):
         self._saving = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
-        self._packed = self._prepared = False
+        self._packed = self._prepared = self._in_backward = False
         self._told = None
 
     def _join_ranks(self) -> None:

@@ -159,6 +159,11 @@ class Recorder(TrainerCallback):
         """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,
         and CheckpointError where the last step's line could not be written."""
         self.phases.end("train")
+        self.check_loss(state.global_step)
+
+    def check_loss(self, step: int) -> None:
+        """Waits for the step's loss and raises NonFiniteError if it is not finite. Where weights are updated inside
+        backward it is called before that, and the wait is one more of the device."""
         self._loss = None
         if self.losses:
             loss = torch.stack(self.losses).sum()
@@ -173,9 +178,9 @@ class Recorder(TrainerCallback):
             if not math.isfinite(self._loss):
                 self.flush()
                 raise NonFiniteError(
-                    f"At step {state.global_step + 1} the loss of the small batch should be finite. "
+                    f"At step {step + 1} the loss of the small batch should be finite. "
                     f"Found {self._loss}. No weight was moved. {self._trained_rows()}"
-                    + go_on_from(Path(args.output_dir))
+                    + go_on_from(Path(self._trainer.args.output_dir))
                 )
 
     def _trained_rows(self) -> str:
