@@ -104,7 +104,7 @@ def test_what_travels_is_counted(trained):
     (_, lines), _ = both(trained, "ddp", tuple(METHODS), "optimizer_scale")
     assert sum(line["rows_moved"] for line in lines) > 0
     for line in lines:
-        sent, rows = line["sent_bytes"], line["pool_examples"]
+        sent, rows = line["bytes_sent"], line["pool_examples"]
         assert sent.keys() <= {"status", "columns", "features", "rows", "learnt"}
         assert 6 * 8 * rows <= sent["columns"] <= 6 * 8 * (rows + 2)
         width = sent["features"] / 8 / rows

@@ -27,7 +27,8 @@ class StepRecord:
         weight_max, effective_sample_size: of the weights of the chosen rows.
         mfu: model FLOPs utilisation: FLOPs that the model needs over what the devices could do in the time (share).
         reuse_mb: what scoring kept for training, in megabytes.
-        bytes_sent: between ranks.
+        bytes_sent: between ranks, by what for; all ranks together. rows_moved: chosen rows that changed ranks.
+        token_imbalance: how many more tokens the busiest rank trained than the mean (share of the mean).
         scoring: how the pool was scored in this step.
         ms: milliseconds by phase. memory_mb: peak memory by phase, in megabytes.
         seconds: wall-clock time since the start of training, at the end of the step.
@@ -53,7 +54,9 @@ class StepRecord:
     effective_sample_size: float | None = None
     mfu: float | None = None
     reuse_mb: float | None = None
-    bytes_sent: int | None = None
+    bytes_sent: Mapping[str, int] = field(default_factory=dict)
+    rows_moved: int | None = None
+    token_imbalance: float | None = None
     scoring: str | None = None
     ms: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)

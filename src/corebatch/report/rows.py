@@ -29,7 +29,8 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     if summary.reuse_mb:
         rows.append(("Kept from scoring", f"at most {words.compact(summary.reuse_mb)} MB a step, used in training"))
     if summary.bytes_sent:
-        rows.append(("Sent between ranks", f"{words.compact(summary.bytes_sent / 2**20)} MB"))
+        rows.append(("Sent between ranks", sent(summary)))
+        rows.append(("Balance of ranks", balance(summary)))
     if summary.weighted:
         weights = f"at most {words.number(summary.weight_max, 2)}"
         size = f"effective sample size {words.number(summary.effective_sample_size, 1)} on average"
@@ -37,6 +38,21 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     if summary.dropped_rows is not None:
         rows.append(("Rows dropped", f"{words.count(summary.dropped_rows)} without a trained token"))
     return rows
+
+
+def sent(summary: Summary) -> str:
+    """How much travelled between ranks, in all, a step, and what for."""
+    found = sorted(summary.bytes_sent.items(), key=lambda item: -item[1])
+    total = sum(count for _, count in found)
+    parts = ", ".join(f"{name} {words.percent(count / total)}" for name, count in found if count)
+    a_step = words.compact(total / summary.steps / 2**10)
+    return f"{words.compact(total / 2**20)} MB, {a_step} KB a step ({parts})"
+
+
+def balance(summary: Summary) -> str:
+    """How many rows moved, and how unequal the ranks' work was."""
+    moved = f"{words.count(summary.rows_moved)} of {words.count(summary.examples_trained)} chosen rows changed ranks"
+    return f"{moved}; the busiest rank trained {words.percent(summary.token_imbalance)} more tokens than the mean"
 
 
 def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:

@@ -64,7 +64,8 @@ class Summary:
         padding_scored, padding_trained: share of the positions that were computed and hold no token.
         mfu: model FLOPs utilisation over the time of all phases (share); peak_flops: what a device could do
             (FLOP/s), and peak_how it is known.
-        reuse_mb: the most that scoring kept for training in a step. bytes_sent: between ranks, over all steps.
+        reuse_mb: the most that scoring kept for training in a step. bytes_sent: between ranks, over
+            all steps, by what for. rows_moved: over all steps. token_imbalance: mean.
         scoring: number of steps by the way in which the pool was scored.
         phase_seconds: time in all phases. wall_seconds: wall-clock time, evaluation and saving included.
         sources: by falling number drawn.
@@ -100,7 +101,9 @@ class Summary:
     peak_flops: float | None
     peak_how: str | None
     reuse_mb: float | None
-    bytes_sent: int | None
+    bytes_sent: dict[str, int]
+    rows_moved: int | None
+    token_imbalance: float | None
     scoring: Mapping[str, int]
     phase_seconds: float | None
     wall_seconds: float | None

@@ -584,7 +584,7 @@ class CoresetMixin(_Base):
             "positions_trained": _scaled(positions, int(pool.lengths[chosen[mine]].sum()), tokens_trained),
         }
         recorded["rows_moved"], recorded["token_imbalance"] = len(shares.moving), round(shares.imbalance, 4)
-        recorded["sent_bytes"] = self._ranks.take_sent()
+        recorded["bytes_sent"] = self._ranks.take_sent()
         if self._states is not None:
             recorded["reuse_mb"] = round(self._states.peak_bytes / 2**20, 3)
         self._recorder.step = {

@@ -79,7 +79,9 @@ STEPS_TODAY: list[dict[str, Any]] = [
         "padding_trained": 0.2,
         "mfu": 0.25,
         "reuse_mb": 12.5,
-        "bytes_sent": 2**20,
+        "bytes_sent": {"features": 3 * 2**20, "rows": 2**20},
+        "rows_moved": 1,
+        "token_imbalance": 0.04,
         "scoring": "full",
         "ms": {**STEPS[0]["ms"], "exchange": 200.0},  # 1.8 s in all
     },
@@ -91,7 +93,9 @@ STEPS_TODAY: list[dict[str, Any]] = [
         "padding_trained": None,
         "mfu": 0.5,
         "reuse_mb": 10.0,
-        "bytes_sent": 2**20,
+        "bytes_sent": {"features": 3 * 2**20, "rows": 0},
+        "rows_moved": 0,
+        "token_imbalance": 0.02,
         "scoring": "proxy",
         "ms": {**STEPS[1]["ms"], "exchange": 300.0},  # 2.7 s in all
     },

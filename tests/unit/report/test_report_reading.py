@@ -32,11 +32,12 @@ def test_reads_every_field(tmp_path: Path) -> None:
 
 def test_reads_what_newer_records_tell(tmp_path: Path) -> None:
     first, second = read_run(write_run(tmp_path, STEPS_TODAY, corebatch={**INFO, "peak_flops": PEAK})).steps
-    for key in ("positions_scored", "positions_trained", "mfu", "reuse_mb", "bytes_sent", "scoring"):
+    told = ("positions_scored", "positions_trained", "mfu", "reuse_mb", "scoring")
+    for key in (*told, "bytes_sent", "rows_moved", "token_imbalance"):
         assert getattr(first, key) == STEPS_TODAY[0][key]
     assert second.positions_trained is None
     old = read_run(write_run(tmp_path, STEPS)).steps[0]
-    assert old.positions_scored is old.mfu is old.reuse_mb is old.bytes_sent is old.scoring is None
+    assert old.positions_scored is old.mfu is old.reuse_mb is old.rows_moved is old.scoring is None
 
 
 def test_fields_may_be_missing(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_what_newer_records_tell_is_there(tmp_path: Path) -> None:
     assert "40.0 % of 160 GFLOP/s a device (measured matmul float32)" in text
     assert "full (1 step) and proxy (1 step)" in text
     assert "at most 12.5 MB a step" in text
-    assert row(text, "Sent between")[-2:] == ["2", "MB"]
+    assert "7 MB, 3,584 KB a step (features 85.7 %, rows 14.3 %)" in text
+    assert "1 of 8 chosen rows changed ranks" in text
     assert row(text, "communication")[:3] == ["communication", "250", "250"]
     assert "exchange" not in text
     narrow = printed(tmp_path)

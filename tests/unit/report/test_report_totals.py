@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
 
-from corebatch.report import LossSummary, read_run, summarise
+from corebatch.report import LossSummary, read_run, rows, summarise
 from corebatch.report.words import headline
 
 
@@ -44,15 +44,20 @@ def test_padding_utilisation_and_what_was_sent(tmp_path: Path) -> None:
     assert summary.padding_trained == pytest.approx(1 - 400 / 500)  # of the step that counts both
     assert summary.mfu == pytest.approx((0.25 * 1.8 + 0.5 * 2.7) / 4.5)
     assert (summary.peak_flops, summary.peak_how) == (1.6e11, "measured matmul float32")
-    assert (summary.reuse_mb, summary.bytes_sent, summary.scoring) == (12.5, 2**21, {"full": 1, "proxy": 1})
+    assert (summary.reuse_mb, summary.scoring) == (12.5, {"full": 1, "proxy": 1})
+    assert summary.bytes_sent == {"features": 6 * 2**20, "rows": 2**20}
+    assert (summary.rows_moved, summary.token_imbalance) == (1, pytest.approx(0.03))
+    shown = dict(rows.totals(summary))
+    assert shown["Sent between ranks"] == "7 MB, 3,584 KB a step (features 85.7 %, rows 14.3 %)"
+    assert shown["Balance of ranks"].endswith("the busiest rank trained 3.0 % more tokens than the mean")
     assert json.loads(summary.to_json())["scoring"] == {"full": 1, "proxy": 1}
 
 
 def test_older_records_say_nothing_of_them(tmp_path: Path) -> None:
     summary = summarise(read_run(write_run(tmp_path)))
     assert summary.padding_scored is summary.padding_trained is summary.mfu is summary.peak_flops is None
-    assert summary.reuse_mb is summary.bytes_sent is None
-    assert summary.scoring == {}
+    assert summary.reuse_mb is summary.rows_moved is None
+    assert summary.scoring == summary.bytes_sent == {}
 
 
 def test_sources_by_number_drawn_with_those_never_drawn(tmp_path: Path) -> None:

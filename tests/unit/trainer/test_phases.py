@@ -167,7 +167,7 @@ STEP = {
     "positions_trained": 250,
     "reuse_mb": 1.5,
     "scoring": "full",
-    "bytes_sent": 4096,
+    "bytes_sent": {"features": 4096},
 }
 
 
