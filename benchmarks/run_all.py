@@ -52,10 +52,12 @@ def main() -> None:
         [python, HERE / "scoring.py", "--data", f"{data}/train.jsonl", "--output", args.output / "scoring.jsonl"],
         gradients,
         training,
+        [python, HERE / "ranks.py", "--lengths", f"{data}/train.jsonl", "--output", args.output / "ranks.jsonl"],
         [python, HERE / "step.py", "--lengths", f"{data}/train.jsonl", "--output", args.output],
     ]
     if quick:
         commands[-1].append("--quick")
+        commands[-2].append("--quick")
     else:
         readouts = [python, HERE / "readouts.py", "--model", model, "--data", f"{data}/train.jsonl"]
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
