@@ -39,6 +39,7 @@ TESTS = [
     "tests/invariants/test_plain_equality.py",
     "tests/invariants/test_layout.py",
     "tests/invariants/test_resume.py",
+    "tests/invariants/test_autocast.py",
     "tests/unit/test_compat.py",
     "tests/unit/test_tagging.py",
     "tests/unit/test_checkpoint.py",
