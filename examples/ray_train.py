@@ -16,8 +16,15 @@ import torch
 from datasets import Dataset
 from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
 from ray.train.torch import TorchTrainer
-from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
-from transformers import TrainingArguments as Arguments
+from tokenizers import Tokenizer, models
+from transformers import (
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+    set_seed,
+)
 
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 
@@ -38,8 +45,6 @@ def sums(count: int = 256) -> Dataset:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models
-
     words = {f"w{number}": number for number in range(WORDS)}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), pad_token=f"w{PAD}")
 
@@ -56,7 +61,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     words = tokenizer()
     trainer = CoresetTrainer(
         model=model,
-        args=Arguments(
+        args=TrainingArguments(
             config["folder"],
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
@@ -67,7 +72,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
             disable_tqdm=True,
             use_cpu=True,
         ),
-        train_dataset=config.get("dataset", sums)(),
+        train_dataset=sums(),
         data_collator=DataCollatorForSeq2Seq(words),
         processing_class=words,
         coreset=CoresetConfig(pool_factor=2),
@@ -76,11 +81,11 @@ def train_on_worker(config: dict[str, Any]) -> None:
     prepare_trainer(trainer).train()
 
 
-def fit(folder: Path, *, workers: int = 2, steps: int = 6, **config: Any) -> ray.train.Result:
+def fit(folder: Path, *, workers: int = 2, steps: int = 6) -> ray.train.Result:
     """Trains on `workers` CPU workers; `folder` gets the usual files, and Ray's beside them in `folder`/ray."""
     trainer = TorchTrainer(
         train_on_worker,
-        train_loop_config={"folder": str(folder.absolute()), "steps": steps, **config},
+        train_loop_config={"folder": str(folder.absolute()), "steps": steps},
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=False),
         run_config=ray.train.RunConfig(storage_path=str(folder.absolute() / "ray"), name="corebatch"),
     )
