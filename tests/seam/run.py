@@ -84,7 +84,7 @@ def installed(python: Path) -> dict[str, str]:
 
 def measure(version: str, python: Path, options: list[str]) -> dict[str, Any]:
     """Runs the tests; a run that was cut off, or that could not collect, counts as a failure."""
-    report = CACHE / f"{version}.xml"
+    report, tested = CACHE / f"{version}.xml", commit()  # before, since a long run outlives a commit
     report.unlink(missing_ok=True)
     # Old libraries warn about each other: warnings are errors where all are of one day.
     warnings = [] if version == "newest" else ["-W", "default"]
@@ -111,7 +111,7 @@ def measure(version: str, python: Path, options: list[str]) -> dict[str, Any]:
         "failed": max(failed, int(done.returncode != 0)),
         "skipped": counts["skipped"],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": tested,
     }
 
 
