@@ -34,4 +34,8 @@ class NonFiniteError(InputError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint is incomplete, foreign, or was written with other settings."""
+    """A checkpoint is incomplete, damaged, or another run's; or it, or the record, could not be written."""
+
+
+class RankError(InputError):
+    """Another rank could not do its part of a step, or could not be reached; the message names the rank."""

@@ -1,4 +1,4 @@
-"""Two ranks (DDP over gloo) choose and train what one process does, in float64."""
+"""Two ranks over gloo choose and train what one process does, in float64: by DDP and by FSDP2."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worker import METHODS, STEPS
+from worker import FSDP2, LONG, METHODS, SELECTED, SINGLE, STEPS, STREAMS
 
 from training import largest_difference
 
@@ -17,28 +17,101 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folders = {}
+def trained(tmp_path_factory):
+    """Trains methods on so many ranks by an engine, once; gives their folder."""
+    done = {}
+
+    def train(ranks, engine, names):
+        key = (ranks, engine, names)
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp(f"{engine}{ranks}")
+            start([*launcher(ranks), str(HERE / "worker.py"), str(done[key]), engine, *names])
+        return done[key]
+
+    return train
+
+
+def launcher(ranks):
+    return [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+
+
+def start(command):
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for ranks in (1, 2):
-        folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
-        launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        command = [sys.executable, *launch, str(HERE / "worker.py"), str(folders[ranks])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return folders
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def both(trained, engine, names, method, alone=None):
+    """(lines, weights) of a method on one rank and on two."""
+    folders = [trained(1, "ddp", alone or names), trained(2, engine, names)]
+    lines = [json.loads((folder / f"{method}.json").read_text()) for folder in folders]
+    return lines, [torch.load(folder / f"{method}.pt") for folder in folders]
+
+
+def assert_same_steps(one, two):
+    assert len(one) == len(two)
+    keys = ("ids", "drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
+    for alone, joint in zip(one, two, strict=True):
+        for key in keys:
+            assert alone[key] == joint[key]
+        assert joint["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_train_what_one_does(results, method):
-    one, two = (json.loads((results[ranks] / f"{method}.json").read_text()) for ranks in (1, 2))
-    assert len(one) == len(two) >= (4 if method.startswith("uneven") else STEPS)
-    for alone, joint in zip(one, two, strict=True):
-        for key in ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained"):
-            assert alone[key] == joint[key]
-        assert ((joint["reuse_mb"] or 0) > 0) == method.startswith("reuse")
-        assert joint["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
-    states = [torch.load(results[ranks] / f"{method}.pt") for ranks in (1, 2)]
+def test_two_ranks_train_what_one_does(trained, method):
+    (one, two), states = both(trained, "ddp", tuple(METHODS), method)
+    assert len(one) >= (4 if method.startswith("uneven") else STEPS)
+    assert_same_steps(one, two)
+    assert all(((line["reuse_mb"] or 0) > 0) == method.startswith("reuse") for line in two)
     # transformers' own loss, which uniform selectors use, is in float32 whatever the model
     bound = 2e-5 if "random" in method or method == "hard" else 1e-9
     assert largest_difference(*states) < bound
+
+
+@pytest.mark.parametrize("method", SELECTED)
+def test_every_selector_chooses_the_same_for_fifty_steps(trained, method):
+    (one, two), states = both(trained, "ddp", tuple(SELECTED), method)
+    assert len(one) == LONG
+    assert_same_steps(one, two)
+    assert largest_difference(*states) < 1e-9
+
+
+@pytest.mark.parametrize("method", SINGLE)
+def test_eight_steps_in_float32(trained, method):
+    (one, two), states = both(trained, "ddp", tuple(SINGLE), method)
+    assert len(one) == STEPS
+    assert_same_steps(one, two)
+    assert largest_difference(*states) < 1e-5
+
+
+@pytest.mark.parametrize("method", FSDP2)
+def test_two_ranks_that_share_the_weights_train_what_one_does(trained, method):
+    """FSDP2 through Accelerate: features, weighted losses and moments of sharded weights."""
+    (one, two), states = both(trained, "fsdp2", FSDP2, method, alone=FSDP2)
+    assert_same_steps(one, two)
+    assert largest_difference(*states) < (2e-5 if method == "random" else 1e-9)
+
+
+@pytest.mark.parametrize("method", STREAMS)
+def test_a_stream_on_two_ranks(trained, method):
+    """Each rank reads the stream and takes its own rows; the rows that fill up its end are not chosen twice."""
+    (one, two), states = both(trained, "ddp", tuple(STREAMS), method)
+    assert_same_steps(one, two)
+    assert largest_difference(*states) < 1e-9
+
+
+def test_what_travels_is_counted(trained):
+    (_, lines), _ = both(trained, "ddp", tuple(METHODS), "optimizer_scale")
+    assert sum(line["rows_moved"] for line in lines) > 0
+    for line in lines:
+        sent, rows = line["sent_bytes"], line["pool_examples"]
+        assert sent.keys() <= {"status", "columns", "features", "rows", "learnt"}
+        assert 6 * 8 * rows <= sent["columns"] <= 6 * 8 * (rows + 2)
+        width = sent["features"] / 8 / rows
+        assert width == int(width)  # each row's features and its loss, in float64, once
+        assert 2 <= width <= 129
+        assert (sent.get("rows", 0) > 0) == (line["rows_moved"] > 0)
+        # at most 20 tokens, three integers a token and two a row
+        assert sent.get("rows", 0) <= line["rows_moved"] * 8 * (3 * 20 + 2)
+        assert sent["status"] <= 2000
+        assert 0 <= line["token_imbalance"] < 0.5

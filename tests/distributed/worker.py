@@ -1,6 +1,6 @@
 """Trains with several methods, on however many ranks it is started; rank 0 leaves weights and choices.
 
-Usage: worker.py FOLDER, alone or under torch.distributed.run.
+Usage: worker.py FOLDER ENGINE [METHOD ...], alone or under torch.distributed.run; ENGINE is `ddp` or `fsdp2`.
 """
 
 import gc
@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 
+from corebatch.selectors import SELECTORS
 from corebatch.trainer import CoresetConfig
 from training import mixture, run, tiny_model, trainer, weights
 
@@ -57,37 +60,111 @@ METHODS = {
 if wanted := os.environ.get("COREBATCH_METHODS"):  # fewer, for `make seam`
     METHODS = {name: METHODS[name] for name in wanted.split(",")}
 STEPS = 8
+LONG = 50
+SELECTED = {  # every selector that a trainer takes; gpt2 and a loss of our own are in float64 throughout
+    f"long_{name}": (
+        CoresetConfig(selector=name, scorer="loss" if name == "hard" else "last_layer", loss="example_mean"),
+        {"kind": "gpt2", "max_steps": LONG, "learning_rate": 1e-3},
+    )
+    for name, selector in SELECTORS.items()
+    if "validation" not in selector().requires
+}
+SINGLE = {  # in float32
+    "float32": (CoresetConfig(), {"dtype": torch.float32}),
+    "float32_full": (CoresetConfig(), {"dtype": torch.float32, "lora": False}),
+}
+STREAMS = {
+    "stream": (CoresetConfig(), {"stream": True, "max_steps": 5}),
+    "stream_ends": (CoresetConfig(), {"stream": True, "rows": 35, "max_steps": 6}),
+}
+ALL = METHODS | SELECTED | SINGLE | STREAMS
+FSDP2 = (
+    *("recommended", "colm", "optimizer_scale", "random", "full_tied", "remembered_scored", "padding_free", "every"),
+    *("llama_full", "uneven"),
+)
+ALL["llama_full"] = (CoresetConfig(), {"lora": False})
 
 
-def main(folder: Path) -> None:
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def take_for_an_accelerator() -> None:
+    """Accelerate offers FSDP on accelerators alone; its code for them runs on a CPU as well."""
+    original = PartialState.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self._shared_state["distributed_type"] = DistributedType.MULTI_XPU
+
+    PartialState.__init__ = init
+
+
+def watch_choices(made) -> list[list[int]]:
+    """Ids of the examples chosen at each step, as they come."""
+    choices, note = [], made._note
+
+    def watched(pool, plan, scores, chosen, *args):
+        choices.append(pool.ids[chosen].tolist())
+        note(pool, plan, scores, chosen, *args)
+
+    made._note = watched
+    return choices
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def main(folder: Path, engine: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    for name, (coreset, settings) in METHODS.items():
+    sharded = engine == "fsdp2" and world > 1
+    if sharded:
+        take_for_an_accelerator()
+    for name in names:
+        coreset, settings = ALL[name]
         settings = dict(settings)
         lora, rows = settings.pop("lora", True), settings.pop("rows", 96)
-        model = tiny_model(settings.pop("kind", "llama"), lora=lora, dtype=torch.float64)
+        kind, dtype = settings.pop("kind", "llama"), settings.pop("dtype", torch.float64)
+        stream = settings.pop("stream", False)
+        model = tiny_model(kind, lora=lora, dtype=dtype)
+        if sharded:
+            block = {"gpt2": "GPT2Block", "llama": "LlamaDecoderLayer"}[kind]
+            settings |= {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [block]}}
         made = trainer(
             folder / name,
             model,
             coreset,
             per_device_train_batch_size=4 // world,
             gradient_accumulation_steps=2,
-            train_dataset=mixture(rows),
+            train_dataset=Stream(list(mixture(rows))) if stream else mixture(rows),
             optim="adamw_torch",
             ddp_backend="gloo" if world > 1 else None,
             **{"max_steps": STEPS, **settings},
         )
+        choices = watch_choices(made)
         run(made)
+        assert sharded == (made.accelerator.distributed_type == DistributedType.FSDP)
+        found = {key: whole(value) for key, value in weights(made).items()}
         if made.is_world_process_zero():
-            torch.save(weights(made), folder / f"{name}.pt")
+            torch.save(found, folder / f"{name}.pt")
             lines = [json.loads(line) for line in (folder / name / "selection.jsonl").read_text().splitlines()]
             kept = ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
-            kept += ("train_loss", "pool_loss", "reuse_mb")
-            (folder / f"{name}.json").write_text(json.dumps([{key: line.get(key) for key in kept} for line in lines]))
+            kept += ("train_loss", "pool_loss", "reuse_mb", "rows_moved", "token_imbalance", "sent_bytes")
+            short = [{key: line.get(key) for key in kept} for line in lines]
+            for line, ids in zip(short, choices, strict=True):
+                line["ids"] = ids
+            (folder / f"{name}.json").write_text(json.dumps(short))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     if torch.distributed.is_initialized():
         # Gloo's and DDP's threads may abort a process that is taken down while they run: everybody is done first, the
         # trainers go while the group is there, and nothing is left to the interpreter's exit.

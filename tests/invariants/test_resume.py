@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from corebatch.errors import CheckpointError
 from corebatch.trainer import CoresetConfig
-from training import run, same, tiny_model, trainer, weights
+from training import mixture, run, same, tiny_model, trainer, weights
 
 CASES = {
     "recommended": (CoresetConfig(), {}),
@@ -58,6 +59,10 @@ def finished(tmp_path_factory):
     return folder
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 def files(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -66,9 +71,11 @@ def files(folder):
     "damage, message",
     [
         (lambda c: (c / "corebatch_state.json").unlink(), "corebatch_state.json"),
-        (lambda c: (c / "corebatch_state.safetensors").write_bytes(b"x"), "cannot be read"),
+        (lambda c: (c / "corebatch_state.safetensors").write_bytes(b"x"), "corebatch_state.safetensors should have"),
         (lambda c: (c / "corebatch_state.json").write_text('{"global_step": 4, "cor'), "cannot be read"),
-        (lambda c: (c / "corebatch_state.json").write_text('{"global_step": 3, "coreset": {}}'), "one step"),
+        (lambda c: (c / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+        (lambda c: cut(c / "optimizer.pt"), "optimizer.pt should have .* bytes and has"),
+        (lambda c: cut(c / "adapter_model.safetensors"), "adapter_model.safetensors should have .* bytes and has"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_before_anything_changes(tmp_path, finished, damage, message):
@@ -86,6 +93,68 @@ def test_other_settings_are_named(tmp_path, finished):
     made = trainer(tmp_path, coreset=CoresetConfig(seed=9), max_steps=6)
     with pytest.raises(CheckpointError, match="seed was 0 and is 9"):
         run(made, resume_from_checkpoint=str(finished / "checkpoint-4"))
+
+
+def resumed_from(folder, tmp_path, *made, **settings):
+    return run(
+        trainer(tmp_path, *made, **{"coreset": CoresetConfig(), "max_steps": 6, **settings}),
+        resume_from_checkpoint=str(folder / "checkpoint-4"),
+    )
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"train_dataset": mixture(95)}, "train_dataset was examples 96, .* and is examples 95"),
+        ({"train_dataset": mixture(seed=4)}, "train_dataset was examples 96, hash .* and is examples 96, hash"),
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"optim": "sgd"}, "optim was 'adamw_torch.*' and is 'sgd'"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps=2 fits"),
+        ({"per_device_train_batch_size": 8}, "gradient_accumulation_steps=1 fits"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_runs_checkpoint_is_refused(tmp_path, finished, settings, message):
+    before = files(finished)
+    with pytest.raises(CheckpointError, match=message):
+        resumed_from(finished, tmp_path, **settings)
+    assert files(finished) == before
+    assert files(tmp_path) == {}
+
+
+def test_another_models_checkpoint_is_refused(tmp_path, finished):
+    with pytest.raises(CheckpointError, match=r"trained_parameters \d+, .* and is class LlamaForCausalLM"):
+        resumed_from(finished, tmp_path, tiny_model(lora=False))
+
+
+def test_a_plain_trainers_checkpoint_is_refused(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    run(trainer(tmp_path, plain=True, **settings))
+    with pytest.raises(CheckpointError, match=r"another trainer's"):
+        run(trainer(tmp_path, coreset=CoresetConfig(), **settings), resume_from_checkpoint=True)
+
+
+def test_micro_batches_may_be_cut_otherwise(tmp_path, finished, caplog):
+    shutil.copytree(finished, tmp_path / "run")
+    made = resumed_from(finished, tmp_path / "run", per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert made.state.global_step == 6
+    assert "not bit for bit" in caplog.text
+
+
+def test_without_skipping_data_it_is_another_run_and_says_so(tmp_path, finished, caplog):
+    shutil.copytree(finished, tmp_path / "run")
+    made = resumed_from(finished, tmp_path / "run", ignore_data_skip=True)
+    assert made.state.global_step == 6
+    assert "ignore_data_skip is true" in caplog.text
+    assert len(untimed(tmp_path / "run" / "selection.jsonl")) == 6
+
+
+def test_the_arguments_in_a_checkpoint_are_those_of_the_run(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "save_total_limit": 1}
+    made = run(trainer(tmp_path, coreset=CoresetConfig(), **settings))
+    saved = torch.load(tmp_path / "checkpoint-4" / "training_args.bin", weights_only=False)
+    assert saved.save_total_limit == made.args.save_total_limit == 1
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_nothing_to_resume_from(tmp_path):

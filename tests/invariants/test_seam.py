@@ -19,6 +19,11 @@ from training import mixture, run, tiny_model, trainer
         ("log", ["self", "logs", "start_time"]),
         ("train", ["self", "resume_from_checkpoint"]),
         ("_set_signature_columns_if_needed", ["self"]),
+        ("_get_train_sampler", ["self", "train_dataset"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("save_model", ["self", "output_dir", "_internal_call"]),
+        ("_get_output_dir", ["self", "trial"]),
+        ("_push_from_checkpoint", ["self", "checkpoint_folder"]),
     ],
 )
 def test_the_overridden_methods_have_the_shape_that_we_expect(name, first):
@@ -36,8 +41,17 @@ def test_the_loop_takes_samples_before_it_trains_and_drops_an_epoch_that_gives_n
 def test_the_mixin_overrides_nothing_else_of_the_trainer():
     own = {name for name, value in vars(CoresetMixin).items() if inspect.isfunction(value)}
     assert own & set(dir(Trainer)) == {
-        "__init__", "get_train_dataloader", "get_batch_samples", "compute_loss", "log", "train",
+        "__init__", "get_train_dataloader", "get_batch_samples", "compute_loss", "log", "train", "_get_train_sampler",
+        "_save_checkpoint", "save_model",
     }  # fmt: skip
+
+
+def test_what_is_held_back_while_the_trainer_saves_is_what_it_asks_for():
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert "self.save_model(output_dir, _internal_call=True)" in source
+    assert "if self.args.push_to_hub:" in source
+    rotation = source + inspect.getsource(getattr(Trainer, "_rotate_checkpoints", Trainer._save_checkpoint))
+    assert "self.args.save_total_limit" in rotation
 
 
 @pytest.mark.parametrize("count", [96, 70, 5, 1])

@@ -28,6 +28,7 @@ def stepped(config: CoresetConfig = COLM, updates: int = 3) -> CoresetStep:
 def saved(folder: Path, config: CoresetConfig = COLM, at: int = 5) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": at}))
+    (folder / "optimizer.pt").write_bytes(bytes(100))
     save_state(folder, stepped(config), config.to_dict(), at)
     return folder
 
@@ -50,7 +51,9 @@ def test_the_round_trip(tmp_path: Path, config: CoresetConfig) -> None:
         assert original.normalise is not None
         rows = torch.linspace(-2, 2, 7)[:, None]
         assert torch.equal(step.normalise(rows), original.normalise(rows))
-    assert sorted(path.name for path in folder.iterdir()) == sorted([TENSORS, MARKER, "trainer_state.json"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [TENSORS, MARKER, "optimizer.pt", "trainer_state.json"]
+    )
 
 
 def test_saving_again_replaces(tmp_path: Path) -> None:
@@ -73,23 +76,38 @@ def cut(path: Path, keep: float) -> None:
     path.write_bytes(data[: int(len(data) * keep)])
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def rewrite(folder: Path, **values: Any) -> None:
+    state = json.loads((folder / MARKER).read_text())
+    (folder / MARKER).write_text(json.dumps({**state, **values}))
+
+
 @pytest.mark.parametrize(
     "damage, found",
     [
         (lambda folder: (folder / MARKER).unlink(), f"Found no {MARKER}: the save was cut off"),
-        (lambda folder: (folder / TENSORS).unlink(), TENSORS),
-        (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json"),
+        (lambda folder: (folder / TENSORS).unlink(), f"{TENSORS} is missing"),
+        (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda folder: cut(folder / "optimizer.pt", 0.5), "optimizer.pt should have 100 bytes and has 50"),
         (lambda folder: cut(folder / MARKER, 0.5), "JSONDecodeError"),
         (lambda folder: cut(folder / MARKER, 0.0), "JSONDecodeError"),
-        (lambda folder: cut(folder / "trainer_state.json", 0.5), "JSONDecodeError"),
-        (lambda folder: cut(folder / TENSORS, 0.9), "SafetensorError"),
-        (lambda folder: cut(folder / TENSORS, 0.0), "SafetensorError"),
-        (lambda folder: (folder / MARKER).write_text("{}"), "KeyError"),
+        (lambda folder: cut(folder / "trainer_state.json", 0.5), "trainer_state.json should have"),
+        (lambda folder: cut(folder / TENSORS, 0.9), f"{TENSORS} should have"),
+        (lambda folder: flip(folder / TENSORS), f"{TENSORS} was changed"),
+        (lambda folder: (folder / MARKER).write_text("{}"), "KeyError: 'files'"),
         (lambda folder: (folder / MARKER).write_text("[]"), "TypeError"),
-        (lambda folder: (folder / MARKER).write_text('{"global_step": 5, "coreset": [1]}'), "TypeError"),
-        (lambda folder: (folder / "trainer_state.json").write_text("[]"), "TypeError"),
-        (lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 6}'), f"Found 5 in {MARKER}, 6"),
-        (lambda folder: (folder / "trainer_state.json").write_text("{}"), "KeyError: 'global_step'"),
+        (lambda folder: rewrite(folder, coreset=[1]), "TypeError"),
+        (lambda folder: rewrite(folder, global_step=6), f"Found 6 in {MARKER}, 5"),
+        (lambda folder: rewrite(folder, global_step=None), "TypeError"),
+        (lambda folder: rewrite(folder, files={}) or (folder / TENSORS).write_bytes(b"x"), "SafetensorError"),
+        (lambda folder: rewrite(folder, files={}) or (folder / "trainer_state.json").write_text("[]"), "TypeError"),
+        (lambda folder: rewrite(folder, files={}) or (folder / "trainer_state.json").write_text("{}"), "KeyError"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

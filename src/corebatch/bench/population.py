@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,13 +19,13 @@ from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.pool_scoring import Plan, PoolScoring
+from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, row_spans
 from corebatch.types import Selection
 
 ROWS_AT_A_TIME = 16
 """Of the longest rows, in one forward of the population; more of shorter ones."""
 
-_ALONE: Any = SimpleNamespace(num_processes=1, process_index=0)  # what scoring asks of an accelerator
 _PADDING = Padding(token=0)
 
 
@@ -106,7 +105,7 @@ class PopulationScoring:
         """Scores of some rows (LongTensor, ascending), or of all, in forwards over rows of falling length."""
         rows = torch.arange(len(self.population)) if rows is None else rows
         plan = Plan(candidates=torch.arange(len(self.population)), budget=0, exact=rows)
-        scores = self.scoring.score(_ALONE, model, self.population.batches, self.population.pool(), plan, _PADDING)
+        scores = self.scoring.score(Ranks(), model, self.population.batches, self.population.pool(), plan, _PADDING)
         assert scores is not None
         return scores
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from corebatch.cli.settings import ModelSettings, Settings
 from corebatch.errors import ConfigError
@@ -30,16 +31,29 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def load_model(settings: Settings) -> Any:
-    """The model to train, with adapters if LoRA is on.
+    """The model to train, in four bits if that is asked for, with adapters if LoRA is on.
 
     Raises:
-        ConfigError: there is no such model, or the adapters find nothing to adapt.
+        ConfigError: there is no such model, no bitsandbytes, or the adapters find nothing to adapt.
     """
     own = settings.model
+    options = _model_options(own)
     try:
-        model = AutoModelForCausalLM.from_pretrained(own.model_name_or_path, **_model_options(own))
+        model = AutoModelForCausalLM.from_pretrained(own.model_name_or_path, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(_missing("model", own, error)) from error
+    if (
+        own.load_in_4bit
+    ):  # norms, embedding and head in float32; with checkpointing, an embedding that asks for gradients
+        training = settings.training
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=bool(
+                training.get("activation_checkpointing") or training.get("gradient_checkpointing")
+            ),
+            gradient_checkpointing_kwargs=training.get("activation_checkpointing_kwargs")
+            or training.get("gradient_checkpointing_kwargs"),
+        )
     return with_adapters(model, settings)
 
 
@@ -99,7 +113,22 @@ def _model_options(own: ModelSettings) -> dict[str, Any]:
     options["dtype"] = "auto" if own.dtype == "auto" else getattr(torch, own.dtype)
     if own.attn_implementation is not None:
         options["attn_implementation"] = own.attn_implementation
+    if own.load_in_4bit:
+        options["quantization_config"] = _four_bits(own)
     return options
+
+
+def _four_bits(own: ModelSettings) -> BitsAndBytesConfig:
+    """As in TRL: weights multiply in the model's own type unless another is given."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("load_in_4bit needs bitsandbytes, which is not installed: pip install 'corebatch[qlora]'.")
+    compute = own.bnb_4bit_compute_dtype or ("float32" if own.dtype == "auto" else own.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=own.bnb_4bit_quant_type,
+        bnb_4bit_compute_dtype=getattr(torch, compute),
+        bnb_4bit_use_double_quant=own.use_bnb_nested_quant,
+    )
 
 
 def _missing(what: str, own: ModelSettings, error: Exception) -> str:

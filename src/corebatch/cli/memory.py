@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,13 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + (self.activations or 0)
 
 
-def predict(model: Any, *, rows: int, tokens: int, pool_factor: int, checkpointing: bool) -> Memory:
+FOUR_BIT_BYTES = 0.5 + 4 / 64
+"""Of a number in four bits: half a byte, and a scale in float32 for every 64 (QLoRA, arXiv 2305.14314)."""
+
+
+def predict(
+    model: Any, *, rows: int, tokens: int, pool_factor: int, checkpointing: bool, four_bits: bool = False
+) -> Memory:
     """Counts weights and runs one forward on the meta device, which computes nothing, to see what it keeps.
 
     Args:
@@ -42,8 +49,9 @@ def predict(model: Any, *, rows: int, tokens: int, pool_factor: int, checkpointi
         tokens: of its longest row.
         pool_factor: how many times more rows are scored at a time.
         checkpointing: whether activations are recomputed.
+        four_bits: whether frozen linear maps but the head are kept in four bits, and all other weights in float32.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = int(sum(_weight_bytes(model, four_bits)))
     trained = [p for p in model.parameters() if p.requires_grad]
     return Memory(
         weights=weights,
@@ -52,6 +60,18 @@ def predict(model: Any, *, rows: int, tokens: int, pool_factor: int, checkpointi
         activations=saved_bytes(model, rows, tokens, checkpointing),
         scored_rows=rows * pool_factor,
     )
+
+
+def _weight_bytes(model: Any, four_bits: bool) -> Iterator[float]:
+    head = model.get_output_embeddings()
+    packed = {
+        id(module.weight)
+        for module in model.modules()
+        if four_bits and isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    }
+    for parameter in model.parameters():
+        size = 4 if four_bits else parameter.element_size()
+        yield parameter.numel() * (FOUR_BIT_BYTES if id(parameter) in packed else size)
 
 
 def saved_bytes(model: Any, rows: int, tokens: int, checkpointing: bool) -> int | None:

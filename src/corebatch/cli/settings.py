@@ -22,7 +22,11 @@ from corebatch.trainer import CoresetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which model, and what of it is trained. LoRA is on if any `lora_` key is given, unless `use_peft` says."""
+    """Which model, and what of it is trained. LoRA is on if any `lora_` key is given, unless `use_peft` says.
+
+    The keys are those of TRL's ModelConfig. `load_in_4bit` keeps the frozen weights in four bits (QLoRA, arXiv
+    2305.14314); they multiply in `bnb_4bit_compute_dtype`, which is `dtype` if it is not given.
+    """
 
     model_name_or_path: str
     model_revision: str | None = None
@@ -34,6 +38,10 @@ class ModelSettings:
     lora_alpha: float = 32
     lora_dropout: float = 0.0
     lora_target_modules: Any = "all-linear"
+    load_in_4bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    use_bnb_nested_quant: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +124,7 @@ def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Setting
     hints["resume_from_checkpoint"] = bool | str | None  # the Trainer's `train` takes "the last one" as well
     training = {k: coerce(values[k], hints[k], k) for k in _TRAINING if k in values}
     lora = model.use_peft if model.use_peft is not None else any(key.startswith("lora_") for key in values)
+    _check_four_bits(values, model, lora)
     return Settings(
         model=model,
         data=data,
@@ -123,6 +132,17 @@ def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Setting
         coreset=CoresetConfig.from_dict(values.get("coreset")),
         lora=lora,
     )
+
+
+def _check_four_bits(values: dict[str, Any], model: ModelSettings, lora: bool) -> None:
+    """Raises ConfigError for keys of quantisation that do nothing, or that nothing could be trained with."""
+    idle = [key for key in values if key in _MODEL and "bnb" in key and values[key] is not None]
+    if idle and not model.load_in_4bit:
+        raise ConfigError(f"{', '.join(idle)} should stand beside load_in_4bit: true. Found load_in_4bit: false.")
+    if model.load_in_4bit and not lora:
+        raise ConfigError(
+            "load_in_4bit freezes the model's weights, so adapters should be trained: give lora_r. Found no LoRA."
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import set_seed
 
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.card import write_card
@@ -34,6 +35,7 @@ def train(settings: Settings, console: Console) -> Path:
     held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     if first:
         print_mixture(mixture, console)
+    set_seed(args.seed)  # adapters are drawn before the Trainer seeds: the same config is the same run in any process
     trainer: Any = CoresetTrainer(
         model=load_model(settings),
         args=args,

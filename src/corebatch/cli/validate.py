@@ -47,6 +47,7 @@ def validate(settings: Settings, console: Console) -> None:
         tokens=int(longest),
         pool_factor=settings.coreset.pool_factor,
         checkpointing=bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing),
+        four_bits=settings.model.load_in_4bit,
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows: list[dict[str, Any]] = [

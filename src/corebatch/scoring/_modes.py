@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,19 +17,43 @@ NOT_FORWARDED = frozenset(
 
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode that it was in.
+    """Evaluation mode without gradients, uncompiled; afterwards every module is in the mode that it was in.
 
     The flags are set one by one: `model.train()` would switch on modules that a user had frozen in evaluation mode.
+    Modules that are compiled in place run as they are written: scoring's hooks come and go.
     """
+    packing = packing_linears(model)
+    for linear in packing:
+        setattr(linear, PACKS, False)
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
             yield
     finally:
         for module in training:
             module.training = True
+        for linear in packing:
+            setattr(linear, PACKS, True)
+
+
+PACKS = "support_avx512bf16_for_cpu"
+"""Of bitsandbytes' Linear4bit: in evaluation mode it changes its weights to a layout for inference, which has no
+gradient by the input, neither then nor in any later training."""
+
+
+def packing_linears(model: nn.Module) -> list[nn.Module]:
+    """Four-bit linear maps that would change their weights in a forward in evaluation mode (CPUs with AVX512-BF16)."""
+    return [module for module in model.modules() if getattr(module, PACKS, False)]
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a module in it, is compiled by torch.compile."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
 
 
 def forward_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from corebatch.errors import ConfigError
 from corebatch.scoring._modes import forward_inputs, scoring_mode
 from corebatch.scoring.base import LossUnit, Scorer, Scores, trained_tokens
-from corebatch.scoring.head import Positions, intercepted_head, logit_map, token_losses
+from corebatch.scoring.head import Positions, head_not_called, intercepted_head, logit_map, token_losses
 from corebatch.scoring.projections import ValueProjection, check_executed, executed_value_projections
 
 NumBlocks = int | Literal["auto"]
@@ -124,6 +124,8 @@ def value_gradients(
         ):
             model(**forward_inputs(batch))
             check_executed(len(outputs), len(projections))
+            if not results:
+                raise head_not_called(model)
             losses, derivatives, hidden = results.pop()
             deltas = torch.autograd.grad(hidden, [outputs[i] for i in range(len(outputs))], derivatives)
     finally:

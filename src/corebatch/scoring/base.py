@@ -64,8 +64,14 @@ class Coordinates:
     @property
     def shape(self) -> tuple[int, int]:
         """(O, R): the block's columns are a matrix [O, R], row by row, O outputs and R inputs of the weight."""
-        outputs, inputs = self.parameter.shape[::-1] if self.transposed else self.parameter.shape
+        whole = whole_shape(self.parameter)
+        outputs, inputs = whole[::-1] if self.transposed else whole
         return (outputs if self.rows is None else len(self.rows), inputs)
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape as the layer uses it: DeepSpeed ZeRO-3 leaves an empty tensor between uses."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 class Scorer(ABC):

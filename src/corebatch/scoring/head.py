@@ -2,7 +2,9 @@
 
 The model's own forward runs as it is, inside whatever wraps it (DDP, FSDP, autocast). A hook on the head takes the
 hidden states, computes the loss there (the head's weights are present just then, also when they are sharded), and
-hands the head a single position, so that it builds next to nothing.
+hands the head a single position, so that it builds next to nothing. Inside the hook the head's own `forward` is called,
+not the module: an engine that shards weights would put them away after a call, before the one that is under way. Not so
+DeepSpeed ZeRO-3, which keeps count of modules in backward; there ranks agree on the number of calls.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from corebatch.errors import InputError, UnsupportedModelError
@@ -108,15 +111,18 @@ def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any])
 
     Yields:
         A list that receives what `take` returned, one entry for each forward.
+
+    Raises:
+        UnsupportedModelError: at the end, no forward has called the head.
     """
     results: list[Any] = []
-    inside = False
+    inside = called = False
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        nonlocal inside
+        nonlocal inside, called
         if inside:  # `take` itself calls the head, on chunks
             return None
-        inside = True
+        inside = called = True
         try:
             results.append(take(module, args[0]))
         finally:
@@ -126,8 +132,19 @@ def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any])
     handle = output_head(model).register_forward_pre_hook(hook)
     try:
         yield results
+        if not called:
+            raise head_not_called(model)
     finally:
         handle.remove()
+
+
+def head_not_called(model: nn.Module) -> UnsupportedModelError:
+    """For a forward that computes its logits or its loss without its head's forward."""
+    return UnsupportedModelError(
+        f"A forward of {type(base_model(model)).__name__} without labels should call its output head, where corebatch "
+        "computes the loss. It did not: a fused loss is in the way. With Liger set liger_kernel_config: "
+        "{fused_linear_cross_entropy: false}."
+    )
 
 
 def vocabulary(head: nn.Module) -> int:
@@ -137,10 +154,43 @@ def vocabulary(head: nn.Module) -> int:
 
 
 def chunks(length: int, head: nn.Module) -> Iterator[slice]:
-    """Slices over L positions such that the logits of one hold CHUNK_ELEMENTS numbers."""
+    """Slices over L positions such that the logits of one hold CHUNK_ELEMENTS numbers; on ranks that share the head's
+    weights equally many, the last ones empty, since each call of the head is an exchange between them."""
     step = max(1, CHUNK_ELEMENTS // vocabulary(head))
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
+    for start in range(0, step * _most(-(-length // step), head), step):
+        yield slice(min(start, length), min(start + step, length))
+
+
+def _most(count: int, head: nn.Module) -> int:
+    """The largest `count` of the ranks that share the head by DeepSpeed ZeRO-3 or FSDP2; else the one given."""
+    divided = _divided(head)
+    if not torch.distributed.is_initialized() or (divided is None and not _sharded(head)):
+        return count
+    found = torch.tensor(count, device=next(head.parameters()).device)
+    group = getattr(divided, "ds_process_group", None)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group)
+    return int(found)
+
+
+def _sharded(head: nn.Module) -> bool:
+    """Whether FSDP2 has made the head, or a part of it, a group of its own."""
+    return any(isinstance(module, FSDPModule) for module in head.modules())
+
+
+def _divided(head: nn.Module) -> Any:
+    """A parameter of the head that DeepSpeed ZeRO-3 has divided, or None."""
+    return next((p for p in head.parameters() if hasattr(p, "ds_id")), None)
+
+
+def _within(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What to call inside the head's hook."""
+    return head.forward if _divided(head) is None else head
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """[L, V], [L] -> [L]. `F.cross_entropy` in its two halves: Liger may have put a kernel of its own in that place,
+    whose gradients are computed for losses that are summed without weights."""
+    return F.nll_loss(F.log_softmax(logits, dim=-1), targets, reduction="none")
 
 
 def token_losses(
@@ -169,7 +219,7 @@ def token_losses(
     for part in chunks(len(targets), head):
         with torch.set_grad_enabled(gradients):
             piece = hidden[part].detach().requires_grad_(gradients)
-            loss = F.cross_entropy(transform(head(piece)), targets[part], reduction="none")
+            loss = _cross_entropy(transform(_within(head)(piece)), targets[part])
             if derivatives is not None:
                 (derivatives[part],) = torch.autograd.grad(loss.sum(), piece)
         losses[part] = loss.detach()
@@ -233,8 +283,11 @@ def weighted_token_loss(
     if not any(parameter.requires_grad for parameter in head.parameters()):
         return _FrozenHeadLoss.apply(taken, weights, positions.targets, head, transform)
 
+    inside = True  # the head's hook; later, in backward, a sharding engine has to be asked for the weights
+
     def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> Tensor:
-        return (F.cross_entropy(transform(head(hidden_piece)), targets, reduction="none") * weights_piece).sum()
+        logits = transform((_within(head) if inside else head)(hidden_piece))
+        return (_cross_entropy(logits, targets) * weights_piece).sum()
 
     total = taken.sum().to(dtype) * 0  # joins the graph even where no label is trained
     for part in chunks(len(taken), head):
@@ -245,4 +298,5 @@ def weighted_token_loss(
             weights[part],
             use_reentrant=False,  # the random state is kept: a head with LoRA may have dropout
         )
+    inside = False
     return total

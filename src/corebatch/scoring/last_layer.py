@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
 from corebatch.scoring._value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
-from corebatch.scoring.base import Coordinates, seeded
+from corebatch.scoring.base import Coordinates, seeded, whole_shape
 
 
 class LastLayer(ValueGradientScorer):
@@ -48,10 +48,12 @@ class LastLayer(ValueGradientScorer):
         found = []
         for projection in self._traced[1]:
             weight = projection.hooked.weight
-            if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+            if not isinstance(weight, nn.Parameter) or hasattr(weight, "quant_state"):
+                return None  # four-bit weights lie packed in bytes, and are not trained
+            if len(shape := whole_shape(weight)) != 2:
                 return None
             transposed = hasattr(projection.hooked, "nf")  # Conv1D keeps its weight as [in, out]
-            outputs, inputs = (weight.shape[1], weight.shape[0]) if transposed else weight.shape
+            outputs, inputs = shape[::-1] if transposed else shape
             if projection.columns is not None:
                 outputs = len(projection.columns)
             if outputs * inputs > self.max_dim:

@@ -67,10 +67,10 @@ def nuclear_norm(head: nn.Module, hidden: Tensor, transform: Callable[[Tensor], 
     else:
         parts = _slices(count, vocabulary(head))
         for i, one in enumerate(parts):
-            logits = transform(head(hidden[one])).double()
+            logits = transform(head.forward(hidden[one])).double()
             gram[one, one] = logits @ logits.mT
             for other in parts[i + 1 :]:
-                gram[one, other] = logits @ transform(head(hidden[other])).double().mT
+                gram[one, other] = logits @ transform(head.forward(hidden[other])).double().mT
                 gram[other, one] = gram[one, other].mT
     if not bool(gram.isfinite().all()):
         return gram.new_full((), math.nan)  # the step names the row

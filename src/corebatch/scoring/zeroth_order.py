@@ -58,7 +58,8 @@ class ZerothOrder(Scorer):
             if low:
                 raise UnsupportedModelError(
                     f"zeroth_order needs the last block in float32 (bfloat16 training by autocast is fine). "
-                    f"Found {', '.join(low)}. Load the model with dtype float32, or use scorer 'last_layer'."
+                    f"Found {', '.join(low)}. Load the model with dtype float32 and not quantised, or use scorer "
+                    "'last_layer'."
                 )
             self._traced = (weakref.ref(model), found)
         return self._traced[1]

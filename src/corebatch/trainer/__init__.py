@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 from corebatch.trainer.config import RECIPES, CoresetConfig
+from corebatch.trainer.in_backward import OptimizerInBackward
 from corebatch.trainer.mixin import CoresetMixin
 from corebatch.trainer.scoring_config import ScoringConfig
 
@@ -28,4 +29,4 @@ def __getattr__(name: str) -> Any:
 
 
 # Without CoresetSFTTrainer: `import *` must work without trl.
-__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetTrainer", "ScoringConfig"]
+__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetTrainer", "OptimizerInBackward", "ScoringConfig"]

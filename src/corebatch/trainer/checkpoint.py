@@ -1,10 +1,17 @@
-"""What a checkpoint holds beyond the Trainer's: the state of selection, and a marker that it is complete."""
+"""What a checkpoint holds beyond the Trainer's: the state of selection, and a marker that it is complete.
+
+The marker is written last. It lists every file of the folder with its size, and says of which run the checkpoint is.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +19,17 @@ from safetensors.torch import load_file, save_file
 
 from corebatch.errors import CheckpointError
 from corebatch.step import CoresetStep
+from corebatch.trainer.run_identity import check_same_run, note_versions, versions
 
 if TYPE_CHECKING:
     from corebatch.trainer.pool_scoring import PoolScoring
 
+logger = logging.getLogger(__name__)
+
 TENSORS, MARKER = "corebatch_state.safetensors", "corebatch_state.json"
+TRAINER_STATE = "trainer_state.json"
+HASHED = (TENSORS, TRAINER_STATE)
+"""Files whose content the marker vouches for; of all others it has the size."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,6 +40,19 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns once a file's content, or a folder's list of names, has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
 
 
 def save_state(
@@ -35,42 +61,109 @@ def save_state(
     settings: dict[str, Any],
     global_step: int,
     scoring: PoolScoring | None = None,
+    run: dict[str, Any] | None = None,
 ) -> None:
-    """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there."""
+    """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there.
+
+    Args:
+        run: what `run_identity.describe_run` says; None where only settings are to be compared.
+    """
+    unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     part = folder / f".{TENSORS}.part"
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
     save_file({key: value.contiguous() for key, value in whole.items()}, part)
     os.replace(part, folder / TENSORS)
-    write_text(folder / MARKER, json.dumps({"global_step": global_step, "coreset": settings}, indent=1))
+    files = list_files(folder)
+    for name in files:
+        sync(folder / name)  # a marker that outlives its files in a power failure would be a lie
+    marker = {"global_step": global_step, "coreset": settings, "run": run, "versions": versions(), "files": files}
+    write_text(folder / MARKER, json.dumps(marker, indent=1))
+    sync(folder.parent)
 
 
-def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any], scoring: PoolScoring | None = None) -> int:
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every file of a checkpoint by its path in the folder, with its size in bytes and for a few the SHA-256."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MARKER and not name.endswith(".part"):
+            files[name] = {"size": path.stat().st_size}
+            if name in HASHED:
+                files[name]["sha256"] = _sha256(path)
+    return files
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unmark(folder: Path) -> None:
+    """Takes the marker off a checkpoint that is about to be overwritten or deleted, if it has one."""
+    if (folder / MARKER).exists():
+        (folder / MARKER).unlink()
+        sync(folder)
+
+
+def rotate(run_dir: Path, current: Path, limit: int | None, best: str | None) -> None:
+    """Deletes checkpoints until `limit` are left, as the Trainer does: never the current one nor the best.
+
+    Incomplete ones go first, so that they push out no complete one; then those of later steps than the current one,
+    which an earlier run left; then the oldest.
+
+    Args:
+        limit: the Trainer's save_total_limit; None or 0: all are kept.
+        best: the path of the best model's checkpoint, or None.
+    """
+    if not limit or limit < 0:
+        return
+    here = int(current.name.removeprefix("checkpoint-"))
+    folders = _checkpoints(run_dir)
+    kept = {current.resolve()} | ({Path(best).resolve()} if best is not None else set())
+    order = sorted(folders, key=lambda item: ((item[1] / MARKER).is_file(), item[0] <= here, item[0]))
+    surplus = len(folders) - max(limit, sum(folder.resolve() in kept for _, folder in folders))
+    for folder in [folder for _, folder in order if folder.resolve() not in kept][: max(surplus, 0)]:
+        unmark(folder)  # first, so that a kill leaves nothing that looks complete
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_state(
+    folder: Path,
+    step: CoresetStep,
+    settings: dict[str, Any],
+    scoring: PoolScoring | None = None,
+    run: dict[str, Any] | None = None,
+) -> int:
     """Restores the selection's state from a checkpoint.
+
+    Args:
+        run: what `run_identity.describe_run` says of the run that goes on; None: only settings are compared.
 
     Returns:
         The number of optimizer steps that it holds.
 
     Raises:
-        CheckpointError: the checkpoint is missing or incomplete, was not written with corebatch, or with other
-            settings.
+        CheckpointError: the checkpoint is missing or incomplete, a file is cut off, it was not written with
+            corebatch, or by a run with other settings, data or model.
     """
-    if not (folder / MARKER).is_file():
-        raise CheckpointError(
-            f"{folder} should be a checkpoint written by corebatch. Found no {MARKER}: the save was cut off, or the "
-            "checkpoint is another trainer's."
-        )
+    state = _read_marker(folder)
     try:
-        state = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        trainer_state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        check_files(folder, state["files"])
+        trainer_state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
         found, steps, trainer_steps = dict(state["coreset"]), int(state["global_step"]), trainer_state["global_step"]
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
     if steps != trainer_steps:
         raise CheckpointError(
-            f"{folder} should be of one step. Found {steps} in {MARKER}, {trainer_steps} in trainer_state.json."
+            f"{folder} should be of one step. Found {steps} in {MARKER}, {trainer_steps} in {TRAINER_STATE}."
         )
     found, expected = _of_the_run(found), _of_the_run(json.loads(json.dumps(settings)))
     if found != expected:
@@ -79,11 +172,52 @@ def load_state(folder: Path, step: CoresetStep, settings: dict[str, Any], scorin
             f"{folder} was written with other settings, so the run would not be the same: "
             + "; ".join(f"{key} was {found.get(key)!r} and is {expected.get(key)!r}" for key in other)
         )
+    if run is not None:
+        check_same_run(folder, state.get("run"), json.loads(json.dumps(run)))
+        note_versions(folder, state.get("versions"))
     if step.normalise is not None:
         step.normalise.load_state_dict(_of(tensors, "normalise."))
     if scoring is not None:
         scoring.load_state_dict(_of(tensors, "scoring."))
     return steps
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    if not (folder / MARKER).is_file():
+        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
+        holds = "no such folder" if there is None else f"no {MARKER}"
+        raise CheckpointError(
+            f"{folder} should be a checkpoint written by corebatch. Found {holds}: the save was cut off, or the "
+            "checkpoint is another trainer's."
+        )
+    try:
+        state = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise TypeError(f"{MARKER} should hold an object. Found {type(state).__name__}.")
+        return state
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compares a checkpoint's files with what its marker says of them.
+
+    Raises:
+        CheckpointError: files are missing, cut off, or were changed; names up to four of them.
+    """
+    wrong = []
+    for name, about in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            wrong.append(f"{name} is missing")
+        elif size != about["size"]:
+            wrong.append(f"{name} should have {about['size']} bytes and has {size}")
+        elif "sha256" in about and _sha256(path) != about["sha256"]:
+            wrong.append(f"{name} was changed after it was written")
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise CheckpointError(f"{folder} is damaged: " + "; ".join(wrong[:4]) + more)
 
 
 def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
@@ -99,17 +233,35 @@ def _of(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def last_complete(output_dir: Path) -> Path:
-    """The checkpoint with the highest step that is complete.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """The folders named checkpoint-N with their steps, in order."""
     found = []
     for folder in output_dir.glob("checkpoint-*") if output_dir.is_dir() else []:
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and (folder / MARKER).is_file():
+        if number and folder.is_dir():
             found.append((int(number.group(1)), folder))
-    if not found:
-        raise CheckpointError(f"{output_dir} should hold a complete checkpoint to resume from. Found none.")
-    return max(found)[1]
+    return sorted(found)
+
+
+def last_complete(output_dir: Path) -> Path:
+    """The checkpoint with the highest step that is complete; damaged ones are passed over, with a warning.
+
+    Raises:
+        CheckpointError: there is none; says what there is.
+    """
+    passed = []
+    for _, folder in reversed(_checkpoints(output_dir)):
+        try:
+            check_files(folder, _read_marker(folder).get("files", {}))
+        except CheckpointError as error:
+            passed.append((folder, str(error)))
+            continue
+        for other, reason in passed:
+            if (other / MARKER).is_file():  # without one, the save was cut off: nothing to wonder at
+                logger.warning("Going on from %s. %s", folder, reason)
+        return folder
+    reasons = " ".join(reason if reason.endswith(".") else f"{reason}." for _, reason in passed)
+    raise CheckpointError(
+        f"{output_dir} should hold a complete checkpoint to resume from. Found none. "
+        + (reasons or "Start the run anew, without resume_from_checkpoint.")
+    )

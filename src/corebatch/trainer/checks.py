@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from corebatch.errors import ConfigError, LossMismatchError, UnsupportedModelError
 from corebatch.scoring import Loss, trained_tokens
-from corebatch.scoring._modes import forward_inputs, scoring_mode
+from corebatch.scoring._modes import PACKS, forward_inputs, packing_linears, scoring_mode
 from corebatch.step import CoresetStep
+from corebatch.trainer.compiling import check_uncompiled, is_asked_for
 from corebatch.trainer.config import CoresetConfig
+
+logger = logging.getLogger(__name__)
 
 LOSS_TOLERANCE = 1e-3
 CHECK_ROWS = 2
@@ -41,6 +45,7 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
         ConfigError: something that selection does not go with; the message says what to use.
         LossMismatchError: the Trainer minimises something else than the cross-entropy of trained tokens.
     """
+    _keep_four_bits(trainer.model)
     args = trainer.args
     ranks, loading = trainer.accelerator.num_processes, args.accelerator_config
     stream = trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__")
@@ -53,12 +58,17 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
             "train_sampling_strategy 'batch_rebalance'",
             "'random' or 'group_by_length'; the chosen rows are sorted by length anyway",
         ),
+        *_compiled(trainer),
         (
-            args.torch_compile and (step.selector.weighted or coreset.loss == "example_mean"),
-            "torch_compile and weights in the loss",
-            "torch_compile: false, or a uniform selector",
+            stream and coreset.scoring_settings.remembers,
+            f"scoring {coreset.scoring_settings.way!r} on a stream, whose examples cannot be told when they come again",
+            "scoring 'full', 'window', 'first_blocks', 'two_phase' by tokens or 'none', or data with a length",
         ),
-        (ranks > 1 and stream, "a stream on several ranks", "data with a length"),
+        (
+            ranks > 1 and stream and args.dataloader_num_workers > 1,
+            "a stream on several ranks with several loader workers each, whose rows come in no order",
+            "dataloader_num_workers 0 or 1, or data with a length",
+        ),
         (
             ranks > 1 and (loading.split_batches or loading.dispatch_batches),
             "split_batches or dispatch_batches",
@@ -81,6 +91,52 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
                 f"corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should "
                 f"minimise just that. Found {found}. Switch it off, or set pool_factor to 1."
             )
+
+
+def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:
+    """What does not go with a compiled decoder; hooks in it are not seen, so that training cannot teach anything."""
+    check_uncompiled(trainer.model)
+    if not is_asked_for(trainer.accelerator):
+        return []
+    scoring = trainer._scoring.settings
+    guesses = scoring.way == "remembered" and scoring.unknown == "guess"
+    if scoring.learns and not guesses and trainer.is_world_process_zero():
+        logger.warning(
+            "torch_compile: what the training backward would teach of examples is not learnt (coreset.scoring.learn); "
+            "they keep the features of when they were scored."
+        )
+    sharded = getattr(trainer.accelerator.distributed_type, "value", "")
+    return [
+        (sharded in ("FSDP", "DEEPSPEED", "MEGATRON_LM"), f"torch_compile on {sharded}", "torch_compile: false"),
+        (
+            scoring.reuse is True,
+            "torch_compile and scoring.reuse true",
+            "reuse: auto, or torch_compile: false; a compiled decoder cannot be handed what scoring has computed",
+        ),
+        (
+            guesses,
+            "torch_compile and scoring 'remembered' with unknown 'guess'",
+            "unknown: score, or torch_compile: false; in a compiled decoder training teaches nothing to remember",
+        ),
+    ]
+
+
+def _keep_four_bits(model: Any) -> None:
+    """Has bitsandbytes keep four-bit weights in the layout that can be trained through, also when evaluating.
+
+    Raises:
+        ConfigError: they are in the other one already.
+    """
+    if model is None:  # made later, by model_init
+        return
+    for linear in packing_linears(model):
+        if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ConfigError(
+                "Four-bit weights should be in the layout that can be trained through. Found the one that bitsandbytes "
+                "changes them to at a forward in evaluation mode on a CPU. Load the model anew, and do not run it "
+                "before it is trained."
+            )
+        setattr(linear, PACKS, False)
 
 
 def check_loss(model: Any, batch: Mapping[str, Tensor]) -> None:

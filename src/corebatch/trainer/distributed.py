@@ -1,21 +1,30 @@
-"""The pool of all ranks: what is known of every row, on every rank alike, and the rows that change ranks.
+"""The pool of all ranks: what is known of every row, on every rank alike, which rank trains which of the chosen rows,
+and the rows that change ranks for it.
 
 Only numbers of fixed types travel: features, losses, ids, sources, lengths; and the chosen rows beyond a rank's share.
 
-Shape suffixes: N rows of the pool over all ranks, n rows on this rank, P features, W ranks.
+Shape suffixes: N rows of the pool over all ranks, n rows on this rank, M chosen rows, P features, W ranks.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from corebatch.errors import DataError
 from corebatch.scoring import Scores
-from corebatch.trainer.repack import Padding
+from corebatch.trainer.ranks import Ranks
+from corebatch.trainer.tagging import ID
+
+COLUMNS = ("ids", "sources", "lengths", "tokens", "eligible")
+BALANCED = 0.05
+"""Ranks whose tokens are within this part of their mean are left as they are: balancing them further moves rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +47,21 @@ class Pool:
     eligible: Tensor
 
 
-def gather_pool(accelerator: Any, columns: Mapping[str, Tensor]) -> Pool:
+def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[int]) -> Pool:
     """Joins the rows of all ranks and sorts them by example id; of equal ids the first rank's is eligible.
 
     Args:
-        columns: integers [n] of this rank's rows: ids, sources, lengths, tokens, eligible.
+        columns: integers [n] of this rank's rows, named as in COLUMNS.
+        counts: every rank's n.
     """
-    names = ("ids", "sources", "lengths", "tokens", "eligible")
-    count = len(columns["ids"])
-    integers = torch.stack([*(columns[name].cpu().long() for name in names), torch.arange(count)], dim=1)
-    counts = [count]
-    if accelerator.num_processes > 1:
-        device = accelerator.device
-        counts = accelerator.gather(torch.tensor([count], device=device)).tolist()
-        integers = gather_rows(accelerator, integers.to(device), counts).cpu()
-    ranks = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    mine = torch.arange(counts[ranks.index])
+    integers = torch.stack([*(columns[name].cpu().long() for name in COLUMNS), mine], dim=1)
+    integers = ranks.gather_rows(integers, counts, "columns").cpu()
+    holders = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     # By id; of equal ids the eligible copy first, then the lower rank's.
     order = torch.sort(integers[:, 4], descending=True, stable=True).indices
     order = order[torch.sort(integers[order, 0], stable=True).indices]
-    integers, ranks = integers[order], ranks[order]
+    integers, holders = integers[order], holders[order]
     ids, sources, lengths, tokens, eligible, rows = integers.unbind(dim=1)
     first = torch.ones(len(ids), dtype=torch.bool)
     first[1:] = ids[1:] != ids[:-1]
@@ -65,13 +70,13 @@ def gather_pool(accelerator: Any, columns: Mapping[str, Tensor]) -> Pool:
         sources=sources,
         lengths=lengths,
         tokens=tokens,
-        ranks=ranks,
+        ranks=holders,
         rows=rows,
         eligible=first & eligible.bool(),
     )
 
 
-def gather_scores(accelerator: Any, pool: Pool, wanted: Tensor, mine: Scores) -> Scores:
+def gather_scores(ranks: Ranks, pool: Pool, wanted: Tensor, mine: Scores) -> Scores:
     """Features and losses of the pool's rows `wanted`, on every rank.
 
     Args:
@@ -79,15 +84,14 @@ def gather_scores(accelerator: Any, pool: Pool, wanted: Tensor, mine: Scores) ->
         wanted: LongTensor of positions in the pool, ascending.
         mine: scores of those that this rank holds, in the same order; of no rows where it holds none.
     """
-    if accelerator.num_processes == 1:
+    if ranks.count == 1:
         return mine
     parts = [mine.features] if mine.losses is None else [mine.features, mine.losses.unsqueeze(1)]
     numbers = torch.cat([part.to(mine.features.dtype) for part in parts], dim=1)
-    ranks = pool.ranks[wanted]
-    counts = [int((ranks == rank).sum()) for rank in range(accelerator.num_processes)]
-    gathered = gather_rows(accelerator, numbers, counts)
+    holders = pool.ranks[wanted]
+    gathered = ranks.gather_rows(numbers, torch.bincount(holders, minlength=ranks.count).tolist(), "features")
     # Rank by rank as it came; each rank's rows are in the pool's order already.
-    order = torch.sort(ranks, stable=True).indices
+    order = torch.sort(holders, stable=True).indices
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     gathered = gathered[back.to(gathered.device)]
@@ -99,87 +103,259 @@ def gather_scores(accelerator: Any, pool: Pool, wanted: Tensor, mine: Scores) ->
     )
 
 
-def agree(accelerator: Any, number: int) -> int:
-    """The largest of all ranks' numbers."""
-    if accelerator.num_processes == 1:
-        return number
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Which rank trains each of the M chosen rows.
+
+    Attributes:
+        owners: the rank that holds each row.
+        trained_by: the rank that trains it.
+        lengths: tokens of each row.
+        world: W.
+    """
+
+    owners: Sequence[int]
+    trained_by: Sequence[int]
+    lengths: Sequence[int]
+    world: int
+
+    @property
+    def moving(self) -> list[int]:
+        """The rows, by their positions among the M, that change ranks."""
+        return [p for p, (a, b) in enumerate(zip(self.owners, self.trained_by, strict=True)) if a != b]
+
+    def of(self, rank: int) -> list[int]:
+        """The rows that a rank trains, by their positions among the M."""
+        return [p for p, owner in enumerate(self.trained_by) if owner == rank]
+
+    @property
+    def imbalance(self) -> float:
+        """How many more tokens the busiest rank trains than the mean of ranks, as a part of that mean."""
+        tokens = [sum(self.lengths[p] for p in self.of(rank)) for rank in range(self.world)]
+        return max(tokens) * self.world / sum(tokens) - 1 if sum(tokens) else 0.0
 
 
-def gather_rows(accelerator: Any, value: Tensor, counts: Sequence[int]) -> Tensor:
-    """[n, ...] on each rank -> [N, ...] on all; `counts` has every rank's n."""
-    most = max(counts)
-    padded = value.new_zeros(most, *value.shape[1:])
-    padded[: len(value)] = value
-    gathered = accelerator.gather(padded)
-    return torch.cat([gathered[rank * most : rank * most + count] for rank, count in enumerate(counts)])
+def share(
+    owners: Sequence[int], lengths: Sequence[int], sources: Sequence[int], world: int, *, balance: bool = True
+) -> Shares:
+    """Gives every chosen row to a rank so that ranks have equal numbers (within one) and near-equal tokens.
 
-
-def shares(owners: Sequence[int], world: int) -> tuple[list[int], list[int]]:
-    """Gives every chosen row to a rank so that ranks have equal numbers, and as few rows as possible move.
+    First the rows beyond a rank's share move, as few as there can be: of a rank's rows those of which the tokens that
+    are left come nearest to the mean, and among them those of a source that piles up there. Then pairs of rows change
+    places while that brings the ranks' tokens nearer to each other than within BALANCED of their mean.
 
     Args:
         owners: the rank that holds each of the M chosen rows.
+        lengths: tokens of each.
+        sources: source of each.
         world: W.
-
-    Returns:
-        The rank that trains each row, and the positions (among the M) of those that move.
+        balance: whether rows may change ranks for the balance of tokens alone.
     """
+    held = Counter(owners)
     target = [len(owners) // world + (rank < len(owners) % world) for rank in range(world)]
-    held = [owners.count(rank) for rank in range(world)]
     # The ranks that hold most get the larger shares, so that nothing moves for the remainder's sake.
-    for share, rank in zip(sorted(target, reverse=True), sorted(range(world), key=lambda r: -held[r]), strict=True):
-        target[rank] = share
-    trained_by, moving = list(owners), []
-    taken = [0] * world
-    for position, owner in enumerate(owners):
-        if taken[owner] < target[owner]:
-            taken[owner] += 1
-        else:
-            moving.append(position)
-    for position in moving:
-        rank = next(r for r in range(world) if taken[r] < target[r])
-        trained_by[position] = rank
-        taken[rank] += 1
-    return trained_by, moving
+    for size, rank in zip(sorted(target, reverse=True), sorted(range(world), key=lambda r: -held[r]), strict=True):
+        target[rank] = size
+    plan = _Plan(list(owners), lengths, sources, world)
+    for _ in range(sum(max(0, held[rank] - target[rank]) for rank in range(world))):
+        plan.move_one(target)
+    if balance:
+        plan.swap_pairs()
+    return Shares(owners, plan.trained_by, lengths, world)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """`share` under way."""
+
+    trained_by: list[int]
+    lengths: Sequence[int]
+    sources: Sequence[int]
+    world: int
+    tokens: list[int] = field(init=False)
+    piles: list[set[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.piles = [set() for _ in range(self.world)]
+        for position, rank in enumerate(self.trained_by):
+            self.piles[rank].add(position)
+        self.tokens = [sum(self.lengths[p] for p in pile) for pile in self.piles]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.tokens) / self.world
+
+    def move_one(self, target: Sequence[int]) -> None:
+        """Moves one row from the rank that is most above its share to the one that is most below."""
+        over = [len(pile) - size for pile, size in zip(self.piles, target, strict=True)]
+        giver = max(range(self.world), key=lambda r: (over[r], self.tokens[r], -r))
+        taker = min(range(self.world), key=lambda r: (over[r], self.tokens[r], r))
+        # What each of the rows that must still go or come should be, for the tokens to end at the mean.
+        wanted = ((self.tokens[giver] - self.mean) / over[giver] + (self.mean - self.tokens[taker]) / -over[taker]) / 2
+        here, even = Counter(self.sources[p] for p in self.piles[giver]), Counter(self.sources)
+
+        def rank_of(position: int) -> tuple[bool, float, int]:
+            source = self.sources[position]
+            piles_up = here[source] > math.ceil(even[source] / self.world)
+            return not piles_up, abs(self.lengths[position] - wanted), position
+
+        self._give(min(self.piles[giver], key=rank_of), taker)
+
+    def swap_pairs(self) -> None:
+        """Swaps a row of the busiest rank for a shorter one of the idlest, while they are too far apart."""
+        for _ in range(2 * self.world):
+            high = max(range(self.world), key=lambda r: (self.tokens[r], -r))
+            low = min(range(self.world), key=lambda r: (self.tokens[r], r))
+            apart = self.tokens[high] - self.tokens[low]
+            if max(self.tokens[high] - self.mean, self.mean - self.tokens[low]) <= BALANCED * self.mean:
+                return
+            if not self.piles[low]:
+                return
+            ours, theirs = sorted(self.piles[high]), sorted(self.piles[low])
+            gain = torch.tensor([self.lengths[p] for p in ours]).unsqueeze(1) - torch.tensor(
+                [self.lengths[p] for p in theirs]
+            )
+            left = (apart - 2 * gain).abs()
+            best = int(left.argmin())
+            if int(left.flatten()[best]) >= apart:
+                return
+            a, b = ours[best // len(theirs)], theirs[best % len(theirs)]
+            self._give(a, low)
+            self._give(b, high)
+
+    def _give(self, position: int, taker: int) -> None:
+        giver = self.trained_by[position]
+        self.piles[giver].remove(position)
+        self.piles[taker].add(position)
+        self.tokens[giver] -= self.lengths[position]
+        self.tokens[taker] += self.lengths[position]
+        self.trained_by[position] = taker
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One key of a row: its type, the shape of a value, and whether there is one for each token or one for the row."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    by_token: bool
+
+    def numbers(self, length: int) -> int:
+        return math.prod(self.shape) * (length if self.by_token else 1)
+
+
+class RowFormat:
+    """How a row without padding is written as bytes: key after key in alphabetical order. The same on all ranks."""
+
+    def __init__(self, entries: Mapping[str, _Entry]) -> None:
+        self.entries = dict(sorted(entries.items()))
+
+    @classmethod
+    def of(cls, batches: Sequence[Mapping[str, Tensor]]) -> RowFormat:
+        """The format of a rank's batches, which have the same keys; empty where there are none."""
+        if not batches:
+            return cls({})
+        entries = {}
+        for key, value in batches[0].items():
+            by_token = all(b[key].ndim > 1 and b[key].shape[1] == b["input_ids"].shape[1] for b in batches)
+            entries[key] = _Entry(value.dtype, tuple(value.shape[2 if by_token else 1 :]), by_token)
+        return cls(entries)
+
+    def agree(self, ranks: Ranks) -> RowFormat:
+        """The format of all ranks; a rank without rows takes it from the others.
+
+        Raises:
+            DataError: two ranks' rows have other keys, types or shapes; on every rank.
+        """
+        text = {k: [str(e.dtype).removeprefix("torch."), list(e.shape), e.by_token] for k, e in self.entries.items()}
+        found = ranks.gather_texts(json.dumps(text) if text else "")
+        known = {rank: other for rank, other in enumerate(found) if other}
+        first = min(known)
+        for rank, other in known.items():
+            if other != known[first]:
+                raise DataError(
+                    f"Rows of all ranks should have the same keys, types and shapes. Found {known[first]} on rank "
+                    f"{first} and {other} on rank {rank}."
+                )
+        return RowFormat(
+            {k: _Entry(getattr(torch, d), tuple(shape), by) for k, (d, shape, by) in json.loads(known[first]).items()}
+        )
+
+    @property
+    def by_token(self) -> dict[str, bool]:
+        """Which keys have a value for each token."""
+        return {key: entry.by_token for key, entry in self.entries.items()}
+
+    def check(self, batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Raises DataError unless batches have this format's keys and types."""
+        for batch in batches:
+            found = {key: value.dtype for key, value in sorted(batch.items())}
+            if found != {key: entry.dtype for key, entry in self.entries.items()}:
+                wanted = ", ".join(f"{key} {entry.dtype}" for key, entry in self.entries.items())
+                shown = ", ".join(f"{key} {dtype}" for key, dtype in found.items())
+                raise DataError(
+                    f"Every batch should have the keys and types of the first: {wanted}. Found {shown} in the batch of "
+                    f"examples {batch[ID][:8].tolist()}."
+                )
+
+    def size(self, length: int) -> int:
+        """Bytes of a row of `length` tokens."""
+        return sum(entry.numbers(length) * entry.dtype.itemsize for entry in self.entries.values())
+
+    def write(self, row: Mapping[str, Tensor]) -> Tensor:
+        """uint8 Tensor on the CPU."""
+        parts = [row[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8) for key in self.entries]
+        written, wanted = torch.cat(parts), self.size(len(row["input_ids"]))
+        if len(written) != wanted or row.keys() != self.entries.keys():
+            shapes = {key: tuple(value.shape) for key, value in row.items()}
+            raise DataError(
+                f"A row of {len(row['input_ids'])} tokens should take {wanted} bytes in the keys "
+                f"{', '.join(self.entries)}. Found {shapes} in example {int(row[ID])}."
+            )
+        return written
+
+    def read(self, data: Tensor, length: int, device: torch.device) -> dict[str, Tensor]:
+        """The row that `write` wrote."""
+        row, start = {}, 0
+        for key, entry in self.entries.items():
+            end = start + entry.numbers(length) * entry.dtype.itemsize
+            shape = (length, *entry.shape) if entry.by_token else entry.shape
+            # a copy is aligned, which a slice of bytes is not
+            row[key] = data[start:end].clone().view(entry.dtype).reshape(shape).to(device)
+            start = end
+        return row
 
 
 def exchange_rows(
-    accelerator: Any,
+    ranks: Ranks,
+    row_format: RowFormat,
+    moves: Sequence[tuple[int, int, int]],
     mine: Mapping[int, Mapping[str, Tensor]],
-    owners: Sequence[int],
-    template: Mapping[str, Tensor],
+    device: torch.device,
 ) -> dict[int, dict[str, Tensor]]:
-    """Sends the rows that change ranks to everybody.
+    """Moves rows between ranks, in one exchange of bytes.
 
     Args:
-        mine: of the moving rows, those that this rank holds, by their position in the list of moving rows.
-        owners: the rank that holds each moving row.
-        template: any row of this rank, for the keys and types.
+        moves: (from rank, to rank, tokens) of each row that moves, the same list on every rank.
+        mine: of the rows that leave this rank, by their position in `moves`.
+        device: of the rows.
 
     Returns:
-        All moving rows by position, without padding.
+        The rows that came here, by their position in `moves`, without padding.
     """
-    device = template["input_ids"].device
-    world = accelerator.num_processes
-    counts = [owners.count(rank) for rank in range(world)]
-    positions = [[p for p, owner in enumerate(owners) if owner == rank] for rank in range(world)]
-    held = [mine[p] for p in positions[accelerator.process_index]]
-    lengths = torch.tensor([len(row["input_ids"]) for row in held], device=device, dtype=torch.long)
-    all_lengths = gather_rows(accelerator, lengths, counts).tolist()
-    width = max(all_lengths)
-    padding = Padding(token=0)
-    received: list[dict[str, Tensor]] = [{} for _ in all_lengths]
-    for key in sorted(template):
-        sequence = template[key].ndim > 0 and len(template[key]) == len(template["input_ids"])
-        shape = (width, *template[key].shape[1:]) if sequence else tuple(template[key].shape)
-        block = template[key].new_full((len(held), *shape), padding.value(key))
-        for i, row in enumerate(held):
-            if sequence:
-                block[i, : len(row[key])] = row[key]
-            else:
-                block[i] = row[key]
-        for i, value in enumerate(gather_rows(accelerator, block, counts)):
-            received[i][key] = value[: all_lengths[i]] if sequence else value
-    order = [p for rank in range(world) for p in positions[rank]]
-    return dict(zip(order, received, strict=True))
+    nothing = torch.zeros(0, dtype=torch.uint8)
+    outgoing, incoming = [[nothing] for _ in range(ranks.count)], [0] * ranks.count
+    for number, (giver, taker, length) in enumerate(moves):
+        if giver == ranks.index:
+            outgoing[taker].append(row_format.write(mine[number]))
+        if taker == ranks.index:
+            incoming[giver] += row_format.size(length)
+        ranks.sent["rows"] += row_format.size(length)
+    received = ranks.exchange([torch.cat(parts) for parts in outgoing], incoming)
+    arrived, done = {}, [0] * ranks.count
+    for number, (giver, taker, length) in enumerate(moves):
+        if taker == ranks.index:
+            data = received[giver][done[giver] : done[giver] + row_format.size(length)]
+            arrived[number] = row_format.read(data, length, device)
+            done[giver] += len(data)
+    return arrived

@@ -2,7 +2,8 @@
 
 `get_train_dataloader` draws micro-batch x pool_factor rows at a time; `get_batch_samples` takes the pool of one
 optimizer step through the parent, chooses the small batch jointly over ranks, and hands exactly as many micro-batches
-back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's record needs.
+back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's record needs;
+`_save_checkpoint`, `save_model` and `_get_train_sampler` let a run be killed and go on.
 
 With pool_factor 1 every override is the parent's.
 """
@@ -13,7 +14,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +22,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError, NonFiniteError
+from corebatch.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
-from corebatch.trainer import record
+from corebatch.trainer import compiling, record
 from corebatch.trainer._compat import follow_epochs
-from corebatch.trainer.checkpoint import last_complete, load_state, save_state
+from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.distributed import Pool, agree, exchange_rows, gather_pool, gather_scores, shares
+from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
+from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.moments import second_moments
+from corebatch.trainer.order import resumable
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
-from corebatch.trainer.repack import Padding, check_pool, micro_batches, row_spans, take_rows
+from corebatch.trainer.presence import Presence
+from corebatch.trainer.ranks import Ranks
+from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
+from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
+from corebatch.trainer.run_identity import describe_run
+from corebatch.trainer.saving import Saving, check_writable, saving_failed
 from corebatch.trainer.scoring_config import ScoringConfig
-from corebatch.trainer.tagging import DEFAULT_COLUMN, ID, PLACES, SOURCE, Names, SourceCollator, Sources, tag, untagged
+from corebatch.trainer.tagging import (
+    DEFAULT_COLUMN,
+    ID,
+    PLACES,
+    SOURCE,
+    Names,
+    Passes,
+    SourceCollator,
+    Sources,
+    tag,
+    untagged,
+)
 from corebatch.trainer.weighted_loss import weighted_loss
 
 logger = logging.getLogger(__name__)
@@ -77,8 +96,16 @@ class CoresetMixin(_Base):
     train_dataset: Any
     _train_batch_size: int
     _states: BlockStates | None
+    _limits: RowLimits | None
+    _resumed: str | None = None
+    _saving: Saving | None = None
+    _run: dict[str, Any] | None = None
     _pending: tuple[Pool, int] | None
     _told: str | None
+    _ranks: Ranks
+    _presence: Presence
+    _format: RowFormat | None
+    _passes: Passes
 
     def __init__(self, *args: Any, coreset: CoresetConfig | None = None, **kwargs: Any) -> None:
         self.coreset = coreset if coreset is not None else CoresetConfig()
@@ -88,6 +115,9 @@ class CoresetMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
+        self._compiled = self.coreset.pool_factor > 1 and compiling.is_asked_for(self.accelerator)
+        if self._compiled:
+            compiling.compile_decoder_instead(self.accelerator)
         self._start_over()
         self._source_names: Any = Names()
         self._tagged: tuple[Any, Any, Sources] | None = None
@@ -95,6 +125,7 @@ class CoresetMixin(_Base):
         self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
         if self.coreset.pool_factor > 1:
             check_settings(self, self.coreset, self._step)
+            check_in_backward(self)
             if self.coreset.source_column != DEFAULT_COLUMN and hasattr(self.train_dataset, "__len__"):
                 self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
@@ -106,6 +137,9 @@ class CoresetMixin(_Base):
         """The parent's loader over micro-batch x pool_factor rows that carry their ids and sources."""
         if self.coreset.pool_factor == 1:
             return super().get_train_dataloader()
+        if self.args.auto_find_batch_size and self._train_batch_size != self._scoring.micro_batch:
+            self._start_over()  # the Trainer begins anew with smaller micro-batches
+            self._begin(self._resumed)
         dataset, drawn = self.train_dataset, self._train_batch_size * self.coreset.pool_factor
         tagged, sources = self._tag(dataset)
         counts = sources.counts
@@ -119,10 +153,17 @@ class CoresetMixin(_Base):
         self._set_signature_columns_if_needed()
         self._signature_columns += [key for key in (ID, SOURCE) if key not in self._signature_columns]
         micro_batch, self._train_batch_size, self.train_dataset = self._train_batch_size, drawn, tagged
+        loading = self.accelerator.dataloader_config
+        dispatch = loading.dispatch_batches
+        if self._ranks.count > 1 and not counts and dispatch is None:
+            # Accelerate's default for a stream is that rank 0 reads for all, and joins rows of unequal lengths. Without
+            # it each rank reads the stream and takes its own rows.
+            loading.dispatch_batches = False
         try:
             loader = super().get_train_dataloader()
         finally:
             self._train_batch_size, self.train_dataset = micro_batch, dataset
+            loading.dispatch_batches = dispatch
         found = _batch_size(loader)
         if found is not None and found != drawn:
             raise ConfigError(
@@ -132,19 +173,34 @@ class CoresetMixin(_Base):
         follow_epochs(loader, lambda: int(self.state.epoch or 0))
         return loader
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, in an order that a resumed run draws again."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return sampler if self.coreset.pool_factor == 1 else resumable(sampler, self.args, lambda: self.state)
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any) -> Any:
         """The pool of one optimizer step goes in, the small batch comes out as equally many micro-batches."""
         if self.coreset.pool_factor == 1:
             return super().get_batch_samples(epoch_iterator, num_batches, *args)
-        phases = self._recorder.phases
+        phases, step = self._recorder.phases, self.state.global_step + 1
         phases.start()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
+        self._presence.at(step, "loading")
+        batches, failure = self._draw(epoch_iterator, num_batches, *args)
         phases.end("load")
-        if not batches:
+        self._presence.at(step, "choosing")
+        rows = sum(len(batch[ID]) for batch in batches)
+        drawn, given, asked = self._ranks.report(failure, rows, len(batches), num_batches).T.tolist()
+        if len(set(asked)) > 1:
+            raise DataError(
+                "All ranks should be asked for equally many micro-batches. Found that their loaders differ in length: "
+                f"at step {step} ranks are asked for {asked}. Use a loader that evens out its ranks."
+            )
+        if not sum(drawn):
             return super().get_batch_samples(iter([]), 0, *args)
-        small, denominator = self._small_batch(batches)
+        small, denominator = self._small_batch(batches, drawn, max(given), num_batches)
         made, items = super().get_batch_samples(iter(small), len(small), *args)
         phases.end("repack")
+        self._presence.at(step, "training")
         return made, items if denominator is None else denominator
 
     def compute_loss(
@@ -181,49 +237,108 @@ class CoresetMixin(_Base):
         if self.coreset.pool_factor > 1 and model.training:
             loss = (result[0] if return_outputs else result).detach()
             self._recorder.losses.append(loss if scaled else loss / self.current_gradient_accumulation_steps)
+            if self._in_backward and self.accelerator.sync_gradients:
+                self._recorder.check_loss(self.state.global_step)
         return result
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
-    def _small_batch(self, batches: list[dict[str, Tensor]]) -> tuple[list[dict[str, Any]], Tensor | None]:
+    def _draw(
+        self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any
+    ) -> tuple[list[dict[str, Tensor]], Exception | None]:
+        """This rank's part of the pool, through the parent, or no rows and what is wrong with them."""
+        # The parent counts what it takes over all ranks: a message that a rank with a bad row would not come to.
+        counts_ranks = getattr(self.args, "average_tokens_across_devices", False)
+        self.args.average_tokens_across_devices = False
+        try:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
+            for batch in batches:
+                check_pool(batch)
+            self._limits = self._limits or row_limits(self._inner(self.model_wrapped))
+            check_rows(batches, self._limits.vocabulary, self._limits.longest, targets=self._limits.targets)
+            if self._format is not None and self._ranks.count > 1:
+                self._format.check(batches)
+        except Exception as error:  # of the user's data set and collator too
+            return [], error
+        finally:
+            self.args.average_tokens_across_devices = counts_ranks
+        self._passes.start(epoch_iterator)
+        return batches, None
+
+    def _small_batch(
+        self, batches: list[dict[str, Tensor]], counts: list[int], given: int, asked: int
+    ) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Scores the pool's rows here, chooses over all ranks, and packs this rank's share.
 
+        Args:
+            batches: this rank's part of the pool.
+            counts: how many rows each rank has.
+            given: in how many batches, at most.
+            asked: how many micro-batches each rank's Trainer waits for; more than `given` at the end of a stream, where
+                the Trainer would make no step with fewer.
+
         Returns:
-            As many micro-batches as there are pool batches, and what the summed loss is divided by, or None where
-            the parent's own count of what is trained is right.
+            So many micro-batches, and what the summed loss is divided by, or None where the parent's own count of
+            what is trained is right.
         """
-        phases, scoring, step = self._recorder.phases, self._scoring, self.state.global_step
-        for batch in batches:
-            check_pool(batch)
+        phases, scoring, step, ranks = self._recorder.phases, self._scoring, self.state.global_step, self._ranks
         model = self._inner(self.model_wrapped)
         self._absorb()
+        if self._format is None:
+            self._format = RowFormat.of(batches).agree(ranks)
+        eligible = self._eligible(batches)
+        if 0 in counts:
+            batches, eligible, counts = self._filled(batches, eligible, counts)
         if not self._prepared:
             self._prepare_first(model, batches)
             phases.start()  # checks are not part of a step's cost
-        pool = gather_pool(self.accelerator, self._columns(batches))
+        pool = gather_pool(ranks, self._columns(batches, eligible), counts)
+        self._passes.seen(pool.ids)
         phases.end("exchange")
-        count, slots = int(pool.eligible.sum()), len(batches) * self.accelerator.num_processes
-        budget = min(count, max(math.ceil(count / self.coreset.pool_factor), slots))
+        count = int(pool.eligible.sum())
+        budget = min(count, max(math.ceil(count / self.coreset.pool_factor), given * ranks.count))
         plan = scoring.plan(pool, budget, step)
         padding = self._padding(batches)
-        mine = scoring.score(self.accelerator, model, batches, pool, plan, padding, self._states)
+        mine = scoring.score(ranks, model, batches, pool, plan, padding, self._states)
         phases.end("score")
-        scores = None if mine is None else gather_scores(self.accelerator, pool, plan.exact, mine)
+        scores = None if mine is None else gather_scores(ranks, pool, plan.exact, mine)
         phases.end("exchange")
         choice = self._choose(pool, plan, scores)
         phases.end("select")
         chosen = plan.candidates[choice.selection.indices.cpu()]
         if self._states is not None:
-            self._states.retain(chosen[pool.ranks[chosen] == self.accelerator.process_index].tolist())
-        weights, denominator = self._loss_weights(choice, pool.tokens[plan.candidates], count, budget, slots)
-        small = self._pack(batches, pool, chosen, weights, padding)
+            self._states.retain(chosen[pool.ranks[chosen] == ranks.index].tolist())
+        slots, candidates = asked * ranks.count, pool.tokens[plan.candidates]
+        weights, denominator = self._loss_weights(choice, candidates, count, budget, slots)
+        # A row whose scoring forward is kept for training is dearer to move than a rank that waits a little.
+        owners, lengths, sources = (column[chosen].tolist() for column in (pool.ranks, pool.lengths, pool.sources))
+        shares = share(owners, lengths, sources, ranks.count, balance=self._states is None)
+        small = self._pack(batches, pool, chosen, shares, weights, padding, asked)
         if scoring.trained is not None:
             self._pending = (pool, step)
         self._pool_tokens = pool.tokens
-        self._note(pool, plan, scores, chosen, choice, small)
+        self._recorder.chosen = pool.ids[chosen].tolist()
+        self._note(pool, plan, scores, chosen, shares, choice, small)
         return small, denominator
 
-    def _columns(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _filled(
+        self, batches: list[dict[str, Tensor]], eligible: Tensor, counts: list[int]
+    ) -> tuple[list[dict[str, Tensor]], Tensor, list[int]]:
+        """Gives the ranks without rows a copy of another's first row, so that they run the same forwards; it is scored
+        and cannot be chosen."""
+        ranks, here, nobody = self._ranks, bool(batches), [rank for rank, count in enumerate(counts) if not count]
+        assert self._format is not None
+        giver = next(rank for rank, count in enumerate(counts) if count)
+        row = take_rows(batches, [0])[0] if here else None
+        length = int(ranks.report(None, len(row["input_ids"]) if row else 0)[giver])
+        moves = [(giver, rank, length) for rank in nobody]
+        leaving = {number: row for number in range(len(moves))} if row and ranks.index == giver else {}
+        arrived = exchange_rows(ranks, self._format, moves, leaving, self.args.device)
+        for copy in arrived.values():
+            batches, eligible = [put_together([copy], self._padding([]))], torch.tensor([False])
+        return batches, eligible, [max(1, count) for count in counts]
+
+    def _columns(self, batches: list[dict[str, Tensor]], eligible: Tensor) -> dict[str, Tensor]:
         """What travels of each of this rank's rows before scoring."""
         spans = torch.cat([row_spans(batch) for batch in batches])
         return {
@@ -231,17 +346,27 @@ class CoresetMixin(_Base):
             "sources": torch.cat([batch[SOURCE] for batch in batches]),
             "lengths": spans[:, 1] - spans[:, 0],
             "tokens": torch.cat([trained_tokens(batch["labels"]) for batch in batches]),
-            "eligible": self._eligible(batches),
+            "eligible": eligible,
         }
 
     def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
-        if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
-            check_loss(model, untagged(batches[0]))
-        if scoring.trained is not None:
-            scoring.trained.watch(model, untagged(batches[0]))
-        self._packed = self._can_pack(model, batches)
+        self._in_backward = moves_in_backward(self)
+        failure: Exception | None = None
+        against = None
+        try:
+            if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
+                check_loss(model, untagged(batches[0]))
+            if scoring.trained is not None:
+                scoring.trained.watch(model, untagged(batches[0]))
+            against = self._packing_unfit(model, batches)
+        except Exception as error:  # of this rank's rows; the others are told before it is raised
+            failure = error
+        elsewhere = bool(self._ranks.report(failure, int(against is not None)).any())
+        if elsewhere and against is None:
+            against = "Another rank's rows cannot be packed."
+        self._packed = self._can_pack(model, against)
         if settings.scores_exactly and settings.reuse is not False and scoring.scorer.needs_forward:
             self._states = self._block_states(model)
         self._prepared = True
@@ -267,22 +392,26 @@ class CoresetMixin(_Base):
         if settings.reuse_gb is not None:
             return int(settings.reuse_gb * 2**30)
         place = torch.device("cpu") if settings.reuse_place == "host" else self.args.device
-        return free_memory(place) // 2 // (1 if place.type == "cuda" else self.accelerator.num_processes)
+        return free_memory(place) // 2 // (1 if place.type == "cuda" else self._ranks.count)
 
-    def _can_pack(self, model: Any, batches: list[dict[str, Tensor]]) -> bool:
-        """Whether micro-batches are trained without padding; all ranks decide alike."""
+    def _tries_packing(self, model: Any) -> bool:
         wanted = self.coreset.padding_free
-        flash = self._flash(model)
-        if wanted is False or (wanted == "auto" and not flash):
+        return wanted is True or (wanted == "auto" and self._flash(model))
+
+    def _packing_unfit(self, model: Any, batches: list[dict[str, Tensor]]) -> str | None:
+        """Why this model or this rank's rows cannot be trained without padding, where that is tried."""
+        if not self._tries_packing(model):
+            return None
+        rows = take_rows(batches, range(min(2, len(batches[0][ID]))))
+        return packing_unfit(model) or check_packing(model, rows, flash=self._flash(model))
+
+    def _can_pack(self, model: Any, against: str | None) -> bool:
+        """Whether micro-batches are trained without padding; all ranks decide alike."""
+        if not self._tries_packing(model):
             return False
-        against = packing_unfit(model)
-        if against is None:
-            found = check_packing(model, take_rows(batches, range(min(2, len(batches[0][ID])))), flash=flash)
-            if agree(self.accelerator, int(found is not None)):
-                against = found or "Another rank's rows cannot be packed."
         if against is None:
             return True
-        if wanted is True:
+        if self.coreset.padding_free is True:
             raise ConfigError(f"coreset.padding_free is true, and this model or data cannot be packed. {against}")
         if self.is_world_process_zero():
             logger.warning("Micro-batches are trained with padding. %s", against)
@@ -311,7 +440,7 @@ class CoresetMixin(_Base):
         if self._pending is not None:
             pool, step = self._pending
             self._pending = None
-            self._scoring.absorb(self.accelerator, pool, step)
+            self._scoring.absorb(self._ranks, pool, step)
         if self._states is not None:
             self._states.retain(())
             self._states.peak_bytes = 0  # the record's is each step's own: a resumed run has not seen the others
@@ -363,35 +492,38 @@ class CoresetMixin(_Base):
         batches: list[dict[str, Tensor]],
         pool: Pool,
         chosen: Tensor,
+        shares: Shares,
         weights: Tensor | None,
         padding: Padding,
+        asked: int,
     ) -> list[dict[str, Any]]:
         """This rank's share of the chosen rows as micro-batches, rows that change ranks included."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        owners = pool.ranks[chosen].tolist()
-        trained_by, moving = shares(owners, ranks)
-        template = take_rows(batches, [0])[0]
-        moved: dict[int, dict[str, Tensor]] = {}
+        rank = self._ranks.index
+        row_format = self._format
+        assert row_format is not None
+
+        def take(positions: list[int]) -> list[dict[str, Tensor]]:
+            return take_rows(batches, [int(pool.rows[chosen[p]]) for p in positions], row_format.by_token)
+
+        moving, arrived = shares.moving, {}
         if moving:
-            here = [i for i, position in enumerate(moving) if owners[position] == rank]
-            rows = take_rows(batches, [int(pool.rows[chosen[moving[i]]]) for i in here])
-            moved = exchange_rows(
-                self.accelerator,
-                dict(zip(here, rows, strict=True)),
-                [owners[position] for position in moving],
-                template,
+            leaving = [number for number, p in enumerate(moving) if shares.owners[p] == rank]
+            rows = take([moving[number] for number in leaving])
+            moves = [(shares.owners[p], shares.trained_by[p], shares.lengths[p]) for p in moving]
+            came = exchange_rows(
+                self._ranks, row_format, moves, dict(zip(leaving, rows, strict=True)), self.args.device
             )
-        arrived = {position: moved[i] for i, position in enumerate(moving)}
-        mine = [position for position, owner in enumerate(trained_by) if owner == rank]
-        stay = [position for position in mine if position not in arrived]
-        held = dict(zip(stay, take_rows(batches, [int(pool.rows[chosen[p]]) for p in stay]), strict=True))
+            arrived = {moving[number]: row for number, row in came.items()}
+        mine = shares.of(rank)
+        stay = [p for p in mine if p not in arrived]
+        held = {**arrived, **dict(zip(stay, take(stay), strict=True))}
         placed = self._states is not None or self._scoring.trained is not None
         made = micro_batches(
-            [held[p] if p in held else arrived[p] for p in mine],
+            [held[p] for p in mine],
             None if weights is None else weights[mine],
-            len(batches),
+            asked,
             padding,
-            template,
+            take_rows(batches, [0])[0],
             numbers=chosen[mine].tolist() if placed else None,
             packed=self._packed,
             most_rows=self._train_batch_size if self._packed else None,
@@ -415,9 +547,13 @@ class CoresetMixin(_Base):
         """False for the rows that Accelerate's loader adds from the start of the data to even out the last batch."""
         rows = [len(batch[ID]) for batch in batches]
         eligible = torch.ones(sum(rows), dtype=torch.bool)
-        state, ranks = self.accelerator.gradient_state, self.accelerator.num_processes
-        if ranks > 1 and state.end_of_dataloader and state.remainder > 0:
-            start = self.accelerator.process_index * rows[-1]  # ranks fill the last global batch one after the other
+        state, ranks = self.accelerator.gradient_state, self._ranks
+        if ranks.count == 1 or not rows:
+            return eligible
+        if not self._tag(self.train_dataset)[1].counts:  # a stream is numbered as it comes
+            return self._passes.fresh(torch.cat([batch[ID] for batch in batches]).cpu())
+        if state.end_of_dataloader and state.remainder > 0:
+            start = ranks.index * rows[-1]  # ranks fill the last global batch one after the other
             real = min(max(state.remainder - start, 0), rows[-1])
             eligible[len(eligible) - rows[-1] + real :] = False
         return eligible
@@ -428,6 +564,7 @@ class CoresetMixin(_Base):
         plan: Plan,
         scores: Scores | None,
         chosen: Tensor,
+        shares: Shares,
         choice: Choice,
         small: list[dict[str, Any]],
     ) -> None:
@@ -442,13 +579,14 @@ class CoresetMixin(_Base):
             chosen_loss = float(losses[here].sum() / tokens[chosen].sum().clamp(min=1))
         # Padded positions are known of this rank; those of all ranks are estimated by the tokens here and there.
         work, positions = self._scoring.work, sum(batch["input_ids"].numel() for batch in small)
-        trained_by, _ = shares(pool.ranks[chosen].tolist(), self.accelerator.num_processes)
-        mine = [i for i, rank in enumerate(trained_by) if rank == self.accelerator.process_index]
+        mine = shares.of(self._ranks.index)
         tokens_scored, tokens_trained = self._scoring.tokens_scored(pool, scored), int(pool.lengths[chosen].sum())
         recorded: dict[str, Any] = {
             "positions_scored": _scaled(work.positions, work.tokens, tokens_scored),
             "positions_trained": _scaled(positions, int(pool.lengths[chosen[mine]].sum()), tokens_trained),
         }
+        recorded["rows_moved"], recorded["token_imbalance"] = len(shares.moving), round(shares.imbalance, 4)
+        recorded["sent_bytes"] = self._ranks.take_sent()
         if self._states is not None:
             recorded["reuse_mb"] = round(self._states.peak_bytes / 2**20, 3)
         self._recorder.step = {
@@ -477,26 +615,63 @@ class CoresetMixin(_Base):
         `selection.jsonl` back to its step.
 
         Raises:
-            CheckpointError: there is no complete checkpoint, or it was written with other settings.
+            CheckpointError: there is no complete checkpoint, or it is another run's; output_dir cannot be written;
+                a checkpoint or the record could not be written on the way.
         """
         if self.coreset.pool_factor > 1:
-            output_dir = Path(self.args.output_dir)
             self._start_over()
-            steps = 0
-            if resume_from_checkpoint:
-                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring)
-                resume_from_checkpoint = str(folder)
-            if self.is_world_process_zero():
-                record.start_log(output_dir, steps)
-            self.accelerator.wait_for_everyone()
+            self._resumed = resume_from_checkpoint = self._begin(resume_from_checkpoint)
+            self._presence.watch()
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
+            except Exception as error:
+                told = self._presence.explain(error)
+                if told is error:
+                    raise
+                raise told from error
             finally:
+                self._presence.close()
                 self._recorder.flush()  # lines that wait for the device, whatever ended the run
                 if self._scoring.trained is not None:
                     self._scoring.trained.close()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _begin(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """Checks, on all ranks, the folder and the checkpoint; then the record goes on where the checkpoint ends.
+
+        Returns:
+            The checkpoint that the Trainer resumes from, or None.
+        """
+        output_dir, steps, folder = Path(self.args.output_dir), 0, None
+        with self._ranks.together("Looking at output_dir"):
+            if self.args.should_save:
+                check_writable(output_dir)
+            sources = self._tag(self.train_dataset)[1]
+            found = describe_run(self, self._inner(self.model), self.train_dataset, sources)
+            if self._run is not None and self.accelerator.distributed_type.value in SHARDED:
+                found["model"] = self._run["model"]  # an earlier call has sharded the model, and it looks otherwise
+            self._run = found
+            if resume_from_checkpoint:
+                check_resume(self)
+                folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
+        latest = self._ranks.largest(steps)
+        with self._ranks.together("Looking at output_dir"):
+            if latest != steps:
+                raise CheckpointError(
+                    f"All ranks should resume from the same checkpoint. Found {folder} on rank "
+                    f"{self.accelerator.process_index}, and a later one on another."
+                )
+        with self._ranks.together(f"Cutting {record.LOG}"):
+            if self.is_world_process_zero():
+                record.start_log(output_dir, steps)
+        if folder is not None and self.args.ignore_data_skip and self.is_world_process_zero():
+            logger.warning(
+                "ignore_data_skip is true: the epoch of %s begins again at its first row, so the run will not be the "
+                "one that was interrupted.",
+                folder,
+            )
+        return None if folder is None else str(folder)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log with the pool's loss beside the small batch's, and tokens scored apart from trained."""
@@ -504,15 +679,64 @@ class CoresetMixin(_Base):
             logs.update(self._recorder.take_means())
         super().log(logs, *args, **kwargs)
 
-    def save_coreset_state(self) -> None:
-        """Adds selection's state and the marker of completeness to the checkpoint just written (rank 0)."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """The parent's checkpoint, then selection's state and the marker; only then older checkpoints are deleted.
+
+        Raises:
+            CheckpointError: on every rank, this or another rank could not write.
+        """
+        if self.coreset.pool_factor == 1:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+            return
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
         self._absorb()
-        if self.is_world_process_zero() and folder.is_dir():
-            save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring)
+        self._recorder.before_save()
+        with self._saved_together(folder):  # all ranks wait here: none may write into a folder that looks complete
+            if self.args.should_save:
+                unmark(folder)
+        with self._saved_together(folder):
+            self._saving = Saving(self.args)
+            try:
+                with self._saving.held_back():
+                    super()._save_checkpoint(model, trial, *args, **kwargs)
+                if self._saving.failure is not None:
+                    raise self._saving.failure
+            finally:
+                self._saving = None
+        with self._saved_together(folder):
+            if self.args.should_save:
+                self.save_coreset_state(folder)
+        if self.args.should_save:
+            rotate(run_dir, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    @contextmanager
+    def _saved_together(self, folder: Path) -> Iterator[None]:
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = saving_failed(caught, self.state.global_step, folder)
+            error.__cause__ = caught if error is not caught else caught.__cause__
+        self._ranks.report(error, doing=f"Writing {folder}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The parent's. Within a checkpoint, a failure waits until all ranks can be told of it."""
+        if self._saving is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with self._saving.model():
+            super().save_model(output_dir, _internal_call)
+
+    def save_coreset_state(self, folder: Path) -> None:
+        """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
+        save_state(folder, self._step, self.coreset.to_dict(), self.state.global_step, self._scoring, self._run)
 
     def _start_over(self) -> None:
         """The state of a run before its first step."""
+        self._join_ranks()
         self._step = self.coreset.build()
         if (old := getattr(self, "_scoring", None)) is not None and old.trained is not None:
             old.trained.close()
@@ -523,11 +747,23 @@ class CoresetMixin(_Base):
             sharded=getattr(self.accelerator.distributed_type, "value", "") in SHARDED,
             again=self._examples_come_again(),
         )
+        if self._compiled:
+            self._scoring.trained = None  # hooks of a compiled module are not seen; `check_settings` has told
         self._states = None
+        self._limits = None
+        self._saving = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
-        self._packed = self._prepared = False
+        self._packed = self._prepared = self._in_backward = False
         self._told = None
+
+    def _join_ranks(self) -> None:
+        """Who takes part, and what is known of their rows."""
+        alone = self.coreset.pool_factor == 1  # plain training has no messages of its own
+        self._ranks = Ranks() if alone else Ranks.of(self.accelerator)
+        self._presence = Presence(self._ranks.index, self._ranks.count, float(self.args.ddp_timeout))
+        self._format = None
+        self._passes = Passes()
 
     def _examples_come_again(self) -> bool:
         """Whether the settings make the run draw more examples than there are."""
@@ -536,7 +772,7 @@ class CoresetMixin(_Base):
         if self.args.max_steps <= 0:
             return self.args.num_train_epochs > 1
         drawn = self.args.max_steps * self.args.gradient_accumulation_steps * self._train_batch_size
-        return drawn * self.coreset.pool_factor * self.accelerator.num_processes > len(self.train_dataset)
+        return drawn * self.coreset.pool_factor * self._ranks.count > len(self.train_dataset)
 
     def coreset_record(self) -> dict[str, Any]:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""

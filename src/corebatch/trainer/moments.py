@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
 from corebatch.scoring import Coordinates
+from corebatch.trainer.in_backward import part_of, plain
+
+KEY = "exp_avg_sq"
 
 
 def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) -> Tensor | None:
     """Bias-corrected second moments [P] of the weights that the features are derivatives by; None before the
-    optimizer's first step.
+    optimizer's first step. Under DeepSpeed, which divides them, ranks put them together.
 
     Raises:
         UnsupportedModelError: the features are no derivatives by single weights, a weight is not trained, or the
@@ -25,25 +28,61 @@ def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) ->
             "normalise 'optimizer' needs features that are derivatives by single weights: scorer 'last_layer' on LoRA "
             "or on projections below its max_dim. Found features that are not. Use normalise none."
         )
-    while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper
-        optimizer = optimizer.optimizer
     parts = []
-    beta2 = {id(p): group.get("betas", (0, 0))[1] for group in optimizer.param_groups for p in group["params"]}
     for coordinate in coordinates:
-        if id(coordinate.parameter) not in beta2:
+        parameter = coordinate.parameter
+        if not parameter.requires_grad:
             raise UnsupportedModelError("normalise 'optimizer' needs value projections that are trained. Found frozen.")
-        state = optimizer.state.get(coordinate.parameter)
-        if not state:
+        divided = hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")  # ZeRO-3, ZeRO-1 and 2
+        moment = (_of_deepspeed if divided else _of_parameter)(optimizer, parameter)
+        if moment is None:
             return None
-        if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != coordinate.parameter.shape:
-            raise UnsupportedModelError(
-                f"normalise 'optimizer' needs an optimizer with a second moment for every weight, such as AdamW. "
-                f"Found {type(optimizer).__name__} with {', '.join(map(str, state))}."
-            )
-        moment = state["exp_avg_sq"].detach()
         moment = moment.T if coordinate.transposed else moment
         if coordinate.rows is not None:
             moment = moment[coordinate.rows.to(moment.device)]
-        steps = float(state["step"])
-        parts.append(moment.flatten() / (1 - beta2[id(coordinate.parameter)] ** steps))
+        parts.append(moment.flatten())
     return torch.cat(parts)
+
+
+def _of_parameter(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
+    """Corrected, of the weight's shape."""
+    own = part_of(optimizer, parameter)
+    groups = [group for group in own.param_groups if any(p is parameter for p in group["params"])]
+    if not groups or "betas" not in groups[0] or "rank" in groups[0]:  # GaLore's moments are of rotated gradients
+        raise _none_for_weights(own, groups)
+    state = own.state.get(parameter)
+    if not state:
+        return None
+    if KEY not in state or state[KEY].shape != parameter.shape:
+        raise _none_for_weights(own, groups)
+    moment: Any = state[KEY].detach()
+    if hasattr(moment, "full_tensor"):  # sharded by FSDP2; every rank asks for the same ones in the same order
+        moment = moment.full_tensor()
+    return moment / (1 - groups[0]["betas"][1] ** float(state["step"]))
+
+
+def _of_deepspeed(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
+    """The same where the optimizer holds a flat part of all weights on each rank; every rank calls it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    own = plain(optimizer)
+    betas = {group.get("betas") for group in own.param_groups}
+    if len(betas) != 1 or None in betas:  # which group a weight has gone to is not known
+        raise _none_for_weights(own, own.param_groups)
+    state = next(iter(own.state.values()), None)
+    if not state:
+        return None
+    if KEY not in state:
+        raise _none_for_weights(own, own.param_groups)
+    moment: Tensor = safe_get_full_optimizer_state(parameter, KEY)
+    return moment.detach() / (1 - betas.pop()[1] ** float(state["step"]))
+
+
+def _none_for_weights(optimizer: Any, groups: list[dict[str, Any]]) -> UnsupportedModelError:
+    found = "which does not hold the value projections"
+    if groups:
+        found = f"whose settings are {', '.join(key for key in groups[0] if key != 'params')}"
+    return UnsupportedModelError(
+        f"normalise 'optimizer' needs an optimizer with a second moment for every weight, such as AdamW. Found "
+        f"{type(optimizer).__name__}, {found}. Use normalise none."
+    )

@@ -29,8 +29,9 @@ from corebatch.scoring.trained import TrainedFeatures
 from corebatch.selectors import SELECTORS
 from corebatch.step import Choice, CoresetStep
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.distributed import Pool, agree, gather_rows
+from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory, Recalled
+from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, put_together, take_rows
 from corebatch.trainer.reuse import BlockStates
 from corebatch.trainer.tagging import untagged
@@ -167,7 +168,7 @@ class PoolScoring:
 
     def score(
         self,
-        accelerator: Any,
+        ranks: Ranks,
         model: nn.Module,
         batches: Sequence[Mapping[str, Tensor]],
         pool: Pool,
@@ -178,6 +179,7 @@ class PoolScoring:
         """Scores of those rows of `plan.exact` that this rank holds, in their order; None if no rank has any.
 
         Args:
+            ranks: who scores; a failure on one rank ends the run on all.
             batches: the pool's rows on this rank.
             padding: how rows are put together.
             states: keeps the blocks' inputs of what is scored, under the rows' positions in the pool.
@@ -185,11 +187,16 @@ class PoolScoring:
         self.work = Work()
         if not len(plan.exact):
             return None
-        rank = accelerator.process_index
-        mine = plan.exact[pool.ranks[plan.exact] == rank]
-        if not self.scorer.needs_forward:
-            return self._without_forward(model, batches, pool.rows[mine])
-        return self._forwards(accelerator, model, batches, pool, mine, padding, states)
+        mine = plan.exact[pool.ranks[plan.exact] == ranks.index]
+        if self.scorer.needs_forward:
+            return self._forwards(ranks, model, batches, pool, mine, padding, states)
+        failure: Exception | None = None
+        try:
+            scores = self._without_forward(model, batches, pool.rows[mine])
+        except Exception as error:
+            failure = error
+        ranks.report(failure)
+        return scores
 
     def _without_forward(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]], rows: Tensor) -> Scores:
         parts = [self.scorer.run(model, untagged(batch), **self._settings()) for batch in batches]
@@ -197,7 +204,7 @@ class PoolScoring:
 
     def _forwards(
         self,
-        accelerator: Any,
+        ranks: Ranks,
         model: nn.Module,
         batches: Sequence[Mapping[str, Tensor]],
         pool: Pool,
@@ -216,16 +223,21 @@ class PoolScoring:
         order = sorted(range(len(rows)), key=lambda i: -lengths[i])
         widths = [-(-lengths[i] // padding.multiple_of) * padding.multiple_of for i in order]
         pieces = self._cut(widths, model, -(-int(pool.lengths.max()) // padding.multiple_of) * padding.multiple_of)
-        parts: list[Scores] = []
-        done = 0
-        for size in pieces:
-            parts += self._forward(model, [(int(mine[i]), rows[i]) for i in order[done : done + size]], padding, states)
-            done += size
         # Ranks with fewer forwards repeat a row, so that all run equally many: sharded engines wait for each other.
+        most = int(ranks.report(None, len(pieces)).max())
         filler = rows[order[-1]] if rows else untagged(take_rows(batches, [0])[0])
-        idle: list[Scores] = []
-        for _ in range(agree(accelerator, self.work.forwards) - self.work.forwards):
-            idle = self._forward(model, [(-1, filler)], padding, None)
+        parts, idle, done = [], [], 0
+        failure: Exception | None = None
+        try:
+            for size in pieces:
+                piece = [(int(mine[i]), rows[i]) for i in order[done : done + size]]
+                parts += self._forward(model, piece, padding, states)
+                done += size
+            for _ in range(most - len(pieces)):
+                idle = self._forward(model, [(-1, filler)], padding, None)
+        except Exception as error:  # the others are told before it is raised
+            failure = error
+        ranks.report(failure)
         scores = Scores.cat(parts) if parts else _rows(idle[0], torch.tensor([], dtype=torch.long))
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
@@ -433,7 +445,7 @@ class PoolScoring:
 
     # ---- what is trained -----------------------------------------------------------------------------------------
 
-    def absorb(self, accelerator: Any, pool: Pool, step: int) -> None:
+    def absorb(self, ranks: Ranks, pool: Pool, step: int) -> None:
         """Takes the features of what was trained at this step into the memory, those of all ranks on every rank."""
         if self.trained is None or self.memory is None:
             return
@@ -441,16 +453,14 @@ class PoolScoring:
         taken = self.trained.take()
         positions = torch.zeros(0, dtype=torch.long) if taken is None else taken[0]
         narrow = torch.zeros(0, 0) if taken is None else self.memory.narrow(taken[1])
-        if accelerator.num_processes > 1:
-            width, device = agree(accelerator, narrow.shape[1]), accelerator.device
-            if not width:
-                self._nothing_learnt()
-                return
-            counts = accelerator.gather(torch.tensor([len(positions)], device=device)).tolist()
-            narrow = gather_rows(accelerator, narrow.view(-1, width).to(device), counts).cpu()
-            positions = gather_rows(accelerator, positions.to(device), counts).cpu()
+        found = ranks.report(None, len(positions), narrow.shape[1])
+        counts, width = found[:, 0].tolist(), int(found[:, 1].max())
+        if width and ranks.count > 1:
+            narrow = ranks.gather_rows(narrow.view(-1, width), counts, "learnt").cpu()
+            positions = ranks.gather_rows(positions, counts, "learnt").cpu()
         if not len(positions):
             self._nothing_learnt()
+            return
         order = positions.sort(stable=True).indices
         positions, narrow = positions[order], narrow[order]
         self.memory.update(pool.ids[positions], narrow, self._extent(pool.tokens[positions]), step)

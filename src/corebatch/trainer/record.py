@@ -11,7 +11,6 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +20,15 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError, NonFiniteError
-from corebatch.trainer.checkpoint import write_text
+from corebatch.trainer.checkpoint import sync, write_text
 from corebatch.trainer.flops import ModelFlops, Peak, model_flops, peak_flops
 from corebatch.trainer.phases import Phases, clock_for
+from corebatch.trainer.run_identity import versions as versions
+from corebatch.trainer.saving import go_on_from, log_failed
 from corebatch.trainer.tagging import Sources
 
+SHOWN = 32
+"""Example ids that an error names at most."""
 LOG, RUN = "selection.jsonl", "corebatch.json"
 
 
@@ -65,6 +68,9 @@ class StepLine:
 class StepLog:
     """Writes lines in the order of the steps, each as soon as it is timed: on CPU at once, on a GPU up to a step late.
 
+    A line that cannot be written ends no step by itself, since other ranks would wait for this one: `failure` keeps
+    the error until all ranks can be told, and nothing is written after it.
+
     Args:
         path: of `selection.jsonl`; None on the ranks that write nothing.
     """
@@ -74,6 +80,7 @@ class StepLog:
 
     def __init__(self, path: Path | None) -> None:
         self.path = None if path is None else path.resolve()
+        self.failure: CheckpointError | None = None
         self._waiting: deque[StepLine] = deque()
         self.held.add(self)
 
@@ -89,15 +96,26 @@ class StepLog:
         except RuntimeError:  # of the device; whoever uses it next is told
             self._write(lambda line: True)
 
+    def sync(self) -> None:
+        """Returns once what was written has reached the disk."""
+        if self.path is not None and self.path.exists() and self.failure is None:
+            try:
+                sync(self.path)
+            except OSError as error:
+                self.failure = log_failed(error, self.path)
+
     def _write(self, ready: Callable[[StepLine], bool]) -> None:
         lines = []
         try:
             while self._waiting and ready(self._waiting[0]):
                 lines.append(json.dumps(self._waiting.popleft().values()) + "\n")
         finally:
-            if lines and self.path is not None:
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.writelines(lines)
+            if lines and self.path is not None and self.failure is None:
+                try:
+                    with open(self.path, "a", encoding="utf-8") as file:
+                        file.writelines(lines)
+                except OSError as error:
+                    self.failure = log_failed(error, self.path)
 
 
 class Recorder(TrainerCallback):
@@ -109,6 +127,7 @@ class Recorder(TrainerCallback):
         self._clock = clock_for(trainer.args.device)
         self.phases = Phases(self._clock)
         self.losses: list[Tensor] = []
+        self.chosen: list[int] = []
         self._loss: float | None = None
         self._log = StepLog(None)
         self._since_log: list[StepLine] = []
@@ -125,28 +144,52 @@ class Recorder(TrainerCallback):
         # Training may also end by an error that no callback hears of: what is held back is written when the recorder
         # goes, or the process.
         weakref.finalize(self, self._log.flush)
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
-            write_text(folder / RUN, json.dumps(run, indent=1, default=str) + "\n")
+        with self._trainer._ranks.together(f"Writing {RUN}"):
+            if state.is_world_process_zero:
+                folder = Path(args.output_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
+                try:
+                    write_text(folder / RUN, json.dumps(run, indent=1, default=str) + "\n")
+                except OSError as error:
+                    raise log_failed(error, folder / RUN) from error
         self._began = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raises NonFiniteError, on every rank alike, before a loss that is not finite moves any weight."""
+        """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,
+        and CheckpointError where the last step's line could not be written."""
         self.phases.end("train")
+        self.check_loss(state.global_step)
+
+    def check_loss(self, step: int) -> None:
+        """Waits for the step's loss and raises NonFiniteError if it is not finite. Where weights are updated inside
+        backward it is called before that, and the wait is one more of the device."""
         self._loss = None
         if self.losses:
             loss = torch.stack(self.losses).sum()
+            unwritten = self._log.failure is not None
             if self._trainer.accelerator.num_processes > 1:
-                loss = self._trainer.accelerator.reduce(loss, reduction="mean")
+                both = torch.stack([loss, torch.full_like(loss, float(unwritten))])
+                loss, share = self._trainer.accelerator.reduce(both, reduction="mean")
+                unwritten = float(share) > 0
+            if unwritten:
+                self.raise_unwritten()
             self._loss = float(loss)
             if not math.isfinite(self._loss):
                 self.flush()
                 raise NonFiniteError(
-                    f"At step {state.global_step + 1} the loss of the small batch should be finite. "
-                    f"Found {self._loss}. No weight was moved."
+                    f"At step {step + 1} the loss of the small batch should be finite. "
+                    f"Found {self._loss}. No weight was moved. {self._trained_rows()}"
+                    + go_on_from(Path(self._trainer.args.output_dir))
                 )
+
+    def _trained_rows(self) -> str:
+        """In a sentence or two, which rows a loss that is not finite comes from."""
+        if not self.chosen:
+            return ""
+        shown = ", ".join(map(str, self.chosen[:SHOWN])) + (", ..." if len(self.chosen) > SHOWN else "")
+        none = self.step is not None and self.step.get("labels_trained") == 0
+        return f"It was made of examples {shown} of the train set{', none of which has a trained token' * none}. "
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.phases.end("optimizer")
@@ -173,12 +216,23 @@ class Recorder(TrainerCallback):
         """Writes the lines that are held back until the device has finished their steps; waits for it."""
         self._log.flush()
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.flush()  # before the marker: a complete checkpoint has a line for each of its steps
-        self._trainer.save_coreset_state()
+    def before_save(self) -> None:
+        """Writes all lines to the disk: a complete checkpoint has a line for each of its steps.
+
+        Raises:
+            CheckpointError: on every rank, a line could not be written.
+        """
+        self.flush()
+        self._log.sync()
+        self.raise_unwritten()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.flush()
+        self.raise_unwritten()
+
+    def raise_unwritten(self) -> None:
+        """Raises CheckpointError on every rank if a line could not be written; all ranks call it."""
+        self._trainer._ranks.report(self._log.failure, doing=f"Writing {LOG}")
 
     def take_means(self) -> dict[str, float]:
         """What the Trainer's log shows beside its own numbers: means over the steps since the last call, and the most
@@ -320,17 +374,6 @@ def kept_note(sources: Sources, small: frozenset[int]) -> str:
 def per_source(ids: Tensor, names: Any) -> dict[str, int]:
     """How many rows each source has, by name, in order of the source numbers."""
     return {names[source]: count for source, count in sorted(Counter(ids.tolist()).items())}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("corebatch", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def hardware() -> dict[str, Any]:

@@ -60,8 +60,14 @@ def row_spans(batch: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([start.masked_fill(nothing, 0), end.masked_fill(nothing, 1)], dim=1).cpu()
 
 
-def take_rows(batches: Sequence[Mapping[str, Tensor]], wanted: Sequence[int]) -> list[dict[str, Tensor]]:
-    """The rows `wanted` (numbered through all batches) without their padding, in that order."""
+def take_rows(
+    batches: Sequence[Mapping[str, Tensor]], wanted: Sequence[int], by_token: Mapping[str, bool] | None = None
+) -> list[dict[str, Tensor]]:
+    """The rows `wanted` (numbered through all batches) without their padding, in that order.
+
+    Args:
+        by_token: which keys have a value for each token; by default those that are as wide as their batch's tokens.
+    """
     spans = [row_spans(batch) for batch in batches]
     owners = [(b, r) for b, batch in enumerate(batches) for r in range(len(batch["input_ids"]))]
     rows = []
@@ -71,11 +77,15 @@ def take_rows(batches: Sequence[Mapping[str, Tensor]], wanted: Sequence[int]) ->
         width = batches[b]["input_ids"].shape[1]
         rows.append(
             {
-                key: value[r, start:end] if value.ndim > 1 and value.shape[1] == width else value[r]
+                key: value[r, start:end] if _by_token(key, value, width, by_token) else value[r]
                 for key, value in batches[b].items()
             }
         )
     return rows
+
+
+def _by_token(key: str, value: Tensor, width: int, known: Mapping[str, bool] | None) -> bool:
+    return known[key] if known is not None else value.ndim > 1 and value.shape[1] == width
 
 
 def put_together(rows: Sequence[Mapping[str, Tensor]], padding: Padding) -> dict[str, Tensor]:

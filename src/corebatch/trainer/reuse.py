@@ -66,6 +66,8 @@ def _wrapping(model: nn.Module) -> str | None:
             return "A forward of the model is compiled with torch.compile."
         if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
             return "The model is sharded by FSDP."
+        if kind == "DeepSpeedEngine":  # it counts the gradients of a backward, and ours has one within another
+            return "The model is run by DeepSpeed."
         if isinstance(module, nn.DataParallel):
             return "The model is wrapped in DataParallel."
     for parameter in model.parameters():

@@ -137,6 +137,30 @@ class _TaggedStream(torch.utils.data.IterableDataset[Any]):
             yield {**row, ID: first + every * number, SOURCE: source}
 
 
+class Passes:
+    """Passes over a stream that several ranks share: which rows come a second time, to even out the ranks' last batch.
+
+    Ids count up from the start of a pass, and Accelerate fills its end with rows from its start."""
+
+    def __init__(self) -> None:
+        self._iterator: Any = None
+        self._last = -1
+
+    def start(self, iterator: Any) -> None:
+        """A new pass, if this is another iterator than the last."""
+        if iterator is not self._iterator:
+            self._iterator, self._last = iterator, -1
+
+    def fresh(self, ids: Tensor) -> Tensor:
+        """BoolTensor [n] for ids [n] of a batch: those that come after all ids of earlier batches."""
+        return ids > self._last
+
+    def seen(self, ids: Tensor) -> None:
+        """The ids of the whole pool have come."""
+        if len(ids):
+            self._last = max(self._last, int(ids.max()))
+
+
 def _cell(row: Mapping[str, Any], column: str) -> list[Any]:
     return [row[column]]
 
@@ -172,8 +196,33 @@ class SourceCollator:
             return self.collator(examples)
         tags = [(int(row[ID]), int(row[SOURCE])) for row in examples if ID in row]
         dropped = {ID, SOURCE} | ({self.column} if isinstance(examples[0].get(self.column), str) else set())
-        batch = self.collator([{k: v for k, v in row.items() if k not in dropped} for row in examples])
+        rows = [{k: v for k, v in row.items() if k not in dropped} for row in examples]
+        try:
+            batch = self.collator(rows)
+        except Exception as error:
+            if not tags:
+                raise
+            raise DataError(self._unfit([tag[0] for tag in tags], rows, error)) from error
         if tags:
             batch[ID] = torch.tensor([tag[0] for tag in tags])
             batch[SOURCE] = torch.tensor([tag[1] for tag in tags])
         return batch
+
+    def _unfit(self, ids: list[int], rows: list[Any], error: Exception) -> str:
+        """Which examples the collator fails on: those that it also fails on alone; else one without which it does not
+        fail; else all."""
+        bad = [number for number, row in zip(ids, rows, strict=True) if not self._makes([row])]
+        if not bad:
+            others = (ids[i] for i in range(len(ids)) if self._makes(rows[:i] + rows[i + 1 :]))
+            bad = list(others) or ids
+        return (
+            f"The collator ({type(self.collator).__name__}) should make a batch of examples "
+            f"{', '.join(map(str, bad))} of the train set. Found {type(error).__name__}: {error}"
+        )
+
+    def _makes(self, rows: list[Any]) -> bool:
+        try:
+            self.collator(rows)
+        except Exception:
+            return False
+        return True

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from corebatch.scoring._modes import forward_inputs
-from corebatch.scoring.head import intercepted_head, logit_map, weighted_token_loss
+from corebatch.scoring.head import head_not_called, intercepted_head, logit_map, weighted_token_loss
 
 
 def weighted_loss(
@@ -34,12 +34,15 @@ def weighted_loss(
     with intercepted_head(inner, take) as results:
 
         def attach(module: nn.Module, args: Any, output: Any) -> Any:
+            if not results:
+                raise head_not_called(inner)
             if isinstance(output, dict):
                 output["loss"] = results[0]
                 return output
             return (results[0], *output)
 
-        handle = inner.register_forward_hook(attach)
+        # Before FSDP's own hook, which has to see the loss among the outputs to gather weights for its backward.
+        handle = inner.register_forward_hook(attach, prepend=True)
         try:
             outputs = model(**forward_inputs(inputs))
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +16,12 @@ from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.trainer import CoresetConfig
 from corebatch.trainer.distributed import Pool, gather_pool
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, window
+from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, check_pool, put_together, row_spans, take_rows
 from corebatch.trainer.tagging import ID, SOURCE
 from models import ARCHITECTURES, batch_for, tiny_batch, tiny_model
 
-ALONE = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+ALONE = Ranks()
 NO_PADDING = Padding(token=0)
 KIND = "phi"  # its norms compute in the model's dtype, so that float64 is float64 all the way
 
@@ -51,7 +51,7 @@ def pool_of(batches: list[Batch]) -> Pool:
         "tokens": torch.cat([(batch["labels"][:, 1:] != -100).sum(dim=1) for batch in batches]),
         "eligible": torch.ones(len(spans), dtype=torch.bool),
     }
-    return gather_pool(ALONE, columns)
+    return gather_pool(ALONE, columns, [len(columns["ids"])])
 
 
 def scored(scoring: PoolScoring, model: Any, batches: list[Batch], padding: Padding = NO_PADDING) -> Scores:

@@ -47,7 +47,6 @@ def test_small_sources_of_a_stream_cannot_be_counted(tmp_path):
             "batch_rebalance",
             marks=pytest.mark.skipif(not REBALANCES, reason="this transformers has no batch_rebalance"),
         ),
-        ({"torch_compile": True}, ConfigError, "torch_compile"),
         ({"label_smoothing_factor": 0.1}, LossMismatchError, "label_smoothing_factor 0.1"),
         ({"extra": {"compute_loss_func": lambda *_, **__: 0}}, LossMismatchError, "compute_loss_func"),
     ],

@@ -1,0 +1,26 @@
+import json
+
+import pytest
+from lives import Lives
+
+
+@pytest.fixture(scope="session")
+def lives():
+    made = Lives()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(lives, tmp_path_factory):
+    """The folder of a case's run that nothing has disturbed."""
+    done = {}
+
+    def get(case, **run):
+        key = json.dumps([case, run], sort_keys=True)
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("whole") / case
+            lives.whole(case, done[key], **run)
+        return done[key]
+
+    return get
