@@ -57,8 +57,6 @@ METHODS = {
         {"rows": 35, "num_train_epochs": 3, "max_steps": -1, "kind": "gpt2"},
     ),
 }
-if wanted := os.environ.get("COREBATCH_METHODS"):  # fewer, for `make seam`
-    METHODS = {name: METHODS[name] for name in wanted.split(",")}
 STEPS = 8
 LONG = 50
 SELECTED = {  # every selector that a trainer takes; gpt2 and a loss of our own are in float64 throughout

@@ -45,10 +45,10 @@ TESTS = [
     "tests/unit/test_checkpoint.py",
     "tests/unit/trainer/test_trainer_refusals.py",
     "tests/unit/trainer/test_trainer_sft.py",
-    "tests/distributed/test_two_ranks.py",
+    # FSDP2 is left out: on a CPU it needs an Accelerate that is told that it has an accelerator
+    "tests/distributed/test_two_ranks.py::test_eight_steps_in_float32",
+    "tests/distributed/test_two_ranks.py::test_a_stream_on_two_ranks",
 ]
-TWO_RANKS = "recommended,random,uneven"
-"""Of the methods that tests/distributed runs on one and two ranks, those that differ in how the Trainer takes part."""
 SHOWN = ("transformers", "trl", "accelerate", "peft", "datasets", "torch")
 HEAD = ("version", *SHOWN, "Python", "passed", "failed", "skipped", "date", "commit")
 
@@ -94,7 +94,6 @@ def measure(version: str, python: Path, options: list[str]) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
-        "COREBATCH_METHODS": TWO_RANKS,
     }
     command = [str(python), "-m", "pytest", *warnings, f"--junitxml={report}", *options, *TESTS]
     done = subprocess.run(command, cwd=ROOT, env=environment)
