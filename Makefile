@@ -8,7 +8,7 @@ STAMP := $(VENV)/.setup-done
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test check seam bench docs clean
 
 setup: $(STAMP)  ## make .venv with everything that demo, tests and benchmarks need
 
@@ -31,6 +31,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+seam:  ## the seam's tests on transformers 4.57, 5.5, 5.14 and the newest; the results go into docs/versions.md
+	$(PYTHON) tests/seam/run.py --torch "$(TORCH)" --write
 
 bench: setup  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/run_all.py

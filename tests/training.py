@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from corebatch.trainer import CoresetConfig, CoresetTrainer
 VOCABULARY = 48
 SOURCES = ("algebra", "geometry", "logic", "rare")
 VALUES = {"llama": "v_proj", "phi": "v_proj", "gpt2": "c_attn"}
+STRATEGY = next((field for field in fields(TrainingArguments) if field.name == "train_sampling_strategy"), None)
+"""The Trainer's choice of a sampler; transformers 4 has `group_by_length` alone."""
+BY_LENGTH: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if STRATEGY else {"group_by_length": True}
+REBALANCES = STRATEGY is not None and "batch_rebalance" in STRATEGY.metadata.get("choices", ())
 
 
 def tiny_model(

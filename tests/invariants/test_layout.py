@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from corebatch.trainer import CoresetConfig
-from training import largest_difference, mixture, run, same, tiny_model, trainer, weights
+from training import BY_LENGTH, largest_difference, mixture, run, same, tiny_model, trainer, weights
 
 METHODS = {
     "recommended": CoresetConfig(),
@@ -65,7 +65,7 @@ def test_another_selection_seed_gives_another_choice(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"train_sampling_strategy": "group_by_length"},
+        BY_LENGTH,
         {"dataloader_num_workers": 2},
         {"dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1},
         {"remove_unused_columns": False},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -81,47 +80,51 @@ class ZerothOrder(Scorer):
         tokens = trained_tokens(batch["labels"])
         transform = logit_map(model)
         moves = 0
-        with ExitStack() as exact:  # autocast is off from the block's entry to the end of the forward
+        device = batch["labels"].device.type
+        autocast = torch.is_autocast_enabled(device)
 
-            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-                exact.enter_context(torch.autocast(batch["labels"].device.type, enabled=False))
-                repeated = {
-                    key: _repeat(value, len(value) if key == "alibi" and value is not None else rows, copies)
-                    for key, value in kwargs.items()
-                    if key not in _SHARED_BY_ROWS
-                }
-                return _repeat(args, rows, copies), {**kwargs, **repeated}
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            # Off from here to the end of the forward. The flag alone: the forward may bring its own context, which
+            # ends before one that was entered here would.
+            torch.set_autocast_enabled(device, False)
+            repeated = {
+                key: _repeat(value, len(value) if key == "alibi" and value is not None else rows, copies)
+                for key, value in kwargs.items()
+                if key not in _SHARED_BY_ROWS
+            }
+            return _repeat(args, rows, copies), {**kwargs, **repeated}
 
-            def perturb(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-                nonlocal moves
-                moves += 1
-                moved = output.clone()
-                columns = projection.columns
-                for k in range(self.num_directions):
-                    for sign, copy in ((1, 2 * k), (-1, 2 * k + 1)):
-                        part = slice(copy * rows, (copy + 1) * rows)
-                        a = args[0][part].to(output.dtype)
-                        width = output.shape[-1] if columns is None else len(columns)
-                        step = sign * self.epsilon * (a @ self.direction(width, a.shape[-1], k, seed, a).T)
-                        if columns is None:
-                            moved[part] += step
-                        else:
-                            moved[part, :, columns.to(output.device)] += step
-                return moved
+        def perturb(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            nonlocal moves
+            moves += 1
+            moved = output.clone()
+            columns = projection.columns
+            for k in range(self.num_directions):
+                for sign, copy in ((1, 2 * k), (-1, 2 * k + 1)):
+                    part = slice(copy * rows, (copy + 1) * rows)
+                    a = args[0][part].to(output.dtype)
+                    width = output.shape[-1] if columns is None else len(columns)
+                    step = sign * self.epsilon * (a @ self.direction(width, a.shape[-1], k, seed, a).T)
+                    if columns is None:
+                        moved[part] += step
+                    else:
+                        moved[part, :, columns.to(output.device)] += step
+            return moved
 
-            def take(head: nn.Module, hidden: Tensor) -> Tensor:
-                return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
+        def take(head: nn.Module, hidden: Tensor) -> Tensor:
+            return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
 
-            handles = [
-                projection.block.register_forward_pre_hook(enter, with_kwargs=True),
-                projection.hooked.register_forward_hook(perturb),
-            ]
-            try:
-                with scoring_mode(model), intercepted_head(model, take) as results:
-                    model(**forward_inputs(batch))
-            finally:
-                for handle in handles:
-                    handle.remove()
+        handles = [
+            projection.block.register_forward_pre_hook(enter, with_kwargs=True),
+            projection.hooked.register_forward_hook(perturb),
+        ]
+        try:
+            with scoring_mode(model), intercepted_head(model, take) as results:
+                model(**forward_inputs(batch))
+        finally:
+            torch.set_autocast_enabled(device, autocast)
+            for handle in handles:
+                handle.remove()
         check_executed(moves, 1)
         losses = positions.sum_rows(results[0]).view(self.num_directions, 2, rows)
         differences = ((losses[:, 0] - losses[:, 1]) / (2 * self.epsilon)).T

@@ -25,7 +25,15 @@ SUSPECTS = ("output_router_logits", "final_logit_softcapping", "logit_scale", "l
 
 
 def check_stream(args: Any, dataset: Any) -> None:
-    """Raises ConfigError for data without a length and no number of steps: nobody could tell when to stop."""
+    """Raises ConfigError for a Ray data set, whose batches come ready-made, so that rows have no ids; and for data
+    without a length and no number of steps: nobody could tell when to stop."""
+    kind = type(dataset)
+    if kind.__module__.split(".")[0] == "ray":
+        raise ConfigError(
+            f"train_dataset should be a map-style data set (with a length), which the Trainer shares out among Ray's "
+            f"workers. Found a Ray data set ({kind.__module__}.{kind.__qualname__}), whose loader hands out finished "
+            "batches: their rows have no ids to choose by."
+        )
     if args is not None and dataset is not None and not hasattr(dataset, "__len__") and args.max_steps <= 0:
         raise ConfigError("A stream (a train_dataset without a length) needs max_steps above 0. Found none.")
 

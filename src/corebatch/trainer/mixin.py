@@ -27,6 +27,7 @@ from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import compiling, record
+from corebatch.trainer._compat import follow_epochs
 from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
@@ -169,6 +170,7 @@ class CoresetMixin(_Base):
                 f"The train loader should draw per_device_train_batch_size x pool_factor = {drawn} rows at a time. "
                 f"Found {found}: a sampler or loader of its own ignores the batch size."
             )
+        follow_epochs(loader, lambda: int(self.state.epoch or 0))
         return loader
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

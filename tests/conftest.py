@@ -1,0 +1,15 @@
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def variables_of_its_own():
+    """TrainingArguments tells Accelerate by variables to compile, or (transformers 4) to train in bf16: not the tests
+    that follow."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        if name.startswith("ACCELERATE_"):
+            del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name.startswith("ACCELERATE_")})

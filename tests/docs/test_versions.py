@@ -1,0 +1,51 @@
+"""What README says of versions is what `make seam` measured."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "seam"))
+import run as seam  # noqa: E402
+
+ROW = dict[str, str]
+
+
+def rows() -> list[ROW]:
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert tuple(lines[0]) == seam.HEAD
+    return [dict(zip(seam.HEAD, line, strict=True)) for line in lines[2:]]
+
+
+def test_every_version_passed():
+    assert [row["version"] for row in rows()] == list(seam.PINS)
+    for row in rows():
+        assert int(row["passed"]) > 100, row
+        assert row["failed"] == "0", row
+
+
+def test_the_table_is_of_the_pins():
+    for row in rows():
+        for pin in seam.PINS[row["version"]]:
+            name, _, wanted = pin.partition("==")
+            assert wanted in ("", row[name])
+
+
+def test_readme_says_so_with_the_date():
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| transformers |")]
+    for row in rows():
+        assert row["transformers"] in line
+        assert row["trl"] in line
+    assert max(row["date"] for row in rows()) in line
+
+
+def test_another_run_replaces_the_table_alone():
+    page = "a\n<!-- table of make seam -->\nold\n<!-- end of the table -->\nb\n"
+    row = dict.fromkeys(seam.HEAD, "x")
+    written = seam.write(page, [row])
+    assert written.startswith("a\n<!-- table")
+    assert written.endswith("-->\nb\n")
+    assert "old" not in written
+    assert seam.write(written, [row]) == written
+    assert re.search(r"\| x \| x ", written)
