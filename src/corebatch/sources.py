@@ -93,6 +93,16 @@ def small_candidates(
     return frozenset(s for s in counts if names[s] in wanted)
 
 
+def absent_names(
+    counts: Mapping[int, int], names: Sequence[str] | Mapping[int, str], policy: SmallSources
+) -> list[str]:
+    """The names in a list of small sources that no example has; for the arguments see `small_candidates`."""
+    if policy is None or isinstance(policy, str):
+        return []
+    there = {names[source] for source in counts}
+    return [name for name in map(str, policy) if name not in there]
+
+
 def split(
     source_ids: Tensor,
     budget: int,

@@ -126,12 +126,13 @@ def drawn_last(folder, rows):
     return int(list(made.get_train_dataloader())[-1]["corebatch_id"][-1])
 
 
-def test_a_source_that_is_not_there_changes_nothing(tmp_path):
+def test_a_source_that_is_not_there_changes_nothing(tmp_path, caplog):
     none = run(trainer(tmp_path / "none", coreset=FULL, max_steps=3))
     absent = run(
         trainer(tmp_path / "absent", coreset=CoresetConfig(scoring="full", small_sources=("nowhere",)), max_steps=3)
     )
     assert same(weights(none), weights(absent))
+    assert "small_sources names nowhere, which no example has. The sources are algebra" in caplog.text
 
 
 @pytest.mark.parametrize("coreset", [CoresetConfig(small_sources="auto"), CoresetConfig.colm()], ids=["auto", "colm"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.trainer.tagging import ID, SOURCE, Names, SourceCollator, name_hash, tag
+from corebatch.trainer.tagging import ID, SOURCE, Names, Passes, SourceCollator, name_hash, tag
 
 ROWS = [
     {"input_ids": [1, 2, 3], "source": "logic"},
@@ -206,3 +206,22 @@ def test_without_tags_as_in_evaluation() -> None:
 def test_what_is_no_dictionary_is_the_users_own_affair() -> None:
     assert SourceCollator(len, "source")([]) == 0
     assert SourceCollator(len, "source")([(1, 2)]) == 1
+
+
+def test_what_fills_up_the_end_of_a_stream_is_not_fresh() -> None:
+    passes, ids = Passes(), torch.arange(8)
+    for iterator in (iter([]), iter([])):
+        passes.start(iterator)
+        assert passes.fresh(ids).all()
+        passes.seen(ids)
+        passes.start(iterator)
+        assert passes.fresh(torch.tensor([8, 9, 0, 1])).tolist() == [True, True, False, False]
+        passes.seen(torch.tensor([8, 9]))
+
+
+def test_after_a_resume_the_rows_before_it_are_known() -> None:
+    passes = Passes(8)
+    passes.start(iter([]))
+    assert passes.fresh(torch.tensor([8, 0])).tolist() == [True, False]
+    passes.start(iter([]))  # the next pass
+    assert passes.fresh(torch.tensor([0])).all()

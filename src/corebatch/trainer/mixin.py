@@ -24,7 +24,7 @@ from torch import Tensor
 
 from corebatch.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
-from corebatch.sources import small_candidates
+from corebatch.sources import absent_names, small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import compiling, record
 from corebatch.trainer._compat import follow_epochs
@@ -147,6 +147,9 @@ class CoresetMixin(_Base):
             raise ConfigError("small_sources needs a data set whose sources can be counted. Found a stream.")
         self._step.small_sources = small_candidates(counts, sources.names, self.coreset.small_sources)
         self._step.source_names = self._source_names = sources.names
+        absent = absent_names(counts, sources.names, self.coreset.small_sources)
+        if absent and self.is_world_process_zero():
+            logger.warning(record.absent_note(sources, absent))
         if self._step.small_sources and self.is_world_process_zero():
             logger.warning(record.kept_note(sources, self._step.small_sources))
         # What the model does not take is dropped on the way, so the two columns are declared as taken.
@@ -655,6 +658,8 @@ class CoresetMixin(_Base):
                 check_resume(self)
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
                 steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
+        pool = self.args.gradient_accumulation_steps * self._train_batch_size * self.coreset.pool_factor
+        self._passes = Passes(steps * pool * self._ranks.count)
         latest = self._ranks.largest(steps)
         with self._ranks.together("Looking at output_dir"):
             if latest != steps:

@@ -371,6 +371,12 @@ def kept_note(sources: Sources, small: frozenset[int]) -> str:
     return f"Small sources are kept whole ({kept}), which changes the mixture that is trained."
 
 
+def absent_note(sources: Sources, absent: list[str]) -> str:
+    """That small sources are named which the data set does not have, in a sentence."""
+    there = ", ".join(sorted(sources.names[s] for s in sources.counts))
+    return f"coreset.small_sources names {', '.join(absent)}, which no example has. The sources are {there}."
+
+
 def per_source(ids: Tensor, names: Any) -> dict[str, int]:
     """How many rows each source has, by name, in order of the source numbers."""
     return {names[source]: count for source, count in sorted(Counter(ids.tolist()).items())}

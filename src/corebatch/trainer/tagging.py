@@ -140,16 +140,21 @@ class _TaggedStream(torch.utils.data.IterableDataset[Any]):
 class Passes:
     """Passes over a stream that several ranks share: which rows come a second time, to even out the ranks' last batch.
 
-    Ids count up from the start of a pass, and Accelerate fills its end with rows from its start."""
+    Ids count up from the start of a pass, and Accelerate fills its end with rows from its start.
 
-    def __init__(self) -> None:
+    Args:
+        skipped: how many rows of the first pass were drawn before a checkpoint that the run is resumed from.
+    """
+
+    def __init__(self, skipped: int = 0) -> None:
         self._iterator: Any = None
-        self._last = -1
+        self._skipped, self._last = skipped, -1
 
     def start(self, iterator: Any) -> None:
         """A new pass, if this is another iterator than the last."""
         if iterator is not self._iterator:
-            self._iterator, self._last = iterator, -1
+            self._iterator, self._last = iterator, self._skipped - 1
+            self._skipped = 0
 
     def fresh(self, ids: Tensor) -> Tensor:
         """BoolTensor [n] for ids [n] of a batch: those that come after all ids of earlier batches."""
