@@ -67,7 +67,8 @@ class Ranks:
             return value
         value = value.to(self.device).contiguous()
         gathered = value.new_empty(self.count * value.shape[0], *value.shape[1:])
-        dist.all_gather_into_tensor(gathered, value, group=self.group)
+        if len(value):
+            dist.all_gather(list(gathered.split(len(value))), value, group=self.group)
         self.sent[what] += gathered.nbytes
         return gathered
 
