@@ -70,4 +70,7 @@ def test_an_optimizer_without_second_moments_is_named(divided):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_loss_that_is_not_finite_moves_no_weight_on_any_rank(divided, rank):
     message = (divided / "not_finite" / f"message-{rank}.txt").read_text()
-    assert re.search(r"At step 1 the loss of the small batch should be finite.* No weight was moved\.$", message)
+    assert re.search(
+        r"At step 1 the loss of the small batch should be finite.* No weight was moved\. It was made of examples",
+        message,
+    )
