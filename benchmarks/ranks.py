@@ -2,7 +2,7 @@
 
     python benchmarks/ranks.py --lengths ../shared/data/mathmix/train.jsonl --output benchmarks/results/ranks.jsonl
 
-Starts ranks over gloo (one thread each) for each seed. A Llama of 5.8 M numbers with random weights and LoRA trains on
+Starts ranks over gloo (one thread each) for each seed. A Llama of 5.9 M numbers with random weights and LoRA trains on
 random tokens with the lengths of the mixture; every row of the pool is scored at every step. A line for each step: the
 milliseconds of each phase, the share of a step that exchange and selection take, bytes by what for, rows moved and how
 unequal ranks' tokens were. --quick runs tiny batches, to see that it runs.
@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
+from transformers import LlamaForCausalLM, TrainingArguments, set_seed
 
 from corebatch.bench.run import provenance
 from corebatch.trainer import CoresetConfig, CoresetTrainer
+from small_llama import VOCABULARY, configuration
 
-VOCABULARY = 4096
 BETWEEN = ("exchange", "select")
 FIRST = 1
 """Steps that are left out: what is made once is made there."""
@@ -57,18 +57,7 @@ def train(args: argparse.Namespace) -> None:
     """One rank of one run."""
     torch.set_num_threads(1)
     set_seed(args.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-        )
-    )
+    model = LlamaForCausalLM(configuration())
     model = get_peft_model(model, LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
     ranks = int(os.environ["WORLD_SIZE"])
     settings = TrainingArguments(

@@ -42,19 +42,9 @@ def tokenizer_for(lines: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/mathmix"))
-    parser.add_argument("--output", type=Path, default=Path(".cache/small-llama"))
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=8, help="sequences of 256 tokens")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines = texts(args.data)
-    tokenizer = tokenizer_for(lines)
-    set_seed(args.seed)
-    config = LlamaConfig(
+def configuration() -> LlamaConfig:
+    """Six blocks, 5.9 M numbers."""
+    return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=768,
@@ -67,7 +57,21 @@ def main() -> None:
         bos_token_id=1,
         eos_token_id=2,
     )
-    model = LlamaForCausalLM(config).to(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/mathmix"))
+    parser.add_argument("--output", type=Path, default=Path(".cache/small-llama"))
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=8, help="sequences of 256 tokens")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lines = texts(args.data)
+    tokenizer = tokenizer_for(lines)
+    set_seed(args.seed)
+    model = LlamaForCausalLM(configuration()).to(device)
     stream = torch.tensor([token for line in lines for token in [*tokenizer(line)["input_ids"], 2]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)

@@ -13,3 +13,14 @@ def variables_of_its_own():
         if name.startswith("ACCELERATE_"):
             del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if name.startswith("ACCELERATE_")})
+
+
+@pytest.fixture
+def one_thread():
+    """Sums in the order of one thread: bit for bit the same, and quick for tiny models."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

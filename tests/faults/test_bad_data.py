@@ -17,14 +17,7 @@ from training import mixture, run, same, tiny_model, trainer, weights
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 FULL = CoresetConfig(scoring="full")
 TOKEN = 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Poison(TrainerCallback):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from corebatch.errors import CheckpointError, ConfigError, CorebatchError, DataError, NonFiniteError
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import absent_names, small_candidates
 from corebatch.step import Choice
@@ -719,13 +719,14 @@ class CoresetMixin(_Base):
 
     @contextmanager
     def _saved_together(self, folder: Path) -> Iterator[None]:
-        error: Exception | None = None
-        try:
-            yield
-        except Exception as caught:
-            error = saving_failed(caught, self.state.global_step, folder)
-            error.__cause__ = caught if error is not caught else caught.__cause__
-        self._ranks.report(error, doing=f"Writing {folder}")
+        """A part of saving, which all ranks end alike; what fails says what can be gone on from."""
+        with self._ranks.together(f"Writing {folder}"):
+            try:
+                yield
+            except CorebatchError:
+                raise
+            except Exception as error:
+                raise saving_failed(error, self.state.global_step, folder) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The parent's. Within a checkpoint, a failure waits until all ranks can be told of it."""

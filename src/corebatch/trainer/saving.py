@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from corebatch.errors import CheckpointError, CorebatchError
+from corebatch.errors import CheckpointError
 from corebatch.trainer.checkpoint import last_complete
 
 
@@ -55,10 +55,8 @@ class Saving:
             setattr(self._args, name, value)
 
 
-def saving_failed(error: Exception, step: int, folder: Path) -> CorebatchError:
+def saving_failed(error: Exception, step: int, folder: Path) -> CheckpointError:
     """The error of a checkpoint that could not be written: the step, the path, the cause, and where to go on from."""
-    if isinstance(error, CorebatchError):
-        return error
     return CheckpointError(
         f"At step {step}, {folder} could not be written: {type(error).__name__}: {error}. {_free(folder)}"
         f"{go_on_from(folder.parent)}"

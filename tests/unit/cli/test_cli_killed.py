@@ -15,16 +15,8 @@ from safetensors.torch import load_file
 import corebatch
 from corebatch.cli.main import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STEPS = ("--max_steps", "30", "--save_total_limit", "1")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(monkeypatch, config, *words):
