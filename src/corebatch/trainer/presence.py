@@ -163,15 +163,10 @@ class Presence:
             behind = self.behind()
         except Exception as error:
             behind = [f"nobody knows whom: the store cannot be read ({type(error).__name__})"]
-        logger.error(
-            "Rank %d has been at %s of step %d for %.0f s, and the process group's timeout is %.0f s. It waits for %s.",
-            self.index,
-            place.phase,
-            place.step,
-            waited,
-            self.timeout,
-            "; ".join(behind) or "no rank: all have come as far",
-        )
+        text = "Rank %d has been at %s of step %d for %.0f s, and the process group's timeout is %.0f s. %s."
+        found = f"It waits for {'; '.join(behind)}" if behind else "So has every other: evaluation, a save, or gone"
+        level = logging.ERROR if behind else logging.WARNING
+        logger.log(level, text, self.index, place.phase, place.step, waited, self.timeout, found)
 
 
 def _watch(presence: weakref.ref[Presence], stop: threading.Event, every: float) -> None:
