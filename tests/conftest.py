@@ -15,7 +15,7 @@ def variables_of_its_own():
     os.environ.update({name: value for name, value in before.items() if name.startswith("ACCELERATE_")})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Sums in the order of one thread: bit for bit the same, and quick for tiny models."""
     import torch

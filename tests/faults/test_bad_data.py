@@ -88,7 +88,7 @@ class Rows(TorchDataset):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, one_thread):
     return weights(run(trainer(tmp_path_factory.mktemp("whole"), coreset=FULL, **SAVING)))
 
 

@@ -1,6 +1,6 @@
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def always_one_thread(one_thread):
     """For every invariant."""
