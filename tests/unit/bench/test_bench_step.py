@@ -239,7 +239,7 @@ def test_an_arm_that_this_version_refuses_is_left_out_with_its_error(settings, m
 
 
 def test_an_arm_that_the_model_refuses_is_left_out(settings, monkeypatch):
-    def refuse(self, batches):
+    def refuse(self, *args):
         raise UnsupportedModelError("no such projection")
 
     monkeypatch.setattr(step_arm.CoresetTrainer, "_small_batch", refuse)
