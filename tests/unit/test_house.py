@@ -21,6 +21,7 @@ ALLOWED = {
     "evaluation": LEAVES,
     "report": LEAVES,
     "demo": LEAVES | {"evaluation"},
+    "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
     "bench": LEAVES | {"scoring", "selectors", "trainer", "mixture", "evaluation"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}

@@ -68,6 +68,15 @@ def demo(
     run(output_dir, console(), steps=steps, seed=seed)
 
 
+@app.command(context_settings=_PASS)
+def compare(context: typer.Context, config: _CONFIG) -> None:
+    """Compare the config's selection with plain training and other arms, at equal budgets, tuned, over seeds."""
+    from corebatch.cli.compare import compare as run
+    from corebatch.cli.settings import read_values
+
+    run(*read_values(config, context.args), console())
+
+
 @app.command()
 def env() -> None:
     """Print versions and hardware, for bug reports."""

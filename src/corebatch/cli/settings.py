@@ -101,11 +101,25 @@ def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Setting
     Raises:
         ConfigError: the file cannot be read, or a key is unknown, missing or of the wrong type.
     """
+    return settings_from(*read_values(config, overrides))
+
+
+def read_values(config: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """The keys of a YAML file, changed by `--key value` pairs, and where they come from, for errors."""
     values = read_config(config) if config is not None else {}
     for key, value in parse_overrides(overrides):
         _expand(values, key)
         _set(values, key.split("."), value, key)
-    where = str(config) if config is not None else "the command line"
+    return values, str(config) if config is not None else "the command line"
+
+
+def settings_from(values: dict[str, Any], where: str) -> Settings:
+    """Settings from keys and values; the block `compare` is left to `corebatch compare`.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of the wrong type.
+    """
+    values = {key: value for key, value in values.items() if key != "compare"}
     for key in values:
         if key not in KEYS:
             raise ConfigError(f"{where}: unknown key {key!r}.{hint(key, KEYS)}")

@@ -1,0 +1,199 @@
+"""The arms of a comparison: what each draws, chooses and trains, and the budget that ends it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from corebatch._registry import hint
+from corebatch.errors import ConfigError
+from corebatch.trainer import CoresetConfig
+
+Budget = Literal["wall_clock", "flops", "steps"]
+BUDGETS: tuple[Budget, ...] = ("wall_clock", "flops", "steps")
+REFERENCE = "coreset"
+"""The method of the user's `coreset:` block. Its steps set the budget of all others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to choose what a step trains.
+
+    Attributes:
+        name: a word.
+        title: for readers.
+        baseline: whether the reference is tested against it in the main table.
+        coreset: what replaces keys of the `coreset:` block, all of it but pool_factor, seed and source_column.
+        large: whether all that is drawn is trained, in more accumulation steps.
+        training: what replaces training arguments.
+    """
+
+    name: str
+    title: str
+    baseline: bool = False
+    coreset: Mapping[str, Any] = field(default_factory=dict)
+    large: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="plain_large", title="plain, large batch (accumulated)", baseline=True, large=True),
+        Method(name="plain_small", title="plain, small batch", baseline=True),
+        Method(
+            name="random",
+            title="random out of the pool",
+            baseline=True,
+            coreset={"scorer": "tokens", "selector": "random"},
+        ),
+        Method(
+            name="tokens_importance",
+            title="importance by the square root of trained tokens, no scoring",
+            baseline=True,
+            coreset={"scorer": "tokens", "selector": "importance"},
+        ),
+        Method(
+            name="random_small_kept",
+            title="random, small sources kept",
+            coreset={"scorer": "tokens", "selector": "random", "small_sources": "auto"},
+        ),
+        Method(name="stratified", title="stratified by source", coreset={"scorer": "tokens", "selector": "stratified"}),
+        Method(name="hard", title="largest loss", coreset={"scorer": "loss", "selector": "hard"}),
+        Method(name="length", title="longest", coreset={"scorer": "length", "selector": "hard"}),
+        Method(name="colm", title="CoLM as published", coreset={"recipe": "colm"}),
+    )
+}
+"""The built-in methods beside the user's own."""
+
+DEFAULT_ARMS = (
+    *("plain_large", "plain_small@steps", "plain_small@flops", "plain_small", "random", "tokens_importance"),
+    *("random_small_kept", "stratified", "hard", "length", "colm"),
+)
+_KEPT = ("pool_factor", "seed", "source_column", "padding_free")
+"""Keys of the user's block that every method has in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A method that ends where a budget does.
+
+    Attributes:
+        coreset: settings of the method, with pool_factor 1 for a plain one.
+        small: rows that a step of the reference trains; large: rows that it draws.
+    """
+
+    method: Method
+    budget: Budget
+    coreset: CoresetConfig
+    training: Mapping[str, Any]
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.name}@{self.budget}"
+
+    @property
+    def rows_trained(self) -> int:
+        """Of one step, at most."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def rows_drawn(self) -> int:
+        """Of one step, at most."""
+        return self.rows_trained * self.coreset.pool_factor
+
+
+def make_arms(
+    wanted: Sequence[str],
+    extra: Mapping[str, Mapping[str, Any]],
+    coreset: CoresetConfig,
+    block: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> list[Arm]:
+    """The arms by their names, the reference first.
+
+    Args:
+        wanted: "method" (at equal wall-clock) or "method@budget".
+        extra: arms of the user's own: name -> {title, coreset, training, baseline}.
+        coreset: of the reference.
+        block: the same as it stands in the config.
+        training: training arguments of the reference.
+
+    Raises:
+        ConfigError: an unknown method, budget or key, or settings that do not go together.
+    """
+    methods = dict(METHODS)
+    for name, values in extra.items():
+        methods[name] = _own(name, values, block)
+    methods[REFERENCE] = Method(name=REFERENCE, title="the coreset block of the config", coreset=dict(block))
+    arms: dict[str, Arm] = {}
+    for text in (REFERENCE, *wanted, *(name for name in extra if not _named(name, wanted))):
+        name, _, budget = str(text).partition("@")
+        if name not in methods:
+            raise ConfigError(
+                f"compare.arms should name {', '.join(methods)}, or one of extra_arms. "
+                f"Found {name!r}.{hint(name, methods)}"
+            )
+        if (budget or "wall_clock") not in BUDGETS:
+            raise ConfigError(f"compare.arms: a budget should be {', '.join(BUDGETS)}. Found {text!r}.")
+        if name == REFERENCE and budget not in ("", "wall_clock"):
+            raise ConfigError(f"compare.arms: {REFERENCE} sets the budgets and has none of its own. Found {text!r}.")
+        arm = _arm(methods[name], budget or "wall_clock", coreset, training)  # type: ignore[arg-type]  # checked above
+        arms[arm.name] = arm
+    return list(arms.values())
+
+
+def _named(name: str, wanted: Sequence[str]) -> bool:
+    return any(str(text).partition("@")[0] == name for text in wanted)
+
+
+def _own(name: str, values: Any, block: Mapping[str, Any]) -> Method:
+    keys = ("title", "coreset", "training", "baseline", "large")
+    if name in METHODS or name == REFERENCE or not name.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(
+            f"compare.extra_arms should have names of their own, of letters, digits, - and _. Found {name!r}."
+        )
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"compare.extra_arms.{name} should be a block of {', '.join(keys)}. Found {values!r}.")
+    for key in values:
+        if key not in keys:
+            raise ConfigError(
+                f"compare.extra_arms.{name} has the keys {', '.join(keys)}. Found {key!r}.{hint(key, keys)}"
+            )
+    own = values.get("coreset") or {}
+    return Method(
+        name=name,
+        title=str(values.get("title", name)),
+        baseline=bool(values.get("baseline", False)),
+        large=bool(values.get("large", False)),
+        coreset=dict(own) if "recipe" in own else {**block, **own},
+        training=dict(values.get("training") or {}),
+    )
+
+
+def _arm(method: Method, budget: Budget, coreset: CoresetConfig, training: Mapping[str, Any]) -> Arm:
+    training = {**training, **method.training}
+    micro = int(training.get("per_device_train_batch_size") or 8)
+    accumulation = int(training.get("gradient_accumulation_steps") or 1)
+    common = {key: getattr(coreset, key) for key in _KEPT}
+    if method.large:
+        accumulation *= coreset.pool_factor
+    if method.large or (not method.coreset and method.name != REFERENCE):
+        chosen = dataclasses.replace(CoresetConfig(), **{**common, "pool_factor": 1})
+    else:
+        try:
+            chosen = CoresetConfig.from_dict({**common, **method.coreset})
+        except ConfigError as error:
+            raise ConfigError(f"The arm {method.name}: {error}") from error
+    return Arm(
+        method=method,
+        budget=budget,
+        coreset=chosen,
+        training=training,
+        micro_batch=micro,
+        accumulation=accumulation,
+    )

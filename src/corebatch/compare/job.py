@@ -1,0 +1,331 @@
+"""One run of one arm: trains, counts what it drew and trained, and measures held-out loss on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+
+from corebatch.compare.arms import Arm
+from corebatch.compare.costs import REMEMBERING, StepCost, flop_counter, row_tokens, step_seconds
+from corebatch.evaluation import HeldoutLoss, heldout_loss
+from corebatch.trainer import CoresetTrainer
+
+ORDER_EVERY = 64
+"""After how many drawn examples the running hash of their order is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Held-out rows as batches on the model's device; `source` [N] indexes `names`."""
+
+    batches: Sequence[Mapping[str, Tensor]]
+    names: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, dataset: Any, rows: Sequence[int], collate: Callable[[Any], Any], size: int, device: str, names: Any
+    ) -> HeldOut:
+        """Batches of `size` rows, sorted by length."""
+        order = sorted(rows, key=lambda i: (len(dataset[i]["input_ids"]), i))
+        batches = []
+        for start in range(0, len(order), size):
+            found = [dataset[i] for i in order[start : start + size]]
+            batch = {key: value.to(device) for key, value in collate(found).items()}
+            batch["source"] = torch.tensor([names.index(row["source"]) for row in found])
+            batches.append(batch)
+        return cls(batches=batches, names=names)
+
+    def loss(self, model: Any) -> dict[str, Any]:
+        """Nats a token by three means, and by source."""
+        return loss_values(heldout_loss(model, self.batches, source_names=list(self.names)))
+
+
+def loss_values(found: HeldoutLoss) -> dict[str, Any]:
+    """As a line has it."""
+    sources = {name: means.token_mean for name, means in sorted(found.sources.items())}
+    return {
+        "token": found.token_mean,
+        "example": found.example_mean,
+        "source": found.source_mean,
+        "sources": sources,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a process needs to run jobs: how to make the model, and the data.
+
+    Attributes:
+        make_model: a fresh model, on no device; the same for the same seed of the global generator.
+        train: tokenised rows with a column `source`.
+        tune, curve, final: held-out rows, by what they are for.
+        evaluate_tasks: model -> accuracy by name of the task.
+    """
+
+    make_model: Callable[[], Any]
+    tokenizer: Any
+    train: Any
+    collate: Callable[[Any], dict[str, Tensor]]
+    tune: HeldOut
+    curve: HeldOut
+    final: HeldOut
+    evaluate_tasks: Callable[[Any], dict[str, float]] | None = None
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What a run drew, scored and trained. Tokens are counted without padding."""
+
+    rows_drawn: int = 0
+    rows_trained: int = 0
+    tokens_drawn: int = 0
+    tokens_trained: int = 0
+    tokens_scored: int = 0
+    order: list[str] = field(default_factory=list)
+
+
+class _Watched:
+    """A collator that notes the rows that pass, in order: a hash of each, and its tokens."""
+
+    def __init__(self, inner: Callable[[Any], dict[str, Tensor]]) -> None:
+        self.inner = inner
+        self.rows: list[tuple[bytes, int]] = []
+        self.pad_token_id = getattr(getattr(inner, "tokenizer", None), "pad_token_id", None)
+
+    def __call__(self, rows: Any) -> dict[str, Tensor]:
+        for row in rows:
+            ids = [int(token) for token in row["input_ids"]]
+            self.rows.append((hashlib.sha256(json.dumps(ids).encode()).digest(), len(ids)))
+        return self.inner(rows)
+
+    def order(self, count: int) -> list[str]:
+        """Running hash of the first `count` rows, after every `ORDER_EVERY`."""
+        running, found = hashlib.sha256(), []
+        for number, (digest, _) in enumerate(self.rows[:count], 1):
+            running.update(digest)
+            if number % ORDER_EVERY == 0:
+                found.append(running.hexdigest()[:12])
+        return found
+
+
+class _CountingTrainer(CoresetTrainer):
+    """Counts the rows and tokens that go into training, where the Trainer takes them."""
+
+    counts: Counts
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            weights = batch.get("loss_weights")
+            tokens = row_tokens(batch)
+            if weights is not None and weights.ndim == 1:  # a row of weight 0 fills an empty place
+                tokens = [n for n, weight in zip(tokens, weights.tolist(), strict=True) if weight != 0]
+            self.counts.rows_trained += len(tokens)
+            self.counts.tokens_trained += sum(tokens)
+        return batches, items
+
+
+class _Curve(TrainerCallback):
+    def __init__(self, at: Sequence[int], measure: Callable[[int], None]) -> None:
+        self.at, self.measure = set(at), measure
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in self.at:
+            self.measure(state.global_step)
+
+
+class _Stamps(TrainerCallback):
+    def __init__(self, device: str) -> None:
+        self.times: list[float] = []
+        self._cuda = device.startswith("cuda")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def arguments(
+    arm: Arm, folder: str, *, steps: int, seed: int, learning_rate: float | None, adam_beta2: float | None
+) -> TrainingArguments:
+    """The arm's training arguments for one run: nothing is saved, logged or evaluated by the Trainer itself."""
+    values = dict(arm.training)
+    for key in ("eval_steps", "save_steps", "num_train_epochs", "resume_from_checkpoint", "metric_for_best_model"):
+        values.pop(key, None)
+    values |= {
+        "output_dir": folder,
+        "per_device_train_batch_size": arm.micro_batch,
+        "gradient_accumulation_steps": arm.accumulation,
+        "max_steps": steps,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,  # the collator counts, in this process
+    }
+    if learning_rate is not None:
+        values["learning_rate"] = learning_rate
+    if adam_beta2 is not None:
+        values["adam_beta2"] = adam_beta2
+    return TrainingArguments(**values)
+
+
+def train_arm(
+    arm: Arm,
+    place: Place,
+    *,
+    steps: int,
+    seed: int,
+    learning_rate: float | None = None,
+    adam_beta2: float | None = None,
+    dataset: Any = None,
+    callbacks: Callable[[Any], list[TrainerCallback]] | None = None,
+) -> tuple[Any, Counts]:
+    """The trained model and what was counted."""
+    set_seed(seed)
+    model = place.make_model()
+    watched = _Watched(place.collate)
+    with tempfile.TemporaryDirectory(prefix="corebatch-compare-") as folder:
+        args = arguments(arm, folder, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
+        trainer: Any = _CountingTrainer(
+            model=model,
+            args=args,
+            train_dataset=place.train if dataset is None else dataset,
+            data_collator=watched,
+            processing_class=place.tokenizer,
+            coreset=dataclasses.replace(arm.coreset, seed=seed),
+            callbacks=callbacks(model) if callbacks is not None else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        counts = trainer.counts = Counts()
+        trainer.train()
+        if arm.coreset.pool_factor == 1:
+            counts.rows_drawn = counts.rows_trained
+        else:
+            lines = [json.loads(line) for line in (Path(folder) / "selection.jsonl").read_text().splitlines()]
+            counts.rows_drawn = sum(line["pool_examples"] for line in lines)
+            counts.tokens_scored = sum(line["tokens_scored"] for line in lines)
+        reached = int(trainer.state.global_step)
+    counts.tokens_drawn = sum(tokens for _, tokens in watched.rows[: counts.rows_drawn])
+    counts.order = watched.order(counts.rows_drawn)
+    if reached != steps:
+        raise RuntimeError(f"The run should have {steps} steps. Found {reached}.")
+    return model, counts
+
+
+def points(steps: int, evaluations: int) -> list[int]:
+    """The steps after which held-out loss is measured: evenly spaced, the last one among them."""
+    return sorted({max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)})
+
+
+def run_arm(
+    arm: Arm,
+    place: Place,
+    *,
+    steps: int,
+    seed: int,
+    learning_rate: float | None,
+    adam_beta2: float | None,
+    seconds: StepCost,
+    flops: StepCost,
+    evaluations: int,
+) -> dict[str, Any]:
+    """A whole run as the measured part of its line."""
+    curve: list[dict[str, Any]] = []
+    before = time.perf_counter()
+
+    def measure(model: Any) -> list[TrainerCallback]:
+        def at(step: int) -> None:
+            cost = {"step": step, "seconds": seconds.of(step), "flops": flops.of(step)}
+            curve.append({**cost, **place.curve.loss(model)})
+
+        return [_Curve(points(steps, evaluations), at)]
+
+    model, counts = train_arm(
+        arm,
+        place,
+        steps=steps,
+        seed=seed,
+        learning_rate=learning_rate,
+        adam_beta2=adam_beta2,
+        callbacks=measure,
+    )
+    final = place.final.loss(model)
+    if place.evaluate_tasks is not None:
+        final["tasks"] = place.evaluate_tasks(model)
+    for point in curve:  # tokens a step are those of the run, on average
+        point["tokens_trained"] = round(counts.tokens_trained * point["step"] / steps)
+    return {
+        "steps": steps,
+        **{key: value for key, value in dataclasses.asdict(counts).items() if key != "order"},
+        "flops": flops.of(steps),
+        "seconds": seconds.of(steps),
+        "wall_seconds": round(time.perf_counter() - before, 3),
+        "order": counts.order,
+        "curve": curve,
+        "final": final,
+    }
+
+
+def tune_arm(arm: Arm, place: Place, *, steps: int, seed: int, learning_rate: float, adam_beta2: float | None) -> Any:
+    """Held-out loss on the rows for tuning after a run of this length."""
+    model, _ = train_arm(arm, place, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
+    return {key: value for key, value in place.tune.loss(model).items() if key != "sources"}
+
+
+def time_arm(arm: Arm, place: Place, rows: Sequence[int], device: str) -> tuple[float, float]:
+    """Seconds of a step, first pass and later, on a part of the data: two passes for what remembers, else one."""
+    stamps = _Stamps(device)
+    steps, epoch = _rehearsal(arm, rows)
+    train_arm(
+        arm,
+        place,
+        steps=steps,
+        seed=0,
+        dataset=place.train.select(rows),
+        callbacks=lambda _: [stamps],
+    )
+    return step_seconds(stamps.times, epoch, remembers(arm))
+
+
+def count_flops(arm: Arm, place: Place, rows: Sequence[int]) -> tuple[float, float]:
+    """FLOPs of a step, first pass and later, counted while it runs."""
+    found: list[int] = []
+    counter = flop_counter()
+
+    class Reads(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            found.append(counter.get_total_flops())
+
+    steps, epoch = _rehearsal(arm, rows)
+    with counter:
+        train_arm(arm, place, steps=steps, seed=0, dataset=place.train.select(rows), callbacks=lambda _: [Reads()])
+    return step_seconds(found, epoch, remembers(arm))
+
+
+def _rehearsal(arm: Arm, rows: Sequence[int]) -> tuple[int, int]:
+    """Steps of a rehearsal, and of one pass in it. A plain arm that steps through less goes through the same rows."""
+    epoch = max(1, len(rows) // arm.rows_drawn)
+    return max(3, epoch * (2 if remembers(arm) else 1)), epoch
+
+
+def remembers(arm: Arm) -> bool:
+    """Whether the first pass over the data costs other than later ones."""
+    step = arm.coreset.build()
+    scores = arm.coreset.pool_factor > 1 and step.scores and step.scorer.needs_forward
+    return scores and arm.coreset.scoring_settings.way in REMEMBERING

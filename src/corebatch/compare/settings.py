@@ -1,0 +1,158 @@
+"""The `compare:` block of a config file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from corebatch._registry import hint
+from corebatch.compare.arms import DEFAULT_ARMS
+from corebatch.errors import ConfigError
+
+METRICS = ("token", "example", "source")
+"""Means of the held-out loss: over tokens, examples, sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """How each method's learning rate and Adam's beta2 are found: by successive halving (arXiv 1502.07943).
+
+    All candidates are trained for a share `shortest` of the method's own steps; the better half goes on with twice as
+    many, from the start again, until one is left or the length is the whole run's.
+
+    Attributes:
+        seed: of data order, weights and selection; should not be one of the comparison's.
+        learning_rates: absolute, or None for `factors` times the config's own.
+        adam_beta2: values; None leaves the config's.
+        metric: which held-out mean decides, on rows that the final evaluation does not see.
+        held_out: share of the held-out rows that is for tuning alone; of them at most `rows` are used.
+        enabled: False: every method takes the config's own values, and the outputs say so.
+    """
+
+    enabled: bool = True
+    seed: int = 0
+    learning_rates: tuple[float, ...] | None = None
+    factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    adam_beta2: tuple[float, ...] | None = None
+    shortest: float = 0.25
+    metric: str = "token"
+    held_out: float = 1 / 3
+    rows: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """The keys of the `compare:` block.
+
+    Attributes:
+        arms: names in `METHODS`, with "@steps" or "@flops" for another budget than equal wall-clock. The config's own
+            `coreset:` block is always the first arm.
+        extra_arms: name -> {title, coreset, training, baseline}.
+        seeds: a number n (1 to n), or a list.
+        evaluations: points of each curve of held-out loss.
+        curve_rows: held-out rows of a point; the final evaluation takes all.
+        eval_rows: rows of an evaluation's forward.
+        timing_pools, timing_rounds: how many pools each arm is timed on, twice over, and how often all in turn.
+        tasks: evaluated at the end of each run, as for `corebatch evaluate`.
+        task_options: of the evaluation: max_new_tokens, batch_size, limit.
+        processes: side by side; None: one a GPU, or one.
+        devices: indices of GPUs; None: all.
+        threads: of each process on CPU; None: the cores over the processes.
+    """
+
+    arms: tuple[str, ...] = DEFAULT_ARMS
+    extra_arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    tune: TuneSettings = TuneSettings()
+    evaluations: int = 8
+    curve_rows: int = 128
+    eval_rows: int = 32
+    timing_pools: int = 6
+    timing_rounds: int = 3
+    tasks: tuple[Any, ...] = ()
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    processes: int | None = None
+    devices: tuple[int, ...] | None = None
+    threads: int | None = None
+
+    @classmethod
+    def from_dict(cls, block: Any) -> CompareSettings:
+        """Raises ConfigError for an unknown key, or a value out of range."""
+        values = _block(block, cls, "compare")
+        tune = _block(values.pop("tune", None), TuneSettings, "compare.tune")
+        for key in ("learning_rates", "factors", "adam_beta2"):
+            if tune.get(key) is not None:
+                tune[key] = tuple(_number(x, f"compare.tune.{key}") for x in _list(tune[key], f"compare.tune.{key}"))
+        for key in ("arms", "tasks", "devices"):
+            if values.get(key) is not None:
+                values[key] = tuple(_list(values[key], f"compare.{key}"))
+        seeds = values.get("seeds")
+        if isinstance(seeds, int) and not isinstance(seeds, bool):
+            values["seeds"] = tuple(range(1, seeds + 1))
+        elif seeds is not None:
+            values["seeds"] = tuple(_list(seeds, "compare.seeds"))
+        made = cls(**values, tune=TuneSettings(**tune))
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        tune = self.tune
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(_whole(s, 0) for s in self.seeds):
+            raise ConfigError(f"compare.seeds should be different integers of at least 0. Found {list(self.seeds)}.")
+        if tune.enabled and tune.seed in self.seeds:
+            raise ConfigError(
+                f"compare.tune.seed should be a seed of its own, so that no arm is tuned on what it is compared on. "
+                f"Found {tune.seed}, which is one of compare.seeds."
+            )
+        for name in ("evaluations", "curve_rows", "eval_rows", "timing_pools", "timing_rounds"):
+            if not _whole(getattr(self, name), 1):
+                raise ConfigError(f"compare.{name} should be an integer of at least 1. Found {getattr(self, name)!r}.")
+        if not _whole(tune.rows, 1):
+            raise ConfigError(f"compare.tune.rows should be an integer of at least 1. Found {tune.rows!r}.")
+        for name in ("processes", "threads"):
+            value = getattr(self, name)
+            if value is not None and not _whole(value, 1):
+                raise ConfigError(f"compare.{name} should be an integer of at least 1, or none. Found {value!r}.")
+        if not isinstance(self.extra_arms, Mapping):
+            raise ConfigError(f"compare.extra_arms should be a block of arms. Found {self.extra_arms!r}.")
+        if tune.metric not in METRICS:
+            raise ConfigError(f"compare.tune.metric should be {', '.join(METRICS)}. Found {tune.metric!r}.")
+        for name in ("shortest", "held_out"):
+            value = getattr(tune, name)
+            if not isinstance(value, int | float) or not 0 < value <= (1 if name == "shortest" else 0.9):
+                raise ConfigError(f"compare.tune.{name} should be a share above 0. Found {value!r}.")
+        for name in ("learning_rates", "factors", "adam_beta2"):
+            for value in getattr(tune, name) or ():
+                if value <= 0 or (name == "adam_beta2" and value >= 1):
+                    raise ConfigError(f"compare.tune.{name}: {value} is out of range.")
+
+
+def _block(values: Any, kind: type, where: str) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} should be a block of keys and values. Found {values!r}.")
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where} has the keys {', '.join(known)}. Found {key!r}.{hint(str(key), known)}")
+    return dict(values)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where} should be a list. Found {value!r}.")
+    return list(value)
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where} should be numbers. Found {value!r}.") from None
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
