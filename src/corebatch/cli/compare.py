@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from corebatch.bench.run import provenance
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import Settings, settings_from
 from corebatch.compare.arms import Arm, make_arms
@@ -163,7 +164,11 @@ def attempt(job: dict[str, Any]) -> Any:
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs one job in this process."""
+    """Runs one job in this process; what it found, and where."""
+    return {**_work(job), **provenance()}
+
+
+def _work(job: dict[str, Any]) -> dict[str, Any]:
     if "place" not in _HERE:
         settings, own, arms = parts(_HERE["values"], _HERE["where"])
         methods = {arm.method.name: arm for arm in reversed(arms)}
@@ -216,6 +221,8 @@ def make_place(settings: Settings, own: CompareSettings, device: str) -> Place:
     collate = PaddingCollator(tokenizer)
     names = sorted(set(held["source"]))
     tune, final = split_rows(held["source"], own.tune.held_out if own.tune.enabled else 0.0)
+    if own.final_rows is not None:
+        final = random.Random(3).sample(final, min(own.final_rows, len(final)))
     curve = random.Random(1).sample(final, min(own.curve_rows, len(final)))
 
     def batches(rows: Sequence[int]) -> HeldOut:

@@ -248,7 +248,7 @@ def _tune(
                         tick(None)
                 for job, found in each(missing):
                     line = {"kind": "tuning", **{k: v for k, v in job.items() if k != "do"}, **_outcome(found)}
-                    append(folder / TUNING, line | provenance())
+                    append(folder / TUNING, line)
                     scores[_key(job)] = line.get(tune.metric)
                     tick(f"{job['method']}, learning rate {job['learning_rate']:g}: {_loss_text(line, tune.metric)}")
                 for method in left:
@@ -402,7 +402,6 @@ def _run(
                 "learning_rate": job["learning_rate"],
                 "adam_beta2": job["adam_beta2"],
                 **_outcome(found),
-                **provenance(),
             }
             append(folder / RUNS, line)
             text = f"{line['final']['token']:.4f}" if line["status"] == "ok" else line["error"]
@@ -412,7 +411,7 @@ def _run(
 def _outcome(found: Any) -> dict[str, Any]:
     if isinstance(found, Exception):
         kind = "" if isinstance(found, CorebatchError) else f"{type(found).__name__}: "
-        return {"status": "failed", "error": f"{kind}{found}"}
+        return {"status": "failed", "error": f"{kind}{found}", **provenance()}
     return {"status": "ok", **found}
 
 

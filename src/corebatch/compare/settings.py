@@ -52,7 +52,8 @@ class CompareSettings:
         extra_arms: name -> {title, coreset, training, baseline}.
         seeds: a number n (1 to n), or a list.
         evaluations: points of each curve of held-out loss.
-        curve_rows: held-out rows of a point; the final evaluation takes all.
+        curve_rows: held-out rows of a point.
+        final_rows: of the final evaluation; None: all that are not for tuning. The rows of the curve are among them.
         eval_rows: rows of an evaluation's forward.
         timing_pools, timing_rounds: how many pools each arm is timed on, twice over, and how often all in turn.
         tasks: evaluated at the end of each run, as for `corebatch evaluate`.
@@ -68,6 +69,7 @@ class CompareSettings:
     tune: TuneSettings = TuneSettings()
     evaluations: int = 8
     curve_rows: int = 128
+    final_rows: int | None = None
     eval_rows: int = 32
     timing_pools: int = 6
     timing_rounds: int = 3
@@ -111,7 +113,7 @@ class CompareSettings:
                 raise ConfigError(f"compare.{name} should be an integer of at least 1. Found {getattr(self, name)!r}.")
         if not _whole(tune.rows, 1):
             raise ConfigError(f"compare.tune.rows should be an integer of at least 1. Found {tune.rows!r}.")
-        for name in ("processes", "threads"):
+        for name in ("processes", "threads", "final_rows"):
             value = getattr(self, name)
             if value is not None and not _whole(value, 1):
                 raise ConfigError(f"compare.{name} should be an integer of at least 1, or none. Found {value!r}.")

@@ -1,0 +1,82 @@
+"""The comparisons that docs/results.md quotes, by `corebatch compare`; a killed one goes on where it was.
+
+    python benchmarks/compare.py mathmix --output runs/compare-mathmix
+    python benchmarks/compare.py reasoning --output runs/compare-reasoning
+
+mathmix: a Llama of 5.8 M numbers (benchmarks/small_llama.py) with LoRA, on 640 rows of a real maths mixture.
+reasoning: SmolLM2-135M with LoRA on the demo's mixture of reasoning-gym tasks.
+Each writes its data and its config beside the output first; any key can be changed: `--max_steps 20`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+
+
+def mathmix(folder: Path, data: Path, model: Path, rows: int) -> dict:
+    """Every row of the train split is as likely to be among the rows; the test split is held out."""
+    lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    chosen = random.Random(0).sample(range(len(lines)), rows)
+    train = folder / "train.jsonl"
+    train.write_text("".join(lines[i] + "\n" for i in sorted(chosen)), encoding="utf-8")
+    if not (model / "config.json").is_file():
+        subprocess.run([sys.executable, HERE / "small_llama.py", "--data", data, "--output", model], check=True)
+    return {
+        **yaml.safe_load((HERE / "compare_mathmix.yaml").read_text()),
+        "model_name_or_path": str(model),
+        "datasets": [{"path": str(train)}],
+        "eval_datasets": [{"path": str(data / "test.jsonl")}],
+    }
+
+
+def reasoning(folder: Path, model: Path) -> dict:
+    """The demo's data and model, saved where the command reads them."""
+    from corebatch.demo import load_smollm2, make_mixture
+
+    files = make_mixture(folder / "data", seed=0, heldout_per_source=20)
+    if not (model / "config.json").is_file():
+        found, tokenizer = load_smollm2()
+        found.save_pretrained(model)
+        tokenizer.save_pretrained(model)
+    return {
+        **yaml.safe_load((HERE / "compare_reasoning.yaml").read_text()),
+        "model_name_or_path": str(model),
+        "datasets": [{"path": str(files.train)}],
+        "eval_datasets": [{"path": str(files.heldout)}],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=("mathmix", "reasoning"))
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "mathmix")
+    parser.add_argument("--model", type=Path, help="where the model lies, or is put")
+    parser.add_argument("--rows", type=int, default=640, help="of mathmix's train split")
+    parser.add_argument("--output", type=Path, help="the comparison's folder")
+    args, changes = parser.parse_known_args()
+    output = args.output or Path("runs") / f"compare-{args.which}"
+    inputs = output.with_name(output.name + "-inputs")
+    inputs.mkdir(parents=True, exist_ok=True)
+    if args.which == "mathmix":
+        config = mathmix(inputs, args.data, args.model or Path(".cache/small-llama"), args.rows)
+    else:
+        config = reasoning(inputs, args.model or Path(".cache/smollm2"))
+    config["output_dir"] = str(output)
+    path = inputs / "config.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "corebatch.cli.main", "compare", str(path), *changes]
+    print("+", *command, flush=True)
+    sys.exit(subprocess.run(command).returncode)
+
+
+if __name__ == "__main__":
+    main()
