@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import random
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ _HERE: dict[str, Any] = {}
 
 def start(values: dict[str, Any], where: str, threads: int, devices: Any) -> None:
     """Runs once in a worker process: its device and threads. The data are read by the first job."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     device = devices.get()
     if device is not None:
         torch.cuda.set_device(int(device))
@@ -153,6 +155,14 @@ def start(values: dict[str, Any], where: str, threads: int, devices: Any) -> Non
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     _HERE.update(values=values, where=where, device="cpu" if device is None else f"cuda:{device}")
+
+
+def _end_with_parent() -> None:
+    """A comparison that is killed takes its processes with it, also in the middle of a run."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def attempt(job: dict[str, Any]) -> Any:
