@@ -22,6 +22,7 @@ ALLOWED = {
     "report": LEAVES,
     "demo": LEAVES | {"evaluation"},
     "bench": LEAVES | {"scoring", "selectors", "trainer", "mixture", "evaluation"},
+    "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {"types", "errors", "_registry", "sources", "selectors", "transforms", "step", "report"}
