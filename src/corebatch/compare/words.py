@@ -53,12 +53,12 @@ def probability(p: float | None) -> str:
 
 
 def reach(found: Reach | None) -> str:
-    """61 % (55 to 70; 5 of 5): of the mean curves, of single seeds, and in how many seeds it is reached."""
+    """61 % (55 to 70; 5/5): of the mean curves, of single seeds, and in how many seeds it is reached."""
     if found is None:
         return NOTHING
     share = "not reached" if found.share is None else f"{100 * found.share:.0f} %"
     ends = "" if found.low is None or found.high is None else f"{100 * found.low:.0f} to {100 * found.high:.0f}; "
-    return f"{share} ({ends}{found.reached} of {found.n})"
+    return f"{share} ({ends}{found.reached}/{found.n})"
 
 
 def small(number: float | None) -> str:
