@@ -7,6 +7,7 @@ write_outputs(comparison, "runs/compare")        # comparison.md and comparison.
 """
 
 from corebatch.compare.lines import read_comparison, read_plan, read_runs
+from corebatch.compare.page import write_outputs
 from corebatch.compare.record import Arm, Comparison, Mark, Plan, Run
 from corebatch.compare.table import markdown, terminal_tables
 
@@ -21,4 +22,5 @@ __all__ = [
     "read_plan",
     "read_runs",
     "terminal_tables",
+    "write_outputs",
 ]
