@@ -1,6 +1,7 @@
 """The drawings of a comparison: curves, final values, differences. Needs matplotlib.
 
-What belongs to an arm has an id that ends in `-armK`, K its place in the plan, so that a page can hide it.
+In curves and in differences by source, what belongs to an arm has an id that ends in `-armK`, K its place in the plan,
+so that a page can hide it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from corebatch.report.words import compact, shorten
 MOST_SOURCES = 24
 _MOST_POINTS = 60
 _NAME_CELLS = 28
-_EARLY = 0.1
+_EARLY = 0.3
 """The vertical axis need not hold what is lost in this first share of the horizontal one."""
 
 
@@ -110,16 +111,14 @@ def _limits(found: Sequence[MeanCurve]) -> tuple[tuple[float, float], tuple[floa
 
 def finals(comparison: Comparison, metric: Metric, name: str) -> Chart | None:
     """Final values of each arm, a dot for the mean over seeds and a line for its 95 % interval; None without any."""
-    arms = [arm.name for arm in comparison.plan.arms]
-    found = [
-        (i, value)
-        for i, arm in enumerate(arms)
-        if (value := estimate(list(values(comparison, arm, metric).values()))) is not None
-    ]
-    if not found:
-        return None
     styles = looks(comparison)
-    dots = [(arms[i], i, value, styles[arms[i]], True) for i, value in found]
+    dots = [
+        (arm.name, value, styles[arm.name], True)
+        for arm in comparison.plan.arms
+        if (value := estimate(list(values(comparison, arm.name, metric).values()))) is not None
+    ]
+    if not dots:
+        return None
     unit = "share of right answers" if metric.task else "nats a token"
     return Chart(
         title=f"Final {'accuracy' if metric.task else 'held-out loss'}, {metric.title} ({unit})",
@@ -130,15 +129,13 @@ def finals(comparison: Comparison, metric: Metric, name: str) -> Chart | None:
 
 def differences(comparison: Comparison, metric: Metric, name: str) -> Chart | None:
     """The reference minus each baseline with 95 % intervals of the paired differences; None without any."""
-    arms = [arm.name for arm in comparison.plan.arms]
     styles = looks(comparison)
     dots = []
     for test in paired_tests(comparison, metric):
         if test.difference is None:
             continue
         value = Estimate(n=test.n, mean=test.difference, low=test.low, high=test.high)
-        i = arms.index(test.baseline)
-        dots.append((test.baseline, i, value, styles[test.baseline], test.verdict in ("better", "worse")))
+        dots.append((test.baseline, value, styles[test.baseline], test.verdict in ("better", "worse")))
     reference = comparison.plan.reference_arm
     if not dots or reference is None:
         return None
@@ -152,29 +149,31 @@ def differences(comparison: Comparison, metric: Metric, name: str) -> Chart | No
     )
 
 
-_Dot = tuple[str, int, Estimate, Look, bool]  # name, place of the arm, value, look, filled
+_Dot = tuple[str, Estimate, Look, bool]  # name, value, look, filled
 
 
 def _dots(name: str, label: str, dots: Sequence[_Dot], metric: Metric, zero: bool = False) -> str:
     """A row for each."""
 
     def paint(axes: Axes) -> None:
-        for row, (_, i, value, look, filled) in enumerate(dots):
-            _dot(axes, row, i, value, look, filled)
+        for row, (_, value, look, filled) in enumerate(dots):
+            _dot(axes, row, value, look, filled)
         _rows(axes, [dot[0] for dot in dots])
         _value_axis(axes, zero, (lambda x, _: f"{100 * x:.4g} %") if metric.task else (lambda x, _: svg.tick(x)))
 
     return svg.draw(name, label, _frame([dot[0] for dot in dots]), paint)
 
 
-def _dot(axes: Axes, row: float, arm: int, value: Estimate, look: Look, filled: bool, size: float = 7.5) -> None:
+def _dot(
+    axes: Axes, row: int, value: Estimate, look: Look, filled: bool, size: float = 7.5, arm: int | None = None
+) -> None:
     if value.low is not None and value.high is not None:
         line = axes.plot([value.low, value.high], [row, row], color=look.colour, linewidth=2, solid_capstyle="round")
-        line[0].set_gid(gid(f"span{row}", arm))
+        line[0].set_gid(None if arm is None else gid(f"span{row}", arm))
     # a hollow marker has the page's colour nowhere, so that it suits light and dark
     face = look.colour if filled else "none"
     dot = axes.plot([value.mean], [row], look.marker, color=look.colour, markerfacecolor=face, markersize=size)
-    dot[0].set_gid(gid(f"dot{row}", arm))
+    dot[0].set_gid(None if arm is None else gid(f"dot{row}", arm))
 
 
 def _frame(names: Sequence[str]) -> svg.Frame:
@@ -235,7 +234,7 @@ def source_differences(comparison: Comparison) -> Chart | None:
         for row, i, value in sorted(found, key=lambda each: styles[arms[each[1]]].wide):
             main = reference is not None and arms[i] == reference.name
             shown = value if main else Estimate(n=value.n, mean=value.mean, low=None, high=None)
-            _dot(axes, row, i, shown, styles[arms[i]], main, 8 if main else 5.5)
+            _dot(axes, row, shown, styles[arms[i]], main, 8 if main else 5.5, arm=i)
         _rows(axes, names[:MOST_SOURCES])
         _value_axis(axes, True, lambda x, _: svg.tick(x))
         room = 0.12 * (max(*ends, 0.0) - min(*ends, 0.0)) or 0.1

@@ -126,7 +126,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     for metric in LOSSES:
         tests = paired_tests(comparison, metric)
         better, worse = (sum(test.verdict == word for test in tests) for word in ("better", "worse"))
-        below = f"worse than {worse}; {metric.title}"
+        below = f"{metric.title}; worse than {worse}" if tests else metric.title
         made.append((f"{better} of {len(tests)}" if tests else NOTHING, "baselines beaten", below))
     return made
 
@@ -181,9 +181,9 @@ def _sections(comparison: Comparison) -> list[str]:
 
 _READ = (
     "Curves are means over comparable runs, with 95 % bands, on a part of the held-out rows; final values are on all "
-    "of them. Bands hold what seeds have in common, so tests, which are paired by seed, may tell arms apart whose bands "
-    "overlap. Seconds are steps times the seconds a step that were measured side by side, not the noisy clock of each "
-    "run. The beginning of curves may lie above the drawing."
+    "of them. Bands hold what seeds have in common, so tests, which are paired by seed, may tell arms apart whose "
+    "bands overlap. Seconds are steps times the seconds a step that were measured side by side, not the noisy clock of "
+    "each run. The beginning of curves may lie above the drawing."
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from corebatch.compare.record import Comparison
 from corebatch.compare.statistics import Estimate, Metric, PairedTest, Reach, metrics, paired_tests
-from corebatch.report.words import NOTHING, clean, compact, count
+from corebatch.report.words import NOTHING, clean, compact, count, listing
 
 BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs", "wall_clock": "equal wall-clock"}
 AXIS_NAMES = {"steps": "optimizer steps", "tokens": "tokens trained", "flops": "FLOPs", "seconds": "seconds"}
@@ -86,30 +86,50 @@ def mean_count(found: Sequence[float | None], whole: bool = True) -> str:
 
 
 def headline(comparison: Comparison) -> list[str]:
-    """How many runs count, and what the reference arm's tests say, one sentence for each metric."""
-    plan = comparison.plan
-    excluded = [run for run in comparison.runs if (run.arm, run.seed) in comparison.excluded]
-    planned = len(plan.arms) * len(plan.seeds)
-    text = f"{_many(len(plan.arms), 'arm')}, {_many(len(plan.seeds), 'seed')}: {len(comparison.comparable)} of "
-    text += f"{_many(planned, 'run')} {'is' if len(comparison.comparable) == 1 else 'are'} comparable, "
-    text += f"{len(excluded)} left out with a reason, {len(comparison.missing)} missing."
-    return [text, *(_outcome(comparison, metric) for metric in metrics(comparison))]
+    """How many runs count, and what the reference arm's tests say, one sentence for metrics that say the same."""
+    plan, comparable = comparison.plan, len(comparison.comparable)
+    left_out = len(comparison.runs) - comparable
+    text = f"{_many(len(plan.arms), 'arm')}, {_many(len(plan.seeds), 'seed')}: {comparable:,} of "
+    text += f"{_many(len(plan.arms) * len(plan.seeds), 'run')} {'is' if comparable == 1 else 'are'} comparable, "
+    text += f"{left_out:,} left out with a reason, {len(comparison.missing):,} missing."
+    said: dict[str, list[str]] = {}
+    for metric in metrics(comparison):
+        what = f"accuracy on {clean(metric.name)}" if metric.task else f"loss by {metric.title}"
+        said.setdefault(_outcome(paired_tests(comparison, metric)), []).append(what)
+    if list(said) == [""]:
+        return [text, "Nothing to test: the plan has no reference arm with a baseline beside it."]
+    return [text, *(f"{_capital(listing(what, most=20))}: {outcome}." for outcome, what in said.items())]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _outcome(comparison: Comparison, metric: Metric) -> str:
-    tests = paired_tests(comparison, metric)
-    what = clean(metric.name) if metric.task else f"Loss, {metric.title}"
+_SAID = {
+    "better": "better than",
+    "worse": "worse than",
+    "no difference shown": "no difference shown to",
+    "no test": "no test against",
+}
+
+
+def _outcome(tests: Sequence[PairedTest]) -> str:
+    """Which baselines the arm is better than, worse than, neither; empty without tests."""
     if not tests:
-        why = "the plan has no other arm that is a baseline" if comparison.plan.reference_arm else "no reference arm"
-        return f"{what}: nothing to test ({why})."
+        return ""
     groups: dict[str, list[str]] = {}
     for test in tests:
         groups.setdefault(test.verdict.partition(":")[0], []).append(clean(test.baseline))
-    said = {"better": "better than", "worse": "worse than", "no difference shown": "no difference shown to"}
-    said["no test"] = "no test against"
-    parts = [f"{said[verdict]} {', '.join(groups[verdict])}" for verdict in said if verdict in groups]
-    return f"{what}: {clean(tests[0].arm)}: {'; '.join(parts)}."
+    parts = []
+    for verdict, said in _SAID.items():
+        names = groups.get(verdict, [])
+        every = "the only baseline, " if len(tests) == 1 else f"each of the {len(tests)} baselines"
+        if len(names) == len(tests):
+            parts.append(f"{said} {every}{names[0] if len(tests) == 1 else ''}")
+        elif names:
+            parts.append(f"{said} {', '.join(names)}")
+    return f"{clean(tests[0].arm)}: {'; '.join(parts)}"
