@@ -23,6 +23,7 @@ ALLOWED = {
     "demo": LEAVES | {"evaluation"},
     "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
     "bench": LEAVES | {"scoring", "selectors", "trainer", "mixture", "evaluation"},
+    "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {"types", "errors", "_registry", "sources", "selectors", "transforms", "step", "report"}

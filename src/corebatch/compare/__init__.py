@@ -1,0 +1,26 @@
+"""Comparing methods honestly: what was run, what counts, and what it shows.
+
+comparison = read_comparison("runs/compare")     # plan.json and runs.jsonl, finished or not
+comparison.marks                                 # runs that are not comparable, and why
+for table in terminal_tables(comparison): ...    # rich
+write_outputs(comparison, "runs/compare")        # comparison.md and comparison.html; pip install 'corebatch[bench]'
+"""
+
+from corebatch.compare.lines import read_comparison, read_plan, read_runs
+from corebatch.compare.page import write_outputs
+from corebatch.compare.record import Arm, Comparison, Mark, Plan, Run
+from corebatch.compare.table import markdown, terminal_tables
+
+__all__ = [
+    "Arm",
+    "Comparison",
+    "Mark",
+    "Plan",
+    "Run",
+    "markdown",
+    "read_comparison",
+    "read_plan",
+    "read_runs",
+    "terminal_tables",
+    "write_outputs",
+]

@@ -1,0 +1,209 @@
+"""What a comparison left behind: its plan, its runs, and what is to be said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+MEANS = ("token", "example", "source")
+"""A held-out loss is a mean over tokens, over the examples' means, or over the sources' means. They disagree."""
+
+AXES = ("steps", "tokens", "flops", "seconds")
+"""What a curve is drawn against, and what a loss may cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What the plan grants an arm.
+
+    Attributes:
+        name: METHOD@BUDGET.
+        budget: "steps", "flops" or "wall_clock".
+        baseline: one of those that the others have to beat.
+        steps: optimizer steps, fixed before any run.
+        seconds_per_step, flops_per_step: in the first epoch and in later ones, or one number for all; may be empty.
+    """
+
+    name: str
+    method: str
+    budget: str
+    title: str
+    baseline: bool
+    rows_drawn_per_step: int
+    rows_trained_per_step: int
+    steps: int
+    seconds_per_step: tuple[float, ...] = ()
+    flops_per_step: tuple[float, ...] = ()
+    learning_rate: float | None = None
+    adam_beta2: float | None = None
+    coreset: Mapping[str, Any]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all rows that are drawn are trained."""
+        return self.rows_drawn_per_step == self.rows_trained_per_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`plan.json`: what was fixed before any run.
+
+    Attributes:
+        reference: the method whose steps and seconds set the budgets.
+        seconds, flops: the budgets of the arms at equal wall-clock and at equal FLOPs.
+    """
+
+    reference: str
+    seconds: float | None
+    flops: float | None
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    tuning: Mapping[str, Any]
+    timing: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    commit: str | None
+
+    def arm(self, name: str) -> Arm | None:
+        """The arm of this name; None where the plan has none."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def reference_arm(self) -> Arm | None:
+        """The reference at equal wall-clock, else its first arm; None where it is not among the arms."""
+        named = self.arm(f"{self.reference}@wall_clock")
+        return named or next((arm for arm in self.arms if arm.method == self.reference), None)
+
+    @property
+    def baselines(self) -> tuple[Arm, ...]:
+        return tuple(arm for arm in self.arms if arm.baseline)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Held-out losses (nats a token) on a part of the held-out rows, and what was spent until then.
+
+    A loss that is missing or not finite is left out of `losses`.
+    """
+
+    step: int
+    spent: Mapping[str, float]  # by AXES; "steps" is the step
+    losses: Mapping[str, float]  # by MEANS
+    sources: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Final:
+    """Held-out losses (nats a token) on all held-out rows, and accuracies (shares)."""
+
+    losses: Mapping[str, float]
+    sources: Mapping[str, float]
+    tasks: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A line of `runs.jsonl`: what was counted and measured in the run of an arm with a seed.
+
+    Attributes:
+        line: its number in the file, from 1.
+        ok: whether it ended as it should; else `error` says what happened.
+        planned: the allowance as the line states it: steps, rows_drawn, rows_trained.
+        seconds: by the ratios that were measured side by side; comparable.
+        wall_seconds: what it took; noisy, shown nowhere beside others.
+        order: running hash of the drawn examples after every 64 of them.
+        not_finite: losses that are NaN or infinite, by name.
+    """
+
+    line: int
+    arm: str
+    seed: int
+    ok: bool
+    error: str | None = None
+    planned: Mapping[str, int]
+    steps: int | None = None
+    rows_drawn: int | None = None
+    rows_trained: int | None = None
+    tokens_drawn: int | None = None
+    tokens_trained: int | None = None
+    tokens_scored: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    wall_seconds: float | None = None
+    order: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    adam_beta2: float | None = None
+    curve: tuple[Point, ...] = ()
+    final: Final | None = None
+    not_finite: tuple[str, ...] = ()
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    commit: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Something that a reader must know about the run of an arm with a seed.
+
+    Attributes:
+        kind: one word, for machines.
+        text: one sentence's worth, for people.
+        excludes: the run is not comparable, and is left out of means and tests; else it is merely noted.
+    """
+
+    arm: str
+    seed: int
+    kind: str
+    text: str
+    excludes: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A comparison's folder as it was read, finished or not.
+
+    Attributes:
+        runs: one for each arm and seed that has a line, in the file's order.
+        marks: all of them, in the plan's order of arms; a run without any is beyond doubt as far as lines can tell.
+        notes: what was noticed in reading.
+    """
+
+    folder: Path
+    plan: Plan
+    runs: tuple[Run, ...]
+    marks: tuple[Mark, ...]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def excluded(self) -> frozenset[tuple[str, int]]:
+        """Arm and seed of what is left out of means and tests."""
+        return frozenset((mark.arm, mark.seed) for mark in self.marks if mark.excludes)
+
+    @property
+    def missing(self) -> tuple[tuple[str, int], ...]:
+        """Arm and seed of planned runs that have no line."""
+        return tuple((mark.arm, mark.seed) for mark in self.marks if mark.kind == "missing")
+
+    @cached_property
+    def comparable(self) -> tuple[Run, ...]:
+        """The runs that no mark excludes."""
+        return tuple(run for run in self.runs if (run.arm, run.seed) not in self.excluded)
+
+    def of(self, arm: str) -> dict[int, Run]:
+        """The comparable runs of an arm by seed, ascending."""
+        return {run.seed: run for run in sorted(self.comparable, key=lambda run: run.seed) if run.arm == arm}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The held-out sources, as they appear."""
+        return tuple(dict.fromkeys(name for run in self.comparable if run.final for name in run.final.sources))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that any run was tested on, as they appear."""
+        return tuple(dict.fromkeys(name for run in self.comparable if run.final for name in run.final.tasks))

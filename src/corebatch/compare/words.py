@@ -1,0 +1,135 @@
+"""Numbers of a comparison as a reader wants them, and its outcome in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from corebatch.compare.record import Comparison
+from corebatch.compare.statistics import Estimate, Metric, PairedTest, Reach, metrics, paired_tests
+from corebatch.report.words import NOTHING, clean, compact, count, listing
+
+BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs", "wall_clock": "equal wall-clock"}
+AXIS_NAMES = {"steps": "optimizer steps", "tokens": "tokens trained", "flops": "FLOPs", "seconds": "seconds"}
+
+
+def value(metric: Metric, number: float | None) -> str:
+    """A loss with four places, an accuracy in per cent."""
+    if number is None:
+        return NOTHING
+    return f"{100 * number:.1f} %" if metric.task else f"{number:.4f}"
+
+
+def difference(metric: Metric, number: float | None) -> str:
+    """With its sign; accuracies in points of a hundred."""
+    if number is None:
+        return NOTHING
+    return f"{100 * number:+.1f} points" if metric.task else f"{number:+.4f}"
+
+
+def estimate(metric: Metric, found: Estimate | None) -> str:
+    """3.0510 ± 0.0090: the mean, and half of its 95 % interval."""
+    if found is None:
+        return NOTHING
+    if found.high is None:
+        return f"{value(metric, found.mean)} (one seed)"
+    reach = found.high - found.mean
+    return f"{100 * found.mean:.1f} ± {100 * reach:.1f} %" if metric.task else f"{found.mean:.4f} ± {reach:.4f}"
+
+
+def interval(test: PairedTest) -> str:
+    """-0.0200 to +0.0100."""
+    if test.low is None or test.high is None:
+        return NOTHING
+    if test.metric.task:
+        return f"{100 * test.low:+.1f} to {100 * test.high:+.1f}"
+    return f"{test.low:+.4f} to {test.high:+.4f}"
+
+
+def probability(p: float | None) -> str:
+    """Three places, or that it is smaller."""
+    if p is None:
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def reach(found: Reach | None) -> str:
+    """61 % (55 to 70; 5/5): of the mean curves, of single seeds, and in how many seeds it is reached."""
+    if found is None:
+        return NOTHING
+    share = "not reached" if found.share is None else f"{100 * found.share:.0f} %"
+    ends = "" if found.low is None or found.high is None else f"{100 * found.low:.0f} to {100 * found.high:.0f}; "
+    return f"{share} ({ends}{found.reached}/{found.n})"
+
+
+def small(number: float | None) -> str:
+    """A learning rate or a beta, as it was written."""
+    return NOTHING if number is None else f"{number:g}"
+
+
+def seconds(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:,.1f}" if number < 1000 else f"{number:,.0f}"
+
+
+def seeds(found: Iterable[int]) -> str:
+    """1, 2, 3."""
+    return ", ".join(str(seed) for seed in sorted(found))
+
+
+def mean_count(found: Sequence[float | None], whole: bool = True) -> str:
+    """The mean of what was counted; a tilde before it where runs differ."""
+    known = [number for number in found if number is not None]
+    if not known:
+        return NOTHING
+    mean = sum(known) / len(known)
+    text = count(round(mean)) if whole else compact(mean)
+    return text if len(set(known)) == 1 else f"~{text}"
+
+
+def headline(comparison: Comparison) -> list[str]:
+    """How many runs count, and what the reference arm's tests say, one sentence for metrics that say the same."""
+    plan, comparable = comparison.plan, len(comparison.comparable)
+    left_out = len(comparison.runs) - comparable
+    text = f"{_many(len(plan.arms), 'arm')}, {_many(len(plan.seeds), 'seed')}: {comparable:,} of "
+    text += f"{_many(len(plan.arms) * len(plan.seeds), 'run')} {'is' if comparable == 1 else 'are'} comparable, "
+    text += f"{left_out:,} left out with a reason, {len(comparison.missing):,} missing."
+    said: dict[str, list[str]] = {}
+    for metric in metrics(comparison):
+        what = f"accuracy on {clean(metric.name)}" if metric.task else f"loss by {metric.title}"
+        said.setdefault(_outcome(paired_tests(comparison, metric)), []).append(what)
+    if list(said) == [""]:
+        return [text, "Nothing to test: the plan has no reference arm with a baseline beside it."]
+    return [text, *(f"{_capital(listing(what, most=20))}: {outcome}." for outcome, what in said.items())]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+_SAID = {
+    "better": "better than",
+    "worse": "worse than",
+    "no difference shown": "no difference shown to",
+    "no test": "no test against",
+}
+
+
+def _outcome(tests: Sequence[PairedTest]) -> str:
+    """Which baselines the arm is better than, worse than, neither; empty without tests."""
+    if not tests:
+        return ""
+    groups: dict[str, list[str]] = {}
+    for test in tests:
+        groups.setdefault(test.verdict.partition(":")[0], []).append(clean(test.baseline))
+    parts = []
+    for verdict, said in _SAID.items():
+        names = groups.get(verdict, [])
+        every = "the only baseline, " if len(tests) == 1 else f"each of the {len(tests)} baselines"
+        if len(names) == len(tests):
+            parts.append(f"{said} {every}{names[0] if len(tests) == 1 else ''}")
+        elif names:
+            parts.append(f"{said} {', '.join(names)}")
+    return f"{clean(tests[0].arm)}: {'; '.join(parts)}"
