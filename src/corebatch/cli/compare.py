@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from corebatch.bench.run import provenance
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import Settings, settings_from
+from corebatch.compare import read_comparison, terminal_tables, write_outputs
 from corebatch.compare.arms import Arm, make_arms
 from corebatch.compare.costs import StepCost
 from corebatch.compare.job import HeldOut, Place, count_flops, run_arm, time_arm, tune_arm
@@ -62,7 +63,21 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     )
     folder = Path(settings.training["output_dir"])
     run_comparison(setup, folder, Processes(dict(values), where, own), console)
+    show(folder, console)
     return folder
+
+
+def show(folder: Path, console: Console) -> None:
+    """Prints a comparison's tables, finished or not, and writes its text and its page."""
+    found = read_comparison(folder)
+    for each in terminal_tables(found):
+        console.print(each)
+    write_outputs(found, folder)
+    console.print(
+        f"The comparison is in {folder / 'comparison.md'} and {folder / 'comparison.html'}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def parts(values: Mapping[str, Any], where: str) -> tuple[Settings, CompareSettings, list[Arm]]:

@@ -47,7 +47,7 @@ def validate(context: typer.Context, config: _CONFIG) -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="the folder of a run", metavar="RUN")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="the folder of a run or a comparison", metavar="RUN")]) -> None:
     """Show what a run did, and write its page."""
     from corebatch.cli.report import report as show
 

@@ -1,4 +1,4 @@
-"""`corebatch report RUN`: what a run did, on the terminal and as a page."""
+"""`corebatch report RUN`: what a run did, or what a comparison found, on the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from corebatch.report import print_summary, read_run, summarise, write_report
 
 
 def report(run: Path, console: Console) -> Path:
-    """Prints the run's tables and writes `report.html` into its folder."""
+    """Prints the run's tables and writes `report.html` into its folder; of a comparison, also an unfinished one, its
+    tables, text and page."""
+    if (run / "plan.json").is_file():
+        from corebatch.cli.compare import show
+
+        show(run, console)
+        return run / "comparison.html"
     print_summary(summarise(read_run(run)), console)
     page = write_report(run)
     console.print(f"The report is in {page}", highlight=False, soft_wrap=True)
