@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -68,6 +69,11 @@ def compare(setup: Setup, folder: Path, workers: Workers, console: Console) -> N
         ConfigError: the folder holds another comparison, or a budget buys no step.
     """
     begin(setup, folder)
+    with alone(folder):
+        _all(setup, folder, workers, console)
+
+
+def _all(setup: Setup, folder: Path, workers: Workers, console: Console) -> None:
     times = _time(setup, folder, workers, console)
     costs = step_costs(setup, times)
     steps = planned_steps(setup, costs)
@@ -99,6 +105,23 @@ def begin(setup: Setup, folder: Path) -> None:
         raise ConfigError(
             f"output_dir: {folder} holds a comparison with other settings ({found}). Choose another folder."
         )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process until it ends, however it ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"output_dir: another process runs the comparison in {folder}. Expected one; compare.processes says how "
+            "many runs it trains side by side."
+        ) from None
 
 
 def _fixed(key: str, value: Any) -> Any:
