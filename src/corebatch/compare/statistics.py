@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
@@ -76,8 +77,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     mean = fmean(values)
     if n == 1:
         return Estimate(n=1, mean=mean, low=None, high=None)
-    reach = float(_distributions().t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n)
+    reach = _quantile(n - 1) * stdev(values) / math.sqrt(n)
     return Estimate(n=n, mean=mean, low=mean - reach, high=mean + reach)
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """Student's, for a two-sided interval; kept, since scipy takes longer for it than all else here."""
+    return float(_distributions().t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def values(comparison: Comparison, arm: str, metric: Metric) -> dict[int, float]:
@@ -203,17 +210,24 @@ class MeanCurve:
 
 def mean_curve(runs: Sequence[Run], axis: str, mean: str) -> MeanCurve | None:
     """The mean curve of runs of one arm; None where they share no measured step."""
+    count, spent, losses = _shared(runs, axis, mean)
+    found = [estimate(each) for each in losses]
+    if not spent:
+        return None
+    return MeanCurve(
+        seeds=count,
+        spent=tuple(map(fmean, spent)),
+        losses=tuple(loss for loss in found if loss is not None),
+    )
+
+
+def _shared(runs: Sequence[Run], axis: str, mean: str) -> tuple[int, list[list[float]], list[list[float]]]:
+    """How many runs have a curve, and what each had spent and lost at each step that all of these share."""
     curves = [{p.step: p for p in run.curve if axis in p.spent and mean in p.losses} for run in runs]
     curves = [curve for curve in curves if curve]
-    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    if not shared:
-        return None
-    losses = [estimate([curve[step].losses[mean] for curve in curves]) for step in shared]
-    return MeanCurve(
-        seeds=len(curves),
-        spent=tuple(fmean(curve[step].spent[axis] for curve in curves) for step in shared),
-        losses=tuple(loss for loss in losses if loss is not None),
-    )
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    spent = [[curve[step].spent[axis] for curve in curves] for step in steps]
+    return len(curves), spent, [[curve[step].losses[mean] for curve in curves] for step in steps]
 
 
 def first_reached(spent: Sequence[float], losses: Sequence[float], target: float) -> float | None:
@@ -288,8 +302,8 @@ def _points(run: Run, axis: str, mean: str) -> list[Point]:
 
 def _share(ours: Sequence[Run], theirs: Sequence[Run], axis: str, mean: str) -> tuple[float | None] | None:
     """The share in a tuple, None in it for "not reached"; None where a curve is missing or the baseline is free."""
-    a, b = mean_curve(ours, axis, mean), mean_curve(theirs, axis, mean)
-    if a is None or b is None or b.spent[-1] <= 0:
+    (_, our_spent, our_losses), (_, their_spent, their_losses) = (_shared(r, axis, mean) for r in (ours, theirs))
+    if not our_spent or not their_spent or fmean(their_spent[-1]) <= 0:
         return None
-    spent = first_reached(a.spent, [loss.mean for loss in a.losses], b.losses[-1].mean)
-    return (None if spent is None else spent / b.spent[-1],)
+    spent = first_reached([*map(fmean, our_spent)], [*map(fmean, our_losses)], fmean(their_losses[-1]))
+    return (None if spent is None else spent / fmean(their_spent[-1]),)
