@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from corebatch.cli.evaluate import evaluate
 from corebatch.errors import CorebatchError
 
 app = typer.Typer(
@@ -66,6 +67,9 @@ def demo(
     from corebatch.cli.demo import demo as run
 
     run(output_dir, console(), steps=steps, seed=seed)
+
+
+app.command(name="evaluate")(evaluate)
 
 
 @app.command()
