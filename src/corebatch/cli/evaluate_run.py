@@ -126,7 +126,7 @@ def evaluate_model(
         raise ConfigError("--lm_eval_path goes with --lm_eval. Found it alone.")
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype should be one of {', '.join(DTYPES)}. Found {dtype!r}.")
-    options = {"limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     tasks = make_tasks(given)
     for task in tasks:
         task.options(**options)  # refuses what is out of range
@@ -289,13 +289,13 @@ class BeforeAndAfter:
 @contextmanager
 def _random_states() -> Iterator[None]:
     """All global generators go on afterwards as if nothing had been drawn: training does not depend on tasks."""
-    plain, array = random.getstate(), np.random.get_state()
+    plain, array = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one, which a task may draw from
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(plain)
-        np.random.set_state(array)
+        np.random.set_state(array)  # noqa: NPY002 - as above
 
 
 def _before_of(path: Path) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class TrainerBySource(CoresetTrainer):
     are means over batches, here as there.
     """
 
+    control: Any
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

@@ -13,7 +13,8 @@ from corebatch.evaluation.tasks import FileTask, Item
 
 _SECONDS = 5
 _MARKS = re.compile(r"\$|\\boxed|\\\(|\\\[")
-_WORD = re.compile(r"(?<!\\)[A-Za-z]{2,}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2,}")
 _FINAL_MARK = "####"  # GSM8K's mark before the final answer
 
 
@@ -74,7 +75,7 @@ def as_latex(text: str) -> str:
         return text
     lines = text.rpartition(_FINAL_MARK)[2].strip().splitlines() or [""]
     last = lines[-1].strip().rstrip(".")
-    return f"${last}$" if last and not _WORD.search(last) else text
+    return f"${last}$" if last and not _WORD.search(_COMMAND.sub(" ", last)) else text
 
 
 def _seconds() -> int | None:

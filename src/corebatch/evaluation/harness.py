@@ -72,22 +72,24 @@ def run_lm_eval(
         raise ConfigError("Tasks of the lm-evaluation-harness need it: pip install 'corebatch[lm-eval]'.") from error
     if include_path is not None and not Path(include_path).is_dir():
         raise DataError(f"{include_path} should be a folder with task files. Found none.")
+    if not tasks:
+        raise ConfigError("lm-eval should be given a task. Found no task.")
     folder = str(include_path) if include_path is not None else None
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     if folder is not None and not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=folder, include_defaults=True)  # several seconds: an index of thousands
     unknown = sorted(set(tasks) - set(manager.all_tasks))
-    if unknown or not tasks:
+    if unknown:
         where = f", nor is there one in {folder}" if folder else ""
-        raise ConfigError(f"lm-eval knows no task {', '.join(map(repr, unknown)) or 'without a name'}{where}.")
-    wrapped = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        max_length=max_length,
-        device=str(next(model.parameters()).device),
-    )
-    with evaluating(model):
+        raise ConfigError(f"lm-eval knows no task {', '.join(map(repr, unknown))}{where}.")
+    with evaluating(model):  # HFLM itself switches the model
+        wrapped = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            device=str(next(model.parameters()).device),
+        )
         try:
             found = lm_eval.simple_evaluate(
                 model=wrapped, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False

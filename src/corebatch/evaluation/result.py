@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, ClassVar, Protocol
 
 from corebatch.errors import InputError
@@ -86,7 +85,8 @@ class Answer:
     scores: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if value is not None}
+        scores = {} if self.scores is None else {"scores": list(self.scores)}
+        return {key: value for key, value in vars(self).items() if key != "scores"} | scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +180,12 @@ def write_json(record: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Writes plain JSON; a reader sees the old file or the whole new one, never a part."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        try:
-            json.dump(record, file, ensure_ascii=False, indent=1)
-            file.close()
-            os.replace(file.name, target)
-        except BaseException:
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        part.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def comparison_rows(before: EvaluationResult, after: EvaluationResult) -> list[tuple[str, str, str, str]]:
