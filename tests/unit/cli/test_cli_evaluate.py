@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from corebatch.cli.evaluate_run import load_trained
 from corebatch.cli.main import main
-from corebatch.evaluation import parse_task
 from corebatch.evaluation import evaluate as measure
+from corebatch.evaluation import parse_task
 from corebatch.mixture import PaddingCollator, load_mixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
