@@ -29,13 +29,13 @@ def train(settings: Settings, console: Console) -> Path:
     output_dir = Path(settings.training["output_dir"])
     resume = settings.training.get("resume_from_checkpoint") or None
     check_output(output_dir, resume)
-    args = settings.training_arguments()
     tasks = BeforeAndAfter(settings.data.eval_tasks, output_dir, console)
     if tasks.tasks and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "eval_tasks are measured in one process. Found several: leave them out, and run `corebatch evaluate` on "
             "the trained model."
         )
+    args = settings.training_arguments()
     first = int(os.environ.get("RANK", "0")) == 0
     tokenizer = load_tokenizer(settings.model)
     mixture = read_mixture(settings, tokenizer)
