@@ -21,7 +21,6 @@ ALLOWED = {
     "evaluation": LEAVES,
     "report": LEAVES,
     "demo": LEAVES | {"evaluation"},
-    "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
     "bench": LEAVES | {"scoring", "selectors", "trainer", "mixture", "evaluation"},
     "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
 }

@@ -32,6 +32,7 @@ from corebatch.compare.run import Setup
 from corebatch.compare.run import compare as run_comparison
 from corebatch.compare.settings import CompareSettings
 from corebatch.errors import ConfigError, CorebatchError
+from corebatch.evaluation import evaluate, parse_task
 from corebatch.mixture import PaddingCollator
 
 
@@ -48,6 +49,8 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     settings, own, arms = parts(values, where)
     if not settings.data.eval_datasets:
         raise ConfigError(f"{where}: a comparison needs held-out data: the key 'eval_datasets' is missing.")
+    for task in own.tasks:
+        parse_task(task)  # an error now, and not after hours
     tokenizer = load_tokenizer(settings.model)
     rows = len(read_mixture(settings, tokenizer).dataset)
     drawn = arms[0].rows_drawn
@@ -261,7 +264,28 @@ def make_place(settings: Settings, own: CompareSettings, device: str) -> Place:
         tune=batches(random.Random(2).sample(tune, min(own.tune.rows, len(tune)))),
         curve=batches(curve),
         final=batches(final),
+        evaluate_tasks=task_accuracy(own, tokenizer) if own.tasks else None,
     )
+
+
+def task_accuracy(own: CompareSettings, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
+    """Model -> share of correct answers by task, and for tasks of several sources their mean.
+
+    Raises:
+        ConfigError, DataError: a task that is unknown or cannot be read.
+    """
+    tasks = [parse_task(task) for task in own.tasks]
+
+    def measure(model: Any) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for task in tasks:
+            result = evaluate(model, tokenizer, task, progress=False)
+            found[task.name] = result.overall.accuracy
+            if len(result.sources) > 1:
+                found[f"{task.name}, mean of sources"] = result.source_mean
+        return found
+
+    return measure
 
 
 def split_rows(sources: Sequence[str], share: float) -> tuple[list[int], list[int]]:

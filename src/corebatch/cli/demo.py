@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from pathlib import Path
@@ -20,10 +19,16 @@ from corebatch.cli.report import report
 from corebatch.cli.tables import table
 from corebatch.demo import DemoSettings, load_smollm2, make_mixture
 from corebatch.errors import ConfigError
-from corebatch.evaluation import EvaluationResult, ReasoningGymTask, comparison_rows, evaluate
+from corebatch.evaluation import (
+    EvaluationResult,
+    ReasoningGymTask,
+    accuracy_record,
+    comparison_rows,
+    evaluate,
+    write_json,
+)
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.trainer import CoresetConfig, CoresetTrainer
-from corebatch.trainer.checkpoint import write_text
 
 MARKER = ".corebatch-demo"
 """Lies in a demo's folder, so that the next demo replaces what a demo made and nothing else."""
@@ -79,8 +84,8 @@ def demo(output_dir: Path, console: Console, *, steps: int | None = None, seed: 
     trainer.save_model()
     trainer.save_state()
     after = _evaluate(trainer.model, tokenizer, task, settings, "4/4", "the same items after training", console)
-    both = {name: _accuracy(result) for name, result in (("before", before), ("after", after))}
-    write_text(output_dir / "evaluation.json", json.dumps(both, indent=1) + "\n")
+    both = {name: accuracy_record([result]) for name, result in (("before", before), ("after", after))}
+    write_json(both, output_dir / "evaluation.json")
     after.write_json(output_dir / "answers.json")
     write_card(output_dir, trainer, base_model="SmolLM2-135M-Instruct", lora=True)
 
@@ -122,13 +127,6 @@ def _evaluate(
     )
     console.print(f"    {result.overall.correct} of {result.overall.total} right", highlight=False)
     return result
-
-
-def _accuracy(result: EvaluationResult) -> dict[str, Any]:
-    return {
-        "per_source": {name: count.to_dict() for name, count in result.sources.items()},
-        "overall": result.overall.to_dict(),
-    }
 
 
 def _trainer(

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from corebatch.cli.evaluate import evaluate
 from corebatch.errors import CorebatchError
 
 app = typer.Typer(
@@ -75,6 +76,9 @@ def compare(context: typer.Context, config: _CONFIG) -> None:
     from corebatch.cli.settings import read_values
 
     run(*read_values(config, context.args), console())
+
+
+app.command(name="evaluate")(evaluate)
 
 
 @app.command()

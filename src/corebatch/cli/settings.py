@@ -46,10 +46,18 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which data, and how rows become tokens; see `corebatch.mixture.load_mixture`."""
+    """Which data, and how rows become tokens; see `corebatch.mixture.load_mixture`.
+
+    Attributes:
+        eval_by_source: the held-out loss is logged by source as well, if there are several; every row is still
+            evaluated once.
+        eval_tasks: lines or mappings as in `corebatch.evaluation.parse_task`, measured before and after training.
+    """
 
     datasets: tuple[DatasetSpec, ...]
     eval_datasets: tuple[DatasetSpec, ...] = ()
+    eval_by_source: bool = True
+    eval_tasks: tuple[Any, ...] = ()
     max_length: int = 1024
     apply_chat_template: bool = False
     chat_template: str | None = None
@@ -131,8 +139,9 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
     hints = typing.get_type_hints(DataSettings)
     lists: dict[str, Any] = {k: tuple(parse_specs(values[k])) for k in _LISTS if values.get(k)}
     plain: dict[str, Any] = {
-        k: coerce(values[k], hints[k], k) for k in _DATA if k in values and k not in ("datasets", "eval_datasets")
+        k: coerce(values[k], hints[k], k) for k in _DATA if k in values and k not in (*_LISTS, "eval_tasks")
     }
+    plain["eval_tasks"] = _tasks(values.get("eval_tasks"))
     data = DataSettings(**lists, **plain)
     hints = typing.get_type_hints(TrainingArguments)
     hints["resume_from_checkpoint"] = bool | str | None  # the Trainer's `train` takes "the last one" as well
@@ -146,6 +155,14 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         coreset=CoresetConfig.from_dict(values.get("coreset")),
         lora=lora,
     )
+
+
+def _tasks(given: Any) -> tuple[Any, ...]:
+    """Raises ConfigError if it is no list of lines and mappings; what they say is checked when they are made."""
+    entries = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
+        raise ConfigError(f"eval_tasks should be a list of name:path,key=value, or of mappings. Found {given!r}.")
+    return tuple(entries)
 
 
 def _check_four_bits(values: dict[str, Any], model: ModelSettings, lora: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from corebatch.cli.building import load_tokenizer, skeleton
+from corebatch.cli.evaluate_run import make_tasks
 from corebatch.cli.memory import predict
 from corebatch.cli.settings import Settings
 from corebatch.cli.tables import source_rows, table
@@ -25,6 +26,7 @@ def validate(settings: Settings, console: Console) -> None:
     check_output(Path(settings.training["output_dir"]), settings.training.get("resume_from_checkpoint") or None)
     args = settings.training_arguments()
     data = settings.data
+    make_tasks(data.eval_tasks)
     preview = preview_mixture(
         list(data.datasets),
         load_tokenizer(settings.model),

@@ -56,8 +56,7 @@ class CompareSettings:
         final_rows: of the final evaluation; None: all that are not for tuning. The rows of the curve are among them.
         eval_rows: rows of an evaluation's forward.
         timing_pools, timing_rounds: how many pools each arm is timed on, twice over, and how often all in turn.
-        tasks: evaluated at the end of each run, as for `corebatch evaluate`.
-        task_options: of the evaluation: max_new_tokens, batch_size, limit.
+        tasks: evaluated at the end of each run; written as for `corebatch evaluate`.
         processes: side by side; None: one a GPU, or one.
         devices: indices of GPUs; None: all.
         threads: of each process on CPU; None: the cores over the processes.
@@ -74,7 +73,6 @@ class CompareSettings:
     timing_pools: int = 6
     timing_rounds: int = 3
     tasks: tuple[Any, ...] = ()
-    task_options: Mapping[str, Any] = field(default_factory=dict)
     processes: int | None = None
     devices: tuple[int, ...] | None = None
     threads: int | None = None

@@ -63,7 +63,7 @@ def generate_answers(
         evaluating(model),
         _settings_of(model, settings),
         torch.no_grad(),
-        _bar(progress, description, len(rows)) as tick,
+        progress_bar(progress, description, len(rows)) as tick,
     ):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -134,7 +134,8 @@ def _settings_of(model: Any, settings: GenerationConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(shown: bool, description: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(shown: bool, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that counts up; the bar is on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
         job = bar.add_task(description, total=total)

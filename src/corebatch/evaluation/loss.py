@@ -75,16 +75,13 @@ def heldout_loss(
     """
     if chunk_tokens < 1:
         raise InputError(f"`chunk_tokens` should be at least 1. Found {chunk_tokens}.")
-    find_head: Any = getattr(model, "get_output_embeddings", None)
-    head = find_head() if find_head is not None else None
-    if head is None:
-        raise UnsupportedModelError(f"{type(model).__name__} should have an output head. Found none.")
+    head = output_head(model)
     found: dict[str, list[tuple[float, int]]] = defaultdict(list)
     skipped = 0
     with evaluating(model), torch.no_grad():
         for number, batch in enumerate(batches):
             sources = _sources(batch, number, source_key, source_names)
-            sums_N, counts_N = _row_losses(model, head, batch, chunk_tokens)
+            sums_N, counts_N = row_losses(model, head, batch, chunk_tokens)
             for row, (loss, count) in enumerate(zip(sums_N.tolist(), counts_N.tolist(), strict=True)):
                 if count == 0:
                     skipped += 1
@@ -98,6 +95,19 @@ def heldout_loss(
         raise DataError(f"The held-out batches should have a label. Found {skipped} rows without one.")
     overall = _means([pair for pairs in found.values() for pair in pairs])
     return HeldoutLoss(overall=overall, sources={name: _means(found[name]) for name in sorted(found)}, skipped=skipped)
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that makes logits of hidden states.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    find_head: Any = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = find_head() if find_head is not None else None
+    if head is None:
+        raise UnsupportedModelError(f"{type(model).__name__} should have an output head. Found none.")
+    return head
 
 
 def _means(pairs: Sequence[tuple[float, int]]) -> LossMeans:
@@ -126,7 +136,7 @@ def _sources(batch: Mapping[str, Any], number: int, key: str, names: Sequence[st
     return [names[label] for label in labels]
 
 
-def _row_losses(model: nn.Module, head: nn.Module, batch: Mapping[str, Any], chunk: int) -> tuple[Tensor, Tensor]:
+def row_losses(model: nn.Module, head: nn.Module, batch: Mapping[str, Any], chunk: int) -> tuple[Tensor, Tensor]:
     """Sum of token losses (float64) and number of labels by row, both [N] on the CPU."""
     device = next(model.parameters()).device
     inputs = {k: batch[k].to(device) for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
@@ -135,7 +145,7 @@ def _row_losses(model: nn.Module, head: nn.Module, batch: Mapping[str, Any], chu
     counts_N = scored_NT.sum(1)
     sums_N = torch.zeros(len(targets_NT), dtype=torch.float64, device=device)
     for rows, wanted_NT in _chunks(scored_NT, counts_N.tolist(), chunk):
-        logits_LV = _logits_at(model, head, {k: v[rows] for k, v in inputs.items()}, wanted_NT)
+        logits_LV = logits_at(model, head, {k: v[rows] for k, v in inputs.items()}, wanted_NT)
         targets_L = targets_NT[rows][wanted_NT]
         wide = logits_LV.dtype if logits_LV.dtype == torch.float64 else torch.float32
         losses_L = nn.functional.cross_entropy(logits_LV.to(wide), targets_L, reduction="none")
@@ -160,7 +170,7 @@ def _chunks(scored_NT: Tensor, counts: Sequence[int], chunk: int) -> Iterator[tu
         start = stop
 
 
-def _logits_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], wanted_NT: Tensor) -> Tensor:
+def logits_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], wanted_NT: Tensor) -> Tensor:
     """The model's own logits [L, V] at the wanted positions: the head is given those hidden states alone.
 
     Whatever the model does to logits (scaling, soft caps) is kept, since its forward goes on from the head.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.evaluation.tasks import Item, Task, read_items
+from corebatch.evaluation.tasks import GenerationTask, Item, read_items
 
 FULL_SCORE = 1.0
 """Verifiers give partial credit between 0 and 1; an answer counts as correct at the full score alone."""
@@ -53,7 +53,7 @@ def draw_items(name: str, options: Mapping[str, Any], *, prompt_format: str, see
         )
 
 
-class ReasoningGymTask(Task):
+class ReasoningGymTask(GenerationTask):
     """Held-out items of one or more generators. Correct: the generator's `score_answer` gives exactly 1.0.
 
     A text with the number NaN is wrong whatever the verifier says, as `min(1.0, nan)` is 1.0 in one of them.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from corebatch.errors import InputError
-from corebatch.evaluation import Answer, EvaluationResult, Task, comparison_rows, evaluate, wilson_interval
+from corebatch.evaluation import Answer, EvaluationResult, GenerationTask, comparison_rows, evaluate, wilson_interval
 from corebatch.evaluation.tasks import Item
 
 
@@ -95,7 +95,7 @@ def test_no_answers() -> None:
         EvaluationResult(task="t", answers=())
 
 
-class _Echo(Task):
+class _Echo(GenerationTask):
     """Right is whatever contains the expected character."""
 
     name = "echo"
