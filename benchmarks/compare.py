@@ -3,7 +3,7 @@
     python benchmarks/compare.py mathmix --output runs/compare-mathmix
     python benchmarks/compare.py reasoning --output runs/compare-reasoning
 
-mathmix: a Llama of 5.8 M numbers (benchmarks/small_llama.py) with LoRA, on 640 rows of a real maths mixture.
+mathmix: a Llama of 5.8 M numbers (benchmarks/small_llama.py) with LoRA, on 576 rows of a real maths mixture.
 reasoning: SmolLM2-135M with LoRA on the demo's mixture of reasoning-gym tasks.
 Each writes its data and its config beside the output first; any key can be changed: `--max_steps 20`.
 """
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("which", choices=("mathmix", "reasoning"))
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "mathmix")
     parser.add_argument("--model", type=Path, help="where the model lies, or is put")
-    parser.add_argument("--rows", type=int, default=640, help="of mathmix's train split")
+    parser.add_argument("--rows", type=int, default=576, help="of mathmix's train split")
     parser.add_argument("--output", type=Path, help="the comparison's folder")
     args, changes = parser.parse_known_args()
     output = args.output or Path("runs") / f"compare-{args.which}"

@@ -1,0 +1,271 @@
+"""`corebatch compare` on a tiny model: it runs, its table is honest, and a killed one goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from corebatch.cli import compare as command
+from corebatch.compare import read_comparison
+from corebatch.compare import run as running
+from corebatch.compare.job import _CountingTrainer
+from corebatch.errors import ConfigError
+
+ARMS = ["plain_large", "plain_small@steps", "plain_small@flops", "plain_small", "random", "tokens_importance", "colm"]
+
+
+@pytest.fixture
+def values(settings: dict[str, Any], data_file: Path, tmp_path: Path) -> dict[str, Any]:
+    for key in ("save_steps", "logging_steps", "seed"):
+        del settings[key]
+    own = {
+        "arms": ARMS,
+        "extra_arms": {"pivotal": {"coreset": {"selector": "pivotal"}, "title": "pivotal"}},
+        "seeds": 2,
+        "tune": {"factors": [1.0, 2.0], "adam_beta2": [0.99, 0.999], "shortest": 0.5},
+        "evaluations": 2,
+        "curve_rows": 8,
+        "timing_pools": 2,
+        "timing_rounds": 1,
+        "threads": 1,
+        "tasks": [f"exact:{held_out(tmp_path)},max_new_tokens=1"],
+    }
+    return {
+        **settings,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 6,
+        "eval_datasets": [{"path": str(data_file)}],
+        "compare": own,
+        "output_dir": str(tmp_path / "comparison"),
+    }
+
+
+def held_out(folder: Path) -> Path:
+    path = folder / "items.jsonl"
+    path.write_text(json.dumps({"prompt": "sums 1?", "answer": "7", "source": "sums"}) + "\n")
+    return path
+
+
+class Here:
+    """Runs the jobs in this process."""
+
+    def __init__(self, values: dict[str, Any], where: str, own: Any) -> None:
+        self.count = 0
+        devices: queue.Queue[Any] = queue.Queue()
+        devices.put(None)
+        command._HERE.clear()
+        command.start(values, where, 1, devices)
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[dict[str, Any]], Any]]:
+        yield command.work
+
+    @contextmanager
+    def all(self) -> Iterator[Any]:
+        yield lambda jobs: ((job, command.attempt(job)) for job in jobs)
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict[str, Any]], Any]:
+    monkeypatch.setattr(command, "Processes", Here)
+    # A tiny model's steps take what the machine makes of them; budgets should not depend on that in a test.
+    price = {"plain_large": 2.0, "colm": 1.6, "coreset": 1.25}
+    monkeypatch.setattr(command, "time_arm", lambda arm, *_: (price.get(arm.method.name, 1.0),) * 2)
+
+    def run(values: dict[str, Any]) -> Any:
+        return read_comparison(command.compare(values, "config.yaml", Console(quiet=True)))
+
+    return run
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_table_is_honest(compare: Any, values: dict[str, Any]) -> None:
+    found = compare(values)
+    folder = Path(values["output_dir"])
+    assert found.marks == ()
+    plan = json.loads((folder / "plan.json").read_text())
+    arms = {arm["arm"]: arm for arm in plan["arms"]}
+    runs = lines(folder, "runs.jsonl")
+    assert {(run["arm"], run["seed"]) for run in runs} == {(arm, seed) for arm in arms for seed in (1, 2)}
+    assert len(arms) == len(ARMS) + 2
+    for run in runs:
+        arm = arms[run["arm"]]
+        assert run["status"] == "ok"
+        assert run["steps"] == arm["steps"]
+        assert run["rows_drawn"] <= arm["steps"] * arm["rows_drawn_per_step"]
+        assert run["rows_trained"] <= arm["steps"] * arm["rows_trained_per_step"]
+        assert run["tokens_trained"] <= run["tokens_drawn"]
+        spent, allowed = {
+            "wall_clock": (run["seconds"], plan["seconds"]),
+            "flops": (run["flops"], plan["flops"]),
+            "steps": (run["steps"], plan["steps"]),
+        }[run["budget"]]
+        assert spent <= allowed * (1 + 1e-9)
+        # one step more would not have been paid for
+        each = {"wall_clock": arm["seconds_per_step"][1], "flops": arm["flops_per_step"][1], "steps": 1}[run["budget"]]
+        assert spent + each * (1 + 1e-6) > allowed or run["method"] == "coreset"
+        assert run["curve"][-1]["step"] == run["steps"]
+        assert 0 <= run["final"]["tasks"]["items"] <= 1
+    assert arms["plain_large@wall_clock"]["steps"] == 3  # 6 x 1.25 / 2
+    assert arms["plain_small@wall_clock"]["steps"] == 7
+    assert arms["plain_small@steps"]["steps"] == 6
+    plain = [run for run in runs if run["method"] in ("plain_small", "plain_large")]
+    assert all(run["tokens_trained"] == run["tokens_drawn"] and run["tokens_scored"] == 0 for run in plain)
+    assert all(run["tokens_scored"] > 0 for run in runs if run["method"] in ("coreset", "colm"))
+    # the same large batches for all that draw as many, in one order for all arms of a seed
+    by_seed = {seed: [run for run in runs if run["seed"] == seed] for seed in (1, 2)}
+    for several in by_seed.values():
+        longest = max((run["order"] for run in several), key=len)
+        assert all(run["order"] == longest[: len(run["order"])] for run in several)
+    text = (folder / "comparison.md").read_text()
+    assert all(arm["title"] in text for arm in plan["arms"])
+    assert (folder / "comparison.html").stat().st_size < 5 * 2**20
+
+
+@pytest.mark.slow
+def test_an_arm_that_takes_more_than_its_budget_is_marked(
+    compare: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that steps through more rows than its arm's allowance is seen by what is counted, not by what it says."""
+    values["compare"] |= {"arms": ["plain_small"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": []}
+    honest = _CountingTrainer.get_batch_samples
+
+    def greedy(self: Any, iterator: Any, count: int, *args: Any) -> Any:
+        batches, items = honest(self, iterator, count, *args)
+        if self.coreset.pool_factor == 1 and self.args.seed == 2:
+            more, _ = honest(self, iterator, count, *args)
+            batches = [
+                {key: torch_cat(one[key], other[key]) for key in one} for one, other in zip(batches, more, strict=False)
+            ]
+        return batches, items
+
+    monkeypatch.setattr(_CountingTrainer, "get_batch_samples", greedy)
+    found = compare(values)
+    marked = {(mark.arm, mark.seed) for mark in found.marks if mark.excludes}
+    assert marked == {("plain_small@wall_clock", 2)}
+    assert "allowed are" in (Path(values["output_dir"]) / "comparison.md").read_text()
+
+
+def torch_cat(one: Any, other: Any) -> Any:
+    import torch
+
+    width = max(one.shape[1], other.shape[1])
+    return torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in (one, other)])
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_a_line_and_is_tried_again(
+    compare: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["compare"] |= {"arms": ["random"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": []}
+    honest = command.run_arm
+
+    def broken(arm: Any, *args: Any, **kwargs: Any) -> Any:
+        if arm.method.name == "random" and kwargs["seed"] == 2:
+            raise MemoryError("no memory left")
+        return honest(arm, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "run_arm", broken)
+        found = compare(values)
+    assert any("no memory left" in mark.text for mark in found.marks)
+    assert "no memory left" in (Path(values["output_dir"]) / "comparison.md").read_text()
+    before = lines(Path(values["output_dir"]), "runs.jsonl")
+    found = compare(values)
+    after = lines(Path(values["output_dir"]), "runs.jsonl")
+    assert after[: len(before)] == before
+    assert [(line["arm"], line["seed"], line["status"]) for line in after[len(before) :]] == [
+        ("random@wall_clock", 2, "ok")
+    ]
+    assert not any(mark.excludes for mark in found.marks)
+    values["compare"]["seeds"] = 3  # more seeds go on; anything else is another comparison
+    assert len(compare(values).runs) == 6
+    with pytest.raises(ConfigError, match="learning_rate: '5e-3' then, 0.1 now"):
+        compare({**values, "learning_rate": 0.1})
+
+
+def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"arms": ["plain_smal"]}, "Did you mean"),
+        ({"arms": ["random@tokens"]}, "wall_clock, flops, steps"),
+        ({"seeds": [0, 1]}, "tune.seed"),
+        ({"seeds": []}, "seeds"),
+        ({"tune": {"metric": "accuracy"}}, "token, example, source"),
+        ({"tune": {"rate": 1}}, "Found 'rate'"),
+        ({"extra_arms": {"random": {}}}, "names of their own"),
+        ({"extra_arms": {"mine": {"coreset": {"selector": "best"}}}}, "mine"),
+        ({"evaluations": 0}, "evaluations"),
+        ({"tasks": ["exact:missing.jsonl"]}, "missing.jsonl"),
+    ]
+    for change, message in cases:
+        with pytest.raises((ConfigError, ValueError), match=message):
+            command.compare({**values, "compare": {**values["compare"], **change}}, "config.yaml", console)
+    with pytest.raises(ConfigError, match="eval_datasets"):
+        command.compare({k: v for k, v in values.items() if k != "eval_datasets"}, "config.yaml", console)
+    with pytest.raises(ConfigError, match="pool_factor"):
+        command.compare({**values, "coreset": {"pool_factor": 1}}, "config.yaml", console)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="nothing is overwritten"):
+        command.compare({**values, "output_dir": str(full)}, "config.yaml", console)
+    assert [path.name for path in full.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path) -> None:
+    """Killed with its worker processes in the middle of the runs; what had a line is not done again."""
+    values["compare"] |= {
+        **{"arms": ["random"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": [], "seeds": 4},
+        "processes": 2,
+    }
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump(values))
+    folder = Path(values["output_dir"])
+    words = [sys.executable, "-m", "corebatch.cli.main", "compare", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+        deadline = time.monotonic() + 240
+        while not (folder / "runs.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = (folder / "runs.jsonl").read_text()
+    whole = before[: before.rfind("\n") + 1]
+    timing = (folder / "timing.jsonl").read_text()
+    assert whole
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    after = (folder / "runs.jsonl").read_text()
+    assert after.startswith(whole)
+    found = [(line["arm"], line["seed"]) for line in lines(folder, "runs.jsonl")]
+    assert len(found) == len(set(found)) == 8
+    assert (folder / "timing.jsonl").read_text() == timing
+    assert read_comparison(folder).marks == ()
+    assert "coreset" in done.stdout
+
+
+def test_one_process_holds_a_comparison(tmp_path: Path) -> None:
+    with running.alone(tmp_path), pytest.raises(ConfigError, match="another process"), running.alone(tmp_path):
+        pass
+    with running.alone(tmp_path):
+        pass

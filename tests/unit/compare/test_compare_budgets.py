@@ -1,0 +1,136 @@
+"""Budgets: what a step costs, how many steps are affordable, what is tuned for how long."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corebatch.cli.compare import split_rows
+from corebatch.compare.arms import METHODS, make_arms
+from corebatch.compare.costs import StepCost, flop_counter, side_by_side, step_seconds
+from corebatch.compare.job import points
+from corebatch.compare.run import candidates, rungs
+from corebatch.compare.settings import CompareSettings, TuneSettings
+from corebatch.trainer import CoresetConfig
+
+costs = st.builds(
+    StepCost, first=st.floats(0.01, 100), later=st.floats(0.01, 100), epoch=st.floats(0.5, 200).map(lambda x: x)
+)
+
+
+@given(cost=costs, budget=st.floats(0.01, 10_000))
+def test_a_budget_is_spent_and_never_overdrawn(cost: StepCost, budget: float) -> None:
+    steps = cost.affords(budget)
+    assert cost.of(steps) <= budget * (1 + 1e-9)
+    assert cost.of(steps + 1) > budget * (1 - 1e-6)
+
+
+@given(cost=costs, steps=st.integers(0, 1000))
+def test_the_reference_affords_its_own_steps(cost: StepCost, steps: int) -> None:
+    assert cost.affords(cost.of(steps)) == steps
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """The machine is three times as slow in the second round and nobody's ratio changes."""
+    lines = [
+        {"round": number, "method": method, "seconds": [slow * first, slow * later]}
+        for number, slow in enumerate((1.0, 3.0, 1.0))
+        for method, first, later in (("coreset", 2.0, 1.0), ("plain_small", 0.75, 0.75))
+    ]
+    found = side_by_side(lines, "coreset")
+    assert found["coreset"] == pytest.approx((2.0, 1.0))
+    assert found["plain_small"] == pytest.approx((0.75, 0.75))
+
+
+def test_seconds_of_a_step_leave_the_first_out() -> None:
+    stamps = [100.0, 102.0, 104.0, 105.0, 106.0, 107.0]  # two passes of three steps
+    assert step_seconds(stamps, epoch=3, remembers=True) == (2.0, 1.0)
+    assert step_seconds(stamps, epoch=3, remembers=False) == (1.4, 1.4)
+
+
+def test_flops_of_matrix_products_and_attention() -> None:
+    """A product of [5, 7] and [7, 11] has 2 x 5 x 7 x 11; attention [2, 3, 4, 8] on itself two of 2 x 6 x 4 x 4 x 8."""
+    with flop_counter() as counter:
+        torch.ones(5, 7) @ torch.ones(7, 11)
+    assert counter.get_total_flops() == 770
+    query = torch.ones(2, 3, 4, 8, requires_grad=True)
+    with flop_counter() as counter:
+        out = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert counter.get_total_flops() == 2 * 2 * 6 * 4 * 4 * 8
+    with flop_counter() as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 5 * 2 * 6 * 4 * 4 * 8
+
+
+@given(count=st.integers(1, 20), steps=st.integers(1, 500), shortest=st.floats(0.05, 1))
+def test_successive_halving(count: int, steps: int, shortest: float) -> None:
+    found = rungs(count, steps, shortest)
+    sizes, lengths = [c for c, _ in found], [n for _, n in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert lengths == sorted(lengths)
+    assert all(1 <= n <= steps for n in lengths)
+    if count > 1:
+        assert sizes[0] == count
+        assert lengths[0] == math.ceil(steps * shortest)
+        assert sizes[-1] <= 2 or lengths[-1] == steps  # one is left, or those that are left had the whole length
+    else:
+        assert found == []
+
+
+def test_the_grid_is_around_the_configs_own_rate() -> None:
+    grid = candidates(TuneSettings(factors=(0.5, 2.0), adam_beta2=(0.9, 0.99)), 1e-3)
+    assert [(c.learning_rate, c.adam_beta2) for c in grid] == [(5e-4, 0.9), (5e-4, 0.99), (2e-3, 0.9), (2e-3, 0.99)]
+    assert [c.learning_rate for c in candidates(TuneSettings(learning_rates=(3e-4,)), 1e-3)] == [3e-4]
+    assert len(candidates(TuneSettings(enabled=False), 1e-3)) == 1
+
+
+def test_arms_draw_and_train_what_they_say() -> None:
+    training = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    block = {"pool_factor": 4, "selector": "pivotal"}
+    arms = make_arms(
+        ["plain_large", "plain_small@flops", "colm", "hard"],
+        {"mine": {"coreset": {"pool_factor": 2}, "training": {"gradient_accumulation_steps": 1}}},
+        CoresetConfig.from_dict(block),
+        block,
+        training,
+    )
+    rows = {arm.name: (arm.rows_drawn, arm.rows_trained) for arm in arms}
+    assert rows == {
+        "coreset@wall_clock": (32, 8),
+        "plain_large@wall_clock": (32, 32),
+        "plain_small@flops": (8, 8),
+        "colm@wall_clock": (32, 8),
+        "hard@wall_clock": (32, 8),
+        "mine@wall_clock": (8, 4),
+    }
+    by_name = {arm.name: arm.coreset for arm in arms}
+    assert by_name["coreset@wall_clock"].selector == "pivotal"
+    assert by_name["mine@wall_clock"].selector == "pivotal"  # the config's own, where nothing else is said
+    assert by_name["colm@wall_clock"].scorer == "zeroth_order"
+    assert by_name["hard@wall_clock"].selector == "hard"
+    assert {name for name, method in METHODS.items() if method.baseline} == {
+        *("plain_large", "plain_small", "random", "tokens_importance")
+    }
+
+
+def test_held_out_rows_for_tuning_are_apart_and_a_share_of_each_source() -> None:
+    sources = ["a"] * 90 + ["b"] * 9 + ["c"]
+    tune, final = split_rows(sources, 1 / 3)
+    assert sorted(tune + final) == list(range(100))
+    assert [sum(sources[n] == name for n in tune) for name in "abc"] == [30, 3, 0]
+    assert split_rows(sources, 1 / 3) == (tune, final)
+
+
+def test_points_of_a_curve_end_with_the_last_step() -> None:
+    assert points(10, 4) == [2, 5, 8, 10]
+    assert points(3, 8) == [1, 2, 3]
+
+
+def test_seeds_as_a_number_or_a_list() -> None:
+    assert CompareSettings.from_dict({"seeds": 3}).seeds == (1, 2, 3)
+    assert CompareSettings.from_dict({"seeds": [7, 9]}).seeds == (7, 9)
+    assert CompareSettings.from_dict(None).tune.seed == 0
