@@ -28,7 +28,7 @@ class Sheet:
 def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:
     """The sheets, where neighbours share a caption only the last of them with it."""
     listed = list(found)
-    after = [*(sheet.caption for sheet in listed[1:]), ""]
+    after = [sheet.caption for sheet in listed[1:]] + [""] * len(listed[:1])
     return [
         replace(sheet, caption="") if sheet.caption == following else sheet
         for sheet, following in zip(listed, after, strict=True)
