@@ -76,6 +76,7 @@ def _arm(fields: Fields) -> Arm:
         flops_per_step=_numbers(fields, "flops_per_step"),
         learning_rate=fields.number("learning_rate"),
         adam_beta2=fields.number("adam_beta2"),
+        edge_of_grid=bool(fields.value.get("edge_of_grid", False)),
         coreset=fields.object("coreset"),
     )
 

@@ -119,7 +119,9 @@ def _unit(key: str) -> str:
 def _rates(arm: Arm, run: Run) -> Iterator[_Reason]:
     for key, name in (("learning_rate", "learning rate"), ("adam_beta2", "beta2")):
         wanted, found = getattr(arm, key), getattr(run, key)
-        if wanted is not None and (found is None or not math.isclose(wanted, found, rel_tol=1e-9)):
+        if wanted is None and found is not None:
+            yield key, f"{name} {found:g}, the plan sets none", True
+        elif wanted is not None and (found is None or not math.isclose(wanted, found, rel_tol=1e-9)):
             shown = "none" if found is None else f"{found:g}"
             yield key, f"{name} {shown}, the plan's is {wanted:g}", True
 

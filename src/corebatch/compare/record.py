@@ -25,6 +25,7 @@ class Arm:
         baseline: one of those that the others have to beat.
         steps: optimizer steps, fixed before any run.
         seconds_per_step, flops_per_step: in the first epoch and in later ones, or one number for all; may be empty.
+        edge_of_grid: the learning rate is the least or the greatest that was tried.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Arm:
     flops_per_step: tuple[float, ...] = ()
     learning_rate: float | None = None
     adam_beta2: float | None = None
+    edge_of_grid: bool = False
     coreset: Mapping[str, Any]
 
     @property

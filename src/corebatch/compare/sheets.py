@@ -28,7 +28,7 @@ class Sheet:
 def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:
     """The sheets, where neighbours share a caption only the last of them with it."""
     listed = list(found)
-    after = [*(sheet.caption for sheet in listed[1:]), ""]
+    after = [sheet.caption for sheet in listed[1:]] + [""] * len(listed[:1])
     return [
         replace(sheet, caption="") if sheet.caption == following else sheet
         for sheet, following in zip(listed, after, strict=True)
@@ -37,13 +37,18 @@ def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:
 
 def outcome(comparison: Comparison) -> Sheet:
     """The main table: what each arm was granted, spent and reached."""
-    return _joined("Arms", spent(comparison), losses(comparison), losses(comparison).caption)
+    left, right = spent(comparison), losses(comparison)
+    return _joined("Arms", left, right, f"{left.caption} {right.caption}")
 
 
 def _joined(title: str, left: Sheet, right: Sheet, caption: str) -> Sheet:
     """Two sheets of the same arms beside each other."""
     rows = tuple((*a, *b[2:]) for a, b in zip(left.rows, right.rows, strict=True))
     return Sheet(title=title, header=(*left.header, *right.header[2:]), rows=rows, caption=caption)
+
+
+SPENT = "Means over the comparable runs (~: they differ). Steps of an arm without runs are the plan's."
+EDGE = " Edge: the best learning rate was the last of the grid on its side, so a better one may lie beyond."
 
 
 def spent(comparison: Comparison) -> Sheet:
@@ -53,7 +58,7 @@ def spent(comparison: Comparison) -> Sheet:
         title="Budgets and rates",
         header=(*header, "learning rate", "beta2"),
         rows=tuple(_spent(comparison, arm) for arm in comparison.plan.arms),
-        caption="Means over the comparable runs (~: they differ). Steps of an arm without runs are the plan's.",
+        caption=SPENT + (EDGE if any(arm.edge_of_grid for arm in comparison.plan.arms) else ""),
     )
 
 
@@ -68,7 +73,7 @@ def _spent(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
         words.mean_count([run.tokens_trained for run in runs]),
         words.mean_count([run.flops for run in runs], whole=False),
         words.seconds(sum(run.seconds or 0.0 for run in runs) / len(runs) if runs else None),
-        words.small(arm.learning_rate),
+        words.small(arm.learning_rate) + (" (edge)" if arm.edge_of_grid else ""),
         words.small(arm.adam_beta2),
     )
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from corebatch.compare.record import MEANS, Comparison, Point, Run
@@ -77,8 +77,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     mean = fmean(values)
     if n == 1:
         return Estimate(n=1, mean=mean, low=None, high=None)
-    reach = _quantile(n - 1) * stdev(values) / math.sqrt(n)
+    reach = _quantile(n - 1) * _spread(values) / math.sqrt(n)
     return Estimate(n=n, mean=mean, low=mean - reach, high=mean + reach)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The standard deviation of a sample; the standard library's works in fractions and takes 20 times as long."""
+    mean = fmean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 @cache
@@ -158,13 +164,13 @@ def _test(
         verdict = "no test: no common seed"
     elif found.n < 2:
         verdict = "no test: one common seed"
-    elif stdev(differences) <= _TINY * size:
+    elif _spread(differences) <= _TINY * size:
         same = abs(found.mean) <= _TINY * size
         p = 1.0 if same else None
         verdict = "" if same else "no test: every seed differs by the same amount"
     else:
         verdict = ""
-        t = found.mean / (stdev(differences) / math.sqrt(found.n))
+        t = found.mean / (_spread(differences) / math.sqrt(found.n))
         p = float(2 * _distributions().t.sf(abs(t), found.n - 1))
     return PairedTest(
         arm=arm,

@@ -185,6 +185,17 @@ def test_seconds_between_first_and_later_epochs_are_fine(tmp_path: Path) -> None
     assert read_comparison(write_comparison(tmp_path, plan)).marks == ()
 
 
+def test_a_rate_that_the_plan_leaves_open_is_left_open_by_runs(tmp_path: Path) -> None:
+    plan = make_plan(arms=[CORESET, HARD])
+    lines = make_lines(plan)
+    for each in (*plan["arms"], *lines):
+        each["adam_beta2"] = None
+    assert read_comparison(write_comparison(tmp_path / "a", plan, lines)).marks == ()
+    lines = change(lines, HARD, 2, setting(adam_beta2=0.9))
+    (mark,) = read_comparison(write_comparison(tmp_path / "b", plan, lines)).marks
+    assert (mark.arm, mark.seed, mark.text) == (HARD, 2, "beta2 0.9, the plan sets none")
+
+
 def test_a_missing_run_is_listed(tmp_path: Path) -> None:
     lines = [line for line in make_lines(make_plan()) if (line["arm"], line["seed"]) != (HARD, 2)]
     comparison = read_comparison(write_comparison(tmp_path, lines=lines))

@@ -140,6 +140,16 @@ def test_plan_tuning_and_provenance_are_told(tmp_path: Path) -> None:
         assert line in text.splitlines()
 
 
+def test_a_rate_at_the_edge_of_the_grid_is_told(tmp_path: Path) -> None:
+    plan = make_plan()
+    assert "Edge: " not in markdown(read_comparison(write_comparison(tmp_path / "a", plan)))
+    plan["arms"][2]["edge_of_grid"] = True
+    comparison = read_comparison(write_comparison(tmp_path / "b", plan))
+    for text in (terminal(comparison), markdown(comparison)):
+        assert text.count("0.001 (edge)") == 1
+        assert "Edge: the best learning rate was the last of the grid" in " ".join(text.split())
+
+
 def test_a_repeated_caption_is_said_once(tmp_path: Path) -> None:
     text = markdown(read_comparison(write_comparison(tmp_path)))
     assert text.count("Holm's correction over 6 baselines") == 2  # losses, tasks
