@@ -11,6 +11,7 @@ Each writes its data and its config beside the output first; any key can be chan
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import subprocess
@@ -39,16 +40,19 @@ def mathmix(folder: Path, data: Path, model: Path, rows: int) -> dict:
 
 
 def reasoning(folder: Path, model: Path) -> dict:
-    """The demo's data and model, saved where the command reads them."""
-    from corebatch.demo import load_smollm2, make_mixture
+    """The demo's mixture at an eighth of its size, so that examples come again, and its model."""
+    from corebatch.demo import DEMO_SOURCES, load_smollm2, make_mixture
 
-    files = make_mixture(folder / "data", seed=0, heldout_per_source=20)
+    sources = [dataclasses.replace(source, examples=round(source.examples / 8)) for source in DEMO_SOURCES]
+    files = make_mixture(folder / "data", seed=0, sources=sources, heldout_per_source=10)
     if not (model / "config.json").is_file():
         found, tokenizer = load_smollm2()
         found.save_pretrained(model)
         tokenizer.save_pretrained(model)
+    config = yaml.safe_load((HERE / "compare_reasoning.yaml").read_text())
+    config["compare"]["tasks"] = [f"reasoning_gym:{files.heldout},max_new_tokens=14,batch_size=32"]
     return {
-        **yaml.safe_load((HERE / "compare_reasoning.yaml").read_text()),
+        **config,
         "model_name_or_path": str(model),
         "datasets": [{"path": str(files.train)}],
         "eval_datasets": [{"path": str(files.heldout)}],
