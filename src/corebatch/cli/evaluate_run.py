@@ -118,7 +118,8 @@ def evaluate_model(
 ) -> list[Path]:
     """Runs all tasks on one model, shows a table for each, and writes a JSON file for each; returns the files.
 
-    Everything that can be wrong with the arguments is an error before the model is loaded.
+    Everything that can be wrong with the arguments is an error before the model is loaded; rows of a held-out loss are
+    read when it is their turn, since they need the tokenizer. What was measured before an error is written.
     """
     if not given and not lm_eval:
         raise ConfigError("There should be a --task or --lm_eval. Found neither.")

@@ -72,10 +72,10 @@ SUPERGLUE: dict[str, GlueSpec] = {
         words=(" yes", " no"),
     ),
     "sst2": GlueSpec(
-        template="{sentence}\nIn one word, this review is",
+        template="Review: {sentence}\nSentiment:",
         fields={"sentence": ()},
         labels=("negative", "positive"),
-        words=(" bad", " good"),
+        words=(" negative", " positive"),
     ),
     "wic": GlueSpec(
         template="1. {sentence1}\n2. {sentence2}\nDoes '{word}' mean the same in both? Answer with yes or no:",

@@ -180,7 +180,7 @@ def test_words_stand_for_the_labels_in_the_hubs_order(tmp_path: Path) -> None:
     found = {task: items(task, write(tmp_path / f"{task}.jsonl", HUB[task]))[0] for task in HUB}
     assert {task: item.options for task, item in found.items() if task != "copa"} == {
         "boolq": (" no", " yes"), "cb": (" yes", " no", " unclear"), "multirc": (" no", " yes"),
-        "rte": (" yes", " no"), "sst2": (" bad", " good"), "wic": (" no", " yes"), "wsc": (" no", " yes"),
+        "rte": (" yes", " no"), "sst2": (" negative", " positive"), "wic": (" no", " yes"), "wsc": (" no", " yes"),
     }  # fmt: skip
     assert found["rte"].names == ("entailment", "not_entailment")
     assert found["sst2"].names == ("negative", "positive")
