@@ -107,7 +107,10 @@ class Processes:
     """Worker processes that hold the data; each runs one job at a time."""
 
     def __init__(self, values: dict[str, Any], where: str, own: CompareSettings) -> None:
-        gpus = list(own.devices) if own.devices is not None else list(range(torch.cuda.device_count()))
+        found = 0 if values.get("use_cpu") else torch.cuda.device_count()
+        gpus = list(own.devices) if own.devices is not None else list(range(found))
+        if any(not isinstance(gpu, int) or not 0 <= gpu < found for gpu in gpus):
+            raise ConfigError(f"compare.devices should be indices of the {found} GPUs here. Found {gpus}.")
         self.count = own.processes or max(1, len(gpus))
         self._args = (values, where)
         self._devices = [str(gpus[n % len(gpus)]) if gpus else None for n in range(self.count)]
@@ -149,7 +152,7 @@ def _alive(result: Callable[[], Any]) -> Any:
     try:
         return result()
     except BrokenProcessPool:
-        raise ConfigError(
+        raise CorebatchError(
             "A process of the comparison ended before its run (killed, or out of memory). What is finished is kept: "
             "run the same command again to go on."
         ) from None
@@ -162,8 +165,9 @@ def start(values: dict[str, Any], where: str, threads: int, devices: Any) -> Non
     """Runs once in a worker process: its device and threads. The data are read by the first job."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = devices.get()
-    if device is not None:
-        torch.cuda.set_device(int(device))
+    if device is not None:  # one GPU alone is seen, before CUDA starts: the Trainer would take all
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(device)] if seen else device
     else:
         torch.set_num_threads(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -172,7 +176,7 @@ def start(values: dict[str, Any], where: str, threads: int, devices: Any) -> Non
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    _HERE.update(values=values, where=where, device="cpu" if device is None else f"cuda:{device}")
+    _HERE.update(values=values, where=where, device="cpu" if device is None else "cuda:0")
 
 
 def _end_with_parent() -> None:

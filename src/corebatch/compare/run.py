@@ -20,7 +20,7 @@ from corebatch.bench.run import provenance
 from corebatch.compare.arms import REFERENCE, Arm
 from corebatch.compare.costs import StepCost, side_by_side
 from corebatch.compare.settings import CompareSettings, TuneSettings
-from corebatch.errors import ConfigError, CorebatchError
+from corebatch.errors import ConfigError
 from corebatch.trainer.checkpoint import write_text
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
@@ -433,8 +433,7 @@ def _run(
 
 def _outcome(found: Any) -> dict[str, Any]:
     if isinstance(found, Exception):
-        kind = "" if isinstance(found, CorebatchError) else f"{type(found).__name__}: "
-        return {"status": "failed", "error": f"{kind}{found}", **provenance()}
+        return {"status": "failed", "error": str(found), **provenance()}
     return {"status": "ok", **found}
 
 
