@@ -164,7 +164,8 @@ class ErrorTracking:
         devices = [device.index] if device.type != "cpu" and device.index is not None else []
         kind = "cuda" if device.type == "cpu" else device.type
         with torch.random.fork_rng(devices, device_type=kind), scoring_mode(model), torch.enable_grad():
-            for part in here.split(self.rows):
+            for start in range(0, len(here), self.rows):
+                part = here[start : start + self.rows]
                 rows = take_rows(batches, pool.rows[positions[part]].tolist(), by_token)
                 batch = untagged(put_together(rows, padding))
                 each = weights[part].to(dtype).to(batch["input_ids"].device)
