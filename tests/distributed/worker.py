@@ -155,7 +155,15 @@ def main(folder: Path, engine: str, names: list[str]) -> None:
             torch.save(found, folder / f"{name}.pt")
             lines = [json.loads(line) for line in (folder / name / "selection.jsonl").read_text().splitlines()]
             kept = ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
-            kept += ("train_loss", "pool_loss", "reuse_mb", "rows_moved", "token_imbalance", "bytes_sent", "gradient_error")
+            kept += (
+                "train_loss",
+                "pool_loss",
+                "reuse_mb",
+                "rows_moved",
+                "token_imbalance",
+                "bytes_sent",
+                "gradient_error",
+            )
             short = [{key: line.get(key) for key in kept} for line in lines]
             for line, ids in zip(short, choices, strict=True):
                 line["ids"] = ids

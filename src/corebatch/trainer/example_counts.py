@@ -147,5 +147,3 @@ def shortened(text: str) -> str:
     if len(text) <= CHARACTERS:
         return text
     return text[: CHARACTERS - END - 3].rstrip() + " … " + text[-END:].lstrip()
-
-

@@ -72,7 +72,8 @@ def test_the_page_tells_the_numbers(full: Path) -> None:
     for title in ("Loss", "Held-out data", "Sources", "Time, memory and tokens", "Weights", "Settings"):
         assert f"<h2>{title}</h2>" in text
     assert "Weights undo the choice." in text
-    assert text.count("<svg ") == 12  # the loss twice, and one drawing for each other chart
+    # the loss twice, one drawing for each other chart, and one for each of three sources over time
+    assert text.count("<svg ") == 15
 
 
 def test_the_page_tells_padding_utilisation_and_communication(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def test_training_is_bit_for_bit_what_it_is_without(tmp_path, case):
     found = []
     for every in (0, 3):
         folder = tmp_path / str(every)
-        made = trainer(folder, tiny_model(**model), CoresetConfig(**coreset, track_error=every), max_steps=8, **settings)
+        made = trainer(
+            folder, tiny_model(**model), CoresetConfig(**coreset, track_error=every), max_steps=8, **settings
+        )
         run(made)
         record = [{k: v for k, v in line.items() if k not in TIMED} for line in lines(folder)]
         found.append((weights(made), torch.get_rng_state(), record, lines(folder, "chosen.jsonl")))
@@ -157,7 +159,10 @@ def test_a_resumed_run_tracks_the_same(tmp_path):
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     run(trainer(tmp_path, None, CoresetConfig(track_error=2), **settings))
     whole = [line.get("gradient_error") for line in lines(tmp_path)]
-    run(trainer(tmp_path, None, CoresetConfig(track_error=2), **settings), resume_from_checkpoint=f"{tmp_path}/checkpoint-3")
+    run(
+        trainer(tmp_path, None, CoresetConfig(track_error=2), **settings),
+        resume_from_checkpoint=f"{tmp_path}/checkpoint-3",
+    )
     assert [line.get("gradient_error") for line in lines(tmp_path)] == whole
     # what is only measured may be switched off on the way
     run(trainer(tmp_path, None, CoresetConfig(), **settings), resume_from_checkpoint=f"{tmp_path}/checkpoint-3")
