@@ -19,7 +19,7 @@ from corebatch.report.summary import Summary
 
 MOST = 20
 _MOST_COLUMNS = 40
-_MOST_POINTS = 30
+_MOST_POINTS = 20
 _NAME_CELLS = 18
 _LEVELS = ((1.1, 0.22), (1.25, 0.45), (1.6, 0.7), (2.0, 1.0))
 """From which ratio (or its inverse) a cell is coloured, and how strongly."""
@@ -28,6 +28,11 @@ _LEVELS = ((1.1, 0.22), (1.25, 0.45), (1.6, 0.7), (2.0, 1.0))
 def _frame(names: Sequence[str], row: int = 22) -> svg.Frame:
     left = 14 + round(6.4 * max(cell_len(words.shorten(name, _NAME_CELLS)) for name in names))
     return svg.Frame(height=46 + row * len(names) + (24 if len(names) < 3 else 0), left=left)
+
+
+def _row(summary: Summary) -> int:
+    """The height of a source's row, with room for a third bar; the same in charts that stand side by side."""
+    return 28 if summary.weighted else 22
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -70,7 +75,7 @@ def shares(summary: Summary) -> Chart | None:
     names = [s.name for s in sources]
     return Chart(
         title="Share of each source (% of examples)",
-        svg=svg.draw("shares", f"Shares of {words.listing(names)}", _frame(names, 14 + 5 * len(bars)), paint),
+        svg=svg.draw("shares", f"Shares of {words.listing(names)}", _frame(names, _row(summary)), paint),
         keys=tuple(Key(name=name, variable=svg.VARIABLES[colour], mark="box") for name, _, colour in bars),
         caption=f"Over all steps; the largest sources first.{weighted}",
     )
@@ -107,7 +112,7 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
             for label, place in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
                 label.set_horizontalalignment(place)
 
-        frame = svg.Frame(width=210, height=104, left=38, right=8, top=8, bottom=20)
+        frame = svg.Frame(width=186, height=96, left=38, right=6, top=8, bottom=20)
         said = f"Share of {titles[row]} over the steps: {', '.join(name for name, *_ in curves)}"
         return svg.draw(f"source-{row}", said, frame, paint)
 
@@ -181,7 +186,7 @@ def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
     label = "Ratio of chosen share to drawn share of each source over the steps"
     return Chart(
         title="Share chosen / share drawn over time (ratio)",
-        svg=svg.draw("shares-time", label, _frame(all_names), paint),
+        svg=svg.draw("shares-time", label, _frame(all_names, _row(summary)), paint),
         keys=(Scale(low="≤ 0.5", high="≥ 2", colours=scale),),
         caption=(
             f"{steps}Orange: chosen more than drawn, from ratios of 1.1, 1.25, 1.6 and 2; blue: less, from "

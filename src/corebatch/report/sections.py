@@ -39,7 +39,7 @@ def sections(run: RunRecord, summary: Summary) -> list[str]:
         markup.section("Examples", _examples(summary)),
         markup.section(
             "Gradient error",
-            markup.figures((gradient.error(run.steps), gradient.direction(run.steps))),
+            markup.figures((gradient.error(run.steps), gradient.direction(run.steps)), aligned=True),
             _gradient(summary),
         ),
         markup.section("Time, memory and tokens", markup.figures(time), _phases(summary), _pace(summary)),
