@@ -141,8 +141,8 @@ addEventListener("load", () => {{
     const inner = frame.contentDocument, wide = frame.clientWidth;
     const over = [...inner.querySelectorAll("main *")].filter((element) =>
       !element.closest(".scroll, svg, details:not([open])") && element.getBoundingClientRect().right > wide + 1);
-    return {{wide, scroll: inner.documentElement.scrollWidth, over: over.map((element) => element.outerHTML.slice(0, 99)),
-      titles: inner.querySelectorAll("h2").length}};
+    return {{wide, scroll: inner.documentElement.scrollWidth, titles: inner.querySelectorAll("h2").length,
+      over: over.map((element) => element.outerHTML.slice(0, 99))}};
   }});
   document.body.textContent = JSON.stringify(found);
 }});
