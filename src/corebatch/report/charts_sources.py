@@ -70,7 +70,7 @@ def shares(summary: Summary) -> Chart | None:
         weighted = " With weights, a row of a source chosen less often counts for more."
         if any(s.weight_share is not None for s in sources):
             bars.append(("by weight", "weight_share", svg.TRAINED))
-            weighted += " By weight: its share in the sum of all weights, which is its part of the update."
+            weighted += " By weight: its share in the sum of all weights, near the share drawn if the choice is unbiased."
     height = 0.72 / len(bars)
     names = [s.name for s in sources]
     return Chart(
@@ -90,10 +90,10 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
     names = [s.name for s in shown]
     parts = series.bins(len(run.steps), _MOST_POINTS)
     x = series.thin(series.values([float(step.step) for step in run.steps]), parts)
-    curves = [("pool", _shares(run, "drawn", names, parts), svg.POOL, 1.8, "-")]
-    curves.append(("chosen", _shares(run, "chosen", names, parts), svg.CHOSEN, 1.8, "-"))
+    curves: list[tuple[str, Floats, str, object]] = [("pool", _shares(run, "drawn", names, parts), svg.POOL, "-")]
+    curves.append(("chosen", _shares(run, "chosen", names, parts), svg.CHOSEN, "-"))
     if summary.weighted and any(step.weights for step in run.steps):
-        curves.append(("chosen, by weight", _shares(run, "weights", names, parts), svg.TRAINED, 1.8, (0, (3, 1.5))))
+        curves.append(("chosen, by weight", _shares(run, "weights", names, parts), svg.TRAINED, (0, (3, 1.5))))
     titles = [*names, *([other.name] if other else [])]
 
     def panel(row: int) -> str:
@@ -102,15 +102,16 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
         top = _round_up(highest)
 
         def paint(axes: Axes) -> None:
-            for (_, _, colour, width, dash), shares in zip(curves, values, strict=True):
-                axes.plot(x, shares, color=colour, linewidth=width, linestyle=dash)
+            for (_, _, colour, dash), shares in zip(curves, values, strict=True):
+                axes.plot(x, shares, color=colour, linewidth=1.8, linestyle=dash)
             svg.step_limits(axes, run.steps[0].step, run.steps[-1].step)
             axes.set_ylim(0, top)
             axes.set_yticks([0, top], ["0", f"{100 * top:.3g} %"])
             axes.set_xticks([run.steps[0].step, run.steps[-1].step])
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.compact(value)))
-            for label, place in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-                label.set_horizontalalignment(place)
+            first, last = axes.get_xticklabels()
+            first.set_horizontalalignment("left")
+            last.set_horizontalalignment("right")
 
         frame = svg.Frame(width=186, height=96, left=38, right=6, top=8, bottom=20)
         said = f"Share of {titles[row]} over the steps: {', '.join(name for name, *_ in curves)}"
@@ -126,7 +127,7 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
         panels=tuple((words.shorten(name, 28), panel(row)) for row, name in enumerate(titles)),
         keys=tuple(
             Key(name=name, variable=svg.VARIABLES[colour], mark="line" if dash == "-" else "dash")
-            for name, _, colour, _, dash in curves
+            for name, _, colour, dash in curves
         ),
         caption=f"{each}Over optimizer steps; each panel has a scale of its own.",
     )

@@ -443,7 +443,7 @@ def per_source(ids: Tensor, names: Any) -> dict[str, int]:
 def weights_per_source(ids: Tensor, weights: Tensor, names: Any) -> dict[str, float]:
     """The sum of the weights of each source's rows, by name, in order of the source numbers.
 
-    By these sums the sources share the update: (sum of a source's weights) / M estimates its share of the large batch.
+    (Sum of a source's weights) / M estimates its share of the large batch's rows.
     """
     kinds, places = torch.unique(ids.cpu(), return_inverse=True)
     sums = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, weights.detach().double().cpu())
