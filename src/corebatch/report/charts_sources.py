@@ -70,7 +70,7 @@ def shares(summary: Summary) -> Chart | None:
         weighted = " With weights, a row of a source chosen less often counts for more."
         if any(s.weight_share is not None for s in sources):
             bars.append(("by weight", "weight_share", svg.TRAINED))
-            weighted += " By weight: its share in the sum of all weights, near the share drawn if the choice is unbiased."
+            weighted += " By weight: its share in the sum of weights, near the share drawn if the choice is unbiased."
     height = 0.72 / len(bars)
     names = [s.name for s in sources]
     return Chart(
