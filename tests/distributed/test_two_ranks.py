@@ -100,6 +100,17 @@ def test_a_stream_on_two_ranks(trained, method):
     assert largest_difference(*states) < 1e-9
 
 
+def test_two_ranks_measure_the_gradient_error_that_one_does(trained):
+    (one, two), _ = both(trained, "ddp", tuple(METHODS), "tracked")
+    assert [line["gradient_error"] is not None for line in one] == [step % 3 == 0 for step in range(1, STEPS + 1)]
+    for alone, joint in zip(one, two, strict=True):
+        if alone["gradient_error"]:
+            beside, other = (dict(line["gradient_error"]) for line in (alone, joint))
+            assert other.pop("random") == pytest.approx(beside.pop("random"), rel=1e-4)
+            assert other == pytest.approx(beside, rel=1e-4)
+            assert joint["bytes_sent"]["gradients"] > 0
+
+
 def test_what_travels_is_counted(trained):
     (_, lines), _ = both(trained, "ddp", tuple(METHODS), "optimizer_scale")
     assert sum(line["rows_moved"] for line in lines) > 0

@@ -46,6 +46,7 @@ METHODS = {
         {**CHECKPOINTING, "kind": "gpt2", "lora": False},
     ),
     "padding_free": (CoresetConfig(padding_free=True), {}),
+    "tracked": (CoresetConfig(track_error=3), {}),
     # 35 rows: the last pool is short, and a loader of two ranks fills it up from the start
     "uneven": (CoresetConfig(), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
     "uneven_random": (
@@ -154,7 +155,15 @@ def main(folder: Path, engine: str, names: list[str]) -> None:
             torch.save(found, folder / f"{name}.pt")
             lines = [json.loads(line) for line in (folder / name / "selection.jsonl").read_text().splitlines()]
             kept = ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
-            kept += ("train_loss", "pool_loss", "reuse_mb", "rows_moved", "token_imbalance", "bytes_sent")
+            kept += (
+                "train_loss",
+                "pool_loss",
+                "reuse_mb",
+                "rows_moved",
+                "token_imbalance",
+                "bytes_sent",
+                "gradient_error",
+            )
             short = [{key: line.get(key) for key in kept} for line in lines]
             for line, ids in zip(short, choices, strict=True):
                 line["ids"] = ids

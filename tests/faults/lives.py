@@ -92,6 +92,8 @@ def final(folder):
         "last": last.name,
         "optimizer": torch.load(last / "optimizer.pt"),
         "scheduler": torch.load(last / "scheduler.pt"),
+        "rows": (folder / "chosen.jsonl").read_text(),
+        "examples": (folder / "examples.json").read_text(),
         "lines": [{key: value for key, value in line.items() if key not in TIMED} for line in lines],
     }
 

@@ -46,10 +46,15 @@ def test_resumed_is_uninterrupted(tmp_path, case, lora):
     (killed / "checkpoint-12").mkdir()
     log = (killed / "selection.jsonl").read_text()
     (killed / "selection.jsonl").write_text(log[: log.rindex('"epoch"')])
+    rows = (killed / "chosen.jsonl").read_text()
+    (killed / "chosen.jsonl").write_text(rows[: rows.rindex('"chosen"')])
     resumed = run(made(killed), resume_from_checkpoint=True)
     assert resumed.state.global_step == 11
     assert same(weights(whole), weights(resumed))
     assert untimed(tmp_path / "whole" / "selection.jsonl") == untimed(killed / "selection.jsonl")
+    for name in ("chosen.jsonl", "examples.json"):
+        assert (tmp_path / "whole" / name).read_text() == (killed / name).read_text()
+    assert [line["step"] for line in untimed(killed / "chosen.jsonl")] == list(range(1, 12))
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +172,23 @@ def test_a_new_run_in_the_same_folder_keeps_the_old_log(tmp_path):
         run(trainer(tmp_path, coreset=CoresetConfig(), max_steps=2))
     assert len((tmp_path / "selection.jsonl").read_text().splitlines()) == 2
     assert len((tmp_path / "selection.old-1.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "chosen.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "chosen.old-1.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_of_an_older_version_goes_on_with_a_record_of_ids_from_there(tmp_path, finished):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "chosen.jsonl").unlink()
+    made = resumed_from(finished, tmp_path / "run", max_steps=8)
+    assert made.state.global_step == 8
+    assert [line["step"] for line in untimed(tmp_path / "run" / "chosen.jsonl")] == [5, 6, 7, 8]
+    resumed_from(finished, tmp_path / "run", max_steps=8)  # it is cut back to nothing
+    assert [line["step"] for line in untimed(tmp_path / "run" / "chosen.jsonl")] == [5, 6, 7, 8]
+
+
+def test_a_record_of_ids_with_a_hole_is_refused(tmp_path, finished):
+    shutil.copytree(finished, tmp_path / "run")
+    rows = (tmp_path / "run" / "chosen.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "chosen.jsonl").write_text(rows[0] + rows[2] + rows[3])
+    with pytest.raises(CheckpointError, match=r"chosen.jsonl should have a line .* Found 3 lines, of steps 1 to 4"):
+        resumed_from(finished, tmp_path / "run")

@@ -30,10 +30,12 @@ class Chart:
     Attributes:
         wide: an `<svg>` for half of a desktop's width and for phones, or for the full width (see `narrow`).
         narrow: where `wide` spans the page, the same drawn for a phone.
+        panels: in place of `svg`: small drawings of one kind side by side, each with its name.
     """
 
     title: str
-    svg: str
+    svg: str = ""
     keys: tuple[Key | Scale, ...] = ()
     caption: str = ""
     narrow: str | None = None
+    panels: tuple[tuple[str, str], ...] = ()

@@ -17,11 +17,11 @@ _Curve = tuple[str, list[float | None], str]  # name, one value a step, colour
 _COLOURS = dict(
     zip(
         PHASES,
-        (svg.EXTRA[4], svg.POOL, svg.EXTRA[3], svg.CHOSEN, svg.EXTRA[0], svg.TRAINED, svg.EXTRA[1]),
+        (svg.EXTRA[4], svg.POOL, svg.EXTRA[3], svg.CHOSEN, svg.EXTRA[0], svg.EXTRA[2], svg.TRAINED, svg.EXTRA[1]),
         strict=True,
     )
 )
-_UNKNOWN = svg.EXTRA[2]
+_UNKNOWN = svg.MUTED
 _MOST_BARS = 80
 _MOST_POINTS = 300
 

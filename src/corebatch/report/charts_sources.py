@@ -19,14 +19,20 @@ from corebatch.report.summary import Summary
 
 MOST = 20
 _MOST_COLUMNS = 40
+_MOST_POINTS = 20
 _NAME_CELLS = 18
 _LEVELS = ((1.1, 0.22), (1.25, 0.45), (1.6, 0.7), (2.0, 1.0))
 """From which ratio (or its inverse) a cell is coloured, and how strongly."""
 
 
-def _frame(names: Sequence[str]) -> svg.Frame:
+def _frame(names: Sequence[str], row: int = 22) -> svg.Frame:
     left = 14 + round(6.4 * max(cell_len(words.shorten(name, _NAME_CELLS)) for name in names))
-    return svg.Frame(height=46 + 22 * len(names) + (24 if len(names) < 3 else 0), left=left)
+    return svg.Frame(height=46 + row * len(names) + (24 if len(names) < 3 else 0), left=left)
+
+
+def _row(summary: Summary) -> int:
+    """The height of a source's row, with room for a third bar; the same in charts that stand side by side."""
+    return 28 if summary.weighted else 22
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -44,7 +50,7 @@ def _percent_axis(axes: Axes) -> None:
 
 
 def shares(summary: Summary) -> Chart | None:
-    """Each source's share of what was drawn and of what was chosen; None for one source."""
+    """Each source's share of what was drawn, of what was chosen, and of the weights; None for one source."""
     shown, other = rows.largest(summary, MOST)
     sources = [*shown, *([other] if other else [])]
     if len(sources) < 2:
@@ -52,21 +58,97 @@ def shares(summary: Summary) -> Chart | None:
 
     def paint(axes: Axes) -> None:
         y = np.arange(len(sources))
-        axes.barh(y - 0.19, [s.drawn_share for s in sources], height=0.34, color=svg.POOL)
-        axes.barh(y + 0.19, [s.chosen_share for s in sources], height=0.34, color=svg.CHOSEN)
+        for i, (_, key, colour) in enumerate(bars):
+            place = y + (i - (len(bars) - 1) / 2) * (height + 0.03)
+            axes.barh(place, [getattr(s, key) or 0.0 for s in sources], height=height, color=colour)
         _percent_axis(axes)
         _name_rows(axes, [s.name for s in sources])
 
+    bars = [("drawn", "drawn_share", svg.POOL), ("chosen", "chosen_share", svg.CHOSEN)]
+    weighted = ""
+    if summary.weighted:
+        weighted = " With weights, a row of a source chosen less often counts for more."
+        if any(s.weight_share is not None for s in sources):
+            bars.append(("by weight", "weight_share", svg.TRAINED))
+            weighted += " By weight: its share in the sum of weights, near the share drawn if the choice is unbiased."
+    height = 0.72 / len(bars)
     names = [s.name for s in sources]
-    weighted = " With weights, a row of a source chosen less often counts for more." if summary.weighted else ""
     return Chart(
         title="Share of each source (% of examples)",
-        svg=svg.draw("shares", f"Shares of {words.listing(names)}", _frame(names), paint),
-        keys=(
-            Key(name="drawn", variable="pool", mark="box"),
-            Key(name="chosen", variable="chosen", mark="box"),
-        ),
+        svg=svg.draw("shares", f"Shares of {words.listing(names)}", _frame(names, _row(summary)), paint),
+        keys=tuple(Key(name=name, variable=svg.VARIABLES[colour], mark="box") for name, _, colour in bars),
         caption=f"Over all steps; the largest sources first.{weighted}",
+    )
+
+
+def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
+    """For each source a panel: its share of the pool, of the chosen and of the weights over the steps; None for one
+    source or one step."""
+    shown, other = rows.largest(summary, MOST)
+    if len(shown) < 2 or len(run.steps) < 2:
+        return None
+    names = [s.name for s in shown]
+    parts = series.bins(len(run.steps), _MOST_POINTS)
+    x = series.thin(series.values([float(step.step) for step in run.steps]), parts)
+    curves: list[tuple[str, Floats, str, object]] = [("pool", _shares(run, "drawn", names, parts), svg.POOL, "-")]
+    curves.append(("chosen", _shares(run, "chosen", names, parts), svg.CHOSEN, "-"))
+    if summary.weighted and any(step.weights for step in run.steps):
+        curves.append(("chosen, by weight", _shares(run, "weights", names, parts), svg.TRAINED, (0, (3, 1.5))))
+    titles = [*names, *([other.name] if other else [])]
+
+    def panel(row: int) -> str:
+        values = [shares[row] for _, shares, *_ in curves]
+        highest = max((float(v[np.isfinite(v)].max()) for v in values if np.isfinite(v).any()), default=0.0)
+        top = _round_up(highest)
+
+        def paint(axes: Axes) -> None:
+            for (_, _, colour, dash), shares in zip(curves, values, strict=True):
+                axes.plot(x, shares, color=colour, linewidth=1.8, linestyle=dash)
+            svg.step_limits(axes, run.steps[0].step, run.steps[-1].step)
+            axes.set_ylim(0, top)
+            axes.set_yticks([0, top], ["0", f"{100 * top:.3g} %"])
+            axes.set_xticks([run.steps[0].step, run.steps[-1].step])
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.compact(value)))
+            first, last = axes.get_xticklabels()
+            first.set_horizontalalignment("left")
+            last.set_horizontalalignment("right")
+
+        frame = svg.Frame(width=186, height=96, left=38, right=6, top=8, bottom=20)
+        said = f"Share of {titles[row]} over the steps: {', '.join(name for name, *_ in curves)}"
+        return svg.draw(f"source-{row}", said, frame, paint)
+
+    each = (
+        f"Each point is the mean of about {round(len(run.steps) / len(parts))} steps. "
+        if len(x) < len(run.steps)
+        else ""
+    )
+    return Chart(
+        title="Pool against chosen over time (share of each source, %)",
+        panels=tuple((words.shorten(name, 28), panel(row)) for row, name in enumerate(titles)),
+        keys=tuple(
+            Key(name=name, variable=svg.VARIABLES[colour], mark="line" if dash == "-" else "dash")
+            for name, _, colour, dash in curves
+        ),
+        caption=f"{each}Over optimizer steps; each panel has a scale of its own.",
+    )
+
+
+def _shares(run: RunRecord, key: str, names: Sequence[str], parts: list[slice]) -> Floats:
+    """Shares [sources and one for all others, parts]; NaN where a part says nothing."""
+    found = [[getattr(step, key) for step in run.steps[part]] for part in parts]
+    totals = np.array([sum(sum(step.values()) for step in steps) for steps in found], float)
+    sums = np.array([[sum(step.get(name, 0) for step in steps) for steps in found] for name in names], float)
+    sums = np.vstack([sums, totals - sums.sum(axis=0)])
+    return np.divide(sums, totals, out=np.full(sums.shape, np.nan), where=totals > 0)
+
+
+def _round_up(share: float) -> float:
+    """The next of 1, 2, 2.5, 5 times a power of ten, at most 1."""
+    if not share > 0:
+        return 0.01
+    power = 10.0 ** np.floor(np.log10(share))
+    return float(
+        min(1.0, next(step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10) if step * power >= share - 1e-12))
     )
 
 
@@ -105,7 +187,7 @@ def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
     label = "Ratio of chosen share to drawn share of each source over the steps"
     return Chart(
         title="Share chosen / share drawn over time (ratio)",
-        svg=svg.draw("shares-time", label, _frame(all_names), paint),
+        svg=svg.draw("shares-time", label, _frame(all_names, _row(summary)), paint),
         keys=(Scale(low="≤ 0.5", high="≥ 2", colours=scale),),
         caption=(
             f"{steps}Orange: chosen more than drawn, from ratios of 1.1, 1.25, 1.6 and 2; blue: less, from "

@@ -81,6 +81,15 @@ class Fields:
             raise DataError(f"{self.where}: field {key!r} should be a list of names. Found {_kind(found)}.")
         return tuple(found)
 
+    def list(self, key: str) -> list[Any]:
+        """A list; empty when the field is missing or null."""
+        found = self.value.get(key)
+        if found is None:
+            return []
+        if not isinstance(found, list):
+            raise DataError(f"{self.where}: field {key!r} should be a list. Found {_kind(found)}.")
+        return found
+
     def object(self, key: str) -> Mapping[str, Any]:
         """An object; empty when the field is missing or null."""
         found = self.value.get(key)

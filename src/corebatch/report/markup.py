@@ -64,10 +64,13 @@ def figure(chart: Chart) -> str:
     svg = f'<div class="plot">{chart.svg}</div>'
     if chart.narrow:
         svg = f'<div class="plot on-wide">{chart.svg}</div><div class="plot on-narrow">{chart.narrow}</div>'
+    if chart.panels:
+        inner = "".join(f"<div><h4>{esc(name)}</h4>{drawing}</div>" for name, drawing in chart.panels)
+        svg = f'<div class="plot panels">{inner}</div>'
     keys = "".join(_key(key) for key in chart.keys)
     legend = f'<ul class="legend">{keys}</ul>'  # empty ones too: a chart is always four rows
     caption = f'<p class="read">{esc(chart.caption)}</p>'
-    kind = "chart full" if chart.narrow else "chart"
+    kind = "chart full" if chart.narrow or chart.panels else "chart"
     title = f"<figcaption>{esc(chart.title)}</figcaption>"
     return f'<figure class="{kind}">{title}{legend}<div>{svg}</div>{caption}</figure>'
 
@@ -90,6 +93,12 @@ def section(title: str, *parts: str) -> str:
     """A section with its heading; nothing when all its parts are empty."""
     found = "\n".join(part for part in parts if part)
     return f"<section><h2>{esc(title)}</h2>\n{found}</section>" if found else ""
+
+
+def samples(title: str, entries: Iterable[tuple[str, str]]) -> str:
+    """Texts one below the other, each under a line on what it is; nothing for none."""
+    found = "\n".join(f"<li><p>{esc(about)}</p><p class='text'>{esc(text)}</p></li>" for about, text in entries)
+    return f'<div><h3>{esc(title)}</h3><ol class="samples">{found}</ol></div>' if found else ""
 
 
 def details(title: str, content: str) -> str:

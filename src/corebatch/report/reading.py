@@ -1,4 +1,4 @@
-"""Reads a run folder: `selection.jsonl`, `corebatch.json`, `trainer_state.json`, `evaluation.json`."""
+"""Reads a run folder: `selection.jsonl`, `corebatch.json`, `examples.json`, `trainer_state.json`, `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 
 from corebatch.errors import DataError
 from corebatch.report.fields import Fields, parse
-from corebatch.report.record import Accuracy, Evaluated, RunRecord, StepRecord
+from corebatch.report.record import (
+    Accuracy,
+    Distance,
+    Evaluated,
+    Example,
+    Examples,
+    GradientError,
+    RunRecord,
+    StepRecord,
+)
 
 _LOSSES = ("pool_loss", "chosen_loss", "train_loss")
 _Z_95 = 1.959963984540054  # standard normal quantile at 0.975
@@ -37,6 +46,7 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
         steps=steps,
         info=info,
         eval_losses=_read_eval_losses(folder, notes),
+        examples=_read_examples(folder, steps[-1].step, notes),
         before=before,
         after=after,
         notes=tuple(notes),
@@ -82,6 +92,7 @@ def _step(fields: Fields) -> StepRecord:
         epoch=fields.number("epoch"),
         drawn=fields.counts("drawn"),
         chosen=fields.counts("chosen"),
+        weights=fields.numbers("weights"),
         kept=fields.names("kept"),
         pool_loss=fields.number("pool_loss"),
         chosen_loss=fields.number("chosen_loss"),
@@ -100,9 +111,68 @@ def _step(fields: Fields) -> StepRecord:
         rows_moved=fields.count_or_none("rows_moved"),
         token_imbalance=fields.number("token_imbalance"),
         scoring=fields.text("scoring"),
+        gradient_error=_gradient_error(fields),
         ms=fields.numbers("ms"),
         memory_mb=fields.numbers("memory_mb"),
         seconds=fields.number("seconds"),
+    )
+
+
+def _gradient_error(fields: Fields) -> GradientError | None:
+    value = fields.object("gradient_error")
+    if not value:
+        return None
+    inner = Fields(value, f"{fields.where}: gradient_error")
+    beside = Fields(inner.object("random"), f"{inner.where}.random")
+    return GradientError(chosen=_distance(inner), random=_distance(beside))
+
+
+def _distance(fields: Fields) -> Distance:
+    return Distance(error=fields.number("error"), cosine=fields.number("cosine"), length=fields.number("length"))
+
+
+def _read_examples(folder: Path, last_step: int, notes: list[str]) -> Examples | None:
+    """Of the run up to `last_step`; those of another state of it are left out."""
+    path = folder / "examples.json"
+    if not path.is_file():
+        if (folder / "chosen.jsonl").is_file():
+            notes.append(
+                f"{path.name} is missing: it is written when training ends. Which examples were chosen is in "
+                "chosen.jsonl."
+            )
+        return None
+    fields = Fields(parse(path.read_bytes(), str(path)), str(path))
+    if fields.count("last_step") != last_step:
+        notes.append(f"{path.name} ends at step {fields.count('last_step')}, not at {last_step}, and was left out.")
+        return None
+    draws = Fields({"draws": dict(enumerate(fields.list("draws")))}, str(path)).counts("draws")
+    low, high = min(draws.values(), default=0), max(draws.values(), default=0)
+    return Examples(
+        steps=fields.count("steps"),
+        drawn=fields.count("examples_drawn"),
+        in_data=fields.count_or_none("examples_in_data"),
+        draws=(low, high),
+        never_chosen=fields.count("never_chosen"),
+        never_chosen_by_chance=fields.number("never_chosen_by_chance"),
+        ranked_by=fields.text("ranked_by"),
+        most=_examples(fields, "most"),
+        least=_examples(fields, "least"),
+    )
+
+
+def _examples(fields: Fields, key: str) -> tuple[Example, ...]:
+    entries = [Fields(value, f"{fields.where}: {key}") for value in fields.list(key)]
+    return tuple(
+        Example(
+            id=entry.count("id"),
+            source=entry.text("source") or "unknown",
+            drawn=entry.count("drawn"),
+            chosen=entry.count("chosen"),
+            expected=entry.number("expected") or 0.0,
+            weight=entry.number("weight"),
+            text=entry.text("text"),
+        )
+        for entry in entries
     )
 
 

@@ -7,8 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PHASES = ("load", "score", "exchange", "select", "repack", "train", "optimizer")
+PHASES = ("load", "score", "exchange", "select", "repack", "track", "train", "optimizer")
 """The phases of a step in the order in which they happen; others come after them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """A small batch's gradient against the large batch's: |difference| / |large|, cosine, |small| / |large|."""
+
+    error: float | None
+    cosine: float | None
+    length: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientError:
+    """What one step measured: of the chosen rows with their weights, and of as many random ones."""
+
+    chosen: Distance
+    random: Distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +35,7 @@ class StepRecord:
     Attributes:
         step: optimizer step, counted from 1.
         pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
-        drawn, chosen: the same by source.
+        drawn, chosen: the same by source. weights: the sum of the chosen rows' weights by source.
         kept: sources that were kept whole in this step.
         pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
         train_loss: the loss that was minimised, with weights (nats per token).
@@ -30,6 +47,7 @@ class StepRecord:
         bytes_sent: between ranks, by what for; all ranks together. rows_moved: chosen rows that changed ranks.
         token_imbalance: how many more tokens the busiest rank trained than the mean (share of the mean).
         scoring: how the pool was scored in this step.
+        gradient_error: where the step's gradients were compared.
         ms: milliseconds by phase. memory_mb: peak memory by phase, in megabytes.
         seconds: wall-clock time since the start of training, at the end of the step.
     """
@@ -40,6 +58,7 @@ class StepRecord:
     epoch: float | None = None
     drawn: Mapping[str, int] = field(default_factory=dict)
     chosen: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     pool_loss: float | None = None
     chosen_loss: float | None = None
@@ -58,6 +77,7 @@ class StepRecord:
     rows_moved: int | None = None
     token_imbalance: float | None = None
     scoring: str | None = None
+    gradient_error: GradientError | None = None
     ms: Mapping[str, float] = field(default_factory=dict)
     memory_mb: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
@@ -87,6 +107,49 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One example of the train set.
+
+    Attributes:
+        expected: how often a random choice of as many rows would have chosen it, on average.
+        weight: mean of the weights that it was chosen with; None if it never was.
+        text: its beginning and end; None if it could not be read.
+    """
+
+    id: int
+    source: str
+    drawn: int
+    chosen: int
+    expected: float
+    weight: float | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Which examples were chosen most and least often.
+
+    Attributes:
+        steps: how many were counted.
+        drawn: how many different examples came. in_data: how many there are.
+        draws: the least and the most that one of them came.
+        never_chosen: of those that came; never_chosen_by_chance: how many a random choice would leave out, on average.
+        ranked_by: "rate": how many standard deviations the number chosen is away from `expected`; "weight", where no
+            example came twice; None where there is nothing to rank by.
+    """
+
+    steps: int
+    drawn: int
+    in_data: int | None
+    draws: tuple[int, int]
+    never_chosen: int
+    never_chosen_by_chance: float | None
+    ranked_by: str | None
+    most: tuple[Example, ...]
+    least: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A run folder as it was read.
 
@@ -95,6 +158,7 @@ class RunRecord:
         steps: at least one, by ascending step.
         info: the contents of `corebatch.json`, empty when the file is missing.
         eval_losses: by name of the logged value ("eval_loss", "eval_algebra_loss"): (step, loss) pairs.
+        examples: those chosen most and least often, where training came to its end.
         before, after: evaluations of the model before and after training, where there are any.
         notes: what was missing, unfinished or left out, in sentences for the reader.
     """
@@ -103,6 +167,7 @@ class RunRecord:
     steps: tuple[StepRecord, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
     eval_losses: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    examples: Examples | None = None
     before: Evaluated | None = None
     after: Evaluated | None = None
     notes: tuple[str, ...] = ()

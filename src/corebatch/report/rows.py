@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from corebatch.report import words
-from corebatch.report.record import Accuracy
-from corebatch.report.summary import LossSummary, SourceSummary, Summary
+from corebatch.report.record import Accuracy, Examples
+from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary, Summary
 
 
 def totals(summary: Summary) -> list[tuple[str, str]]:
@@ -35,6 +35,10 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
         weights = f"at most {words.number(summary.weight_max, 2)}"
         size = f"effective sample size {words.number(summary.effective_sample_size, 1)} on average"
         rows.append(("Weights", f"{weights}; {size}"))
+    if summary.gradient is not None:
+        rows.append(("Gradient error", gradient(summary.gradient)))
+    if summary.examples is not None:
+        rows.append(("Never chosen", never_chosen(summary.examples)))
     if summary.dropped_rows is not None:
         rows.append(("Rows dropped", f"{words.count(summary.dropped_rows)} without a trained token"))
     return rows
@@ -53,6 +57,26 @@ def balance(summary: Summary) -> str:
     """How many rows moved, and how unequal the ranks' work was."""
     moved = f"{words.count(summary.rows_moved)} of {words.count(summary.examples_trained)} chosen rows changed ranks"
     return f"{moved}; the busiest rank trained {words.percent(summary.token_imbalance)} more tokens than the mean"
+
+
+def gradient(found: GradientSummary) -> str:
+    """The error of the chosen rows' gradient beside that of random rows."""
+    error, beside = words.number(found.chosen.error, 2), words.number(found.random.error, 2)
+    return f"{error} of the large batch's length on average, random rows {beside} (on {words.steps(found.steps)})"
+
+
+def tracking(found: GradientSummary) -> str:
+    """What comparing gradients cost."""
+    return (
+        f"Measured at {words.steps(found.steps)}; {words.milliseconds(found.mean_ms)} ms each, "
+        f"{words.share(found.share)} of the time of all phases."
+    )
+
+
+def never_chosen(found: Examples) -> str:
+    """How many examples came and were passed over each time, and how many would be by a random choice."""
+    chance = words.compact(found.never_chosen_by_chance)
+    return f"{words.count(found.never_chosen)} of {words.count(found.drawn)} examples drawn (at random about {chance})"
 
 
 def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:
@@ -86,6 +110,7 @@ def largest(summary: Summary, most: int) -> tuple[list[SourceSummary], SourceSum
         return sources, None
     shown, rest = sources[: most - 1], sources[most - 1 :]
     drawn_share, chosen_share = (sum(getattr(s, key) for s in rest) for key in ("drawn_share", "chosen_share"))
+    weights = [s.weight_share for s in rest if s.weight_share is not None]
     other = SourceSummary(
         name=f"{len(rest):,} {words.OTHER}",
         drawn=sum(s.drawn for s in rest),
@@ -94,6 +119,7 @@ def largest(summary: Summary, most: int) -> tuple[list[SourceSummary], SourceSum
         chosen_share=chosen_share,
         ratio=chosen_share / drawn_share if drawn_share else None,
         kept_steps=0,
+        weight_share=sum(weights) if weights else None,
     )
     return shown, other
 

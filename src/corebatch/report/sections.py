@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from corebatch.report import charts_cost as cost
+from corebatch.report import charts_gradient as gradient
 from corebatch.report import charts_loss as loss
 from corebatch.report import charts_sources as sources
 from corebatch.report import markup, rows, series, words
-from corebatch.report.record import RunRecord
+from corebatch.report.record import Example, RunRecord
 from corebatch.report.summary import Summary
 
 _MOST_SOURCES = 300
@@ -32,7 +33,14 @@ def sections(run: RunRecord, summary: Summary) -> list[str]:
         markup.section(
             "Sources",
             markup.figures((sources.shares(summary), sources.shares_over_time(run, summary)), aligned=True),
+            markup.figures([sources.pool_and_chosen(run, summary)]),
             _sources(summary),
+        ),
+        markup.section("Examples", _examples(summary)),
+        markup.section(
+            "Gradient error",
+            markup.figures((gradient.error(run.steps), gradient.direction(run.steps)), aligned=True),
+            _gradient(summary),
         ),
         markup.section("Time, memory and tokens", markup.figures(time), _phases(summary), _pace(summary)),
         markup.section("Weights", weights),
@@ -54,6 +62,7 @@ def _answers(summary: Summary) -> str:
 
 def _sources(summary: Summary) -> str:
     shown, other = rows.largest(summary, _MOST_SOURCES)
+    weighted = summary.weighted and any(s.weight_share is not None for s in shown)
     found = [
         (
             words.shorten(s.name, 60),
@@ -63,6 +72,7 @@ def _sources(summary: Summary) -> str:
             words.count(s.chosen),
             words.percent(s.chosen_share),
             words.times(s.ratio),
+            *([words.percent(s.weight_share)] if weighted else []),
             words.count(s.kept_steps) if s.small or s.kept_steps else "",
         )
         for s in (*shown, *([other] if other else []))
@@ -75,9 +85,63 @@ def _sources(summary: Summary) -> str:
         "chosen",
         "share",
         "ratio of shares",
+        *(["share by weight"] if weighted else []),
         "steps kept whole",
     )
     return markup.table(header, found) if found else ""
+
+
+def _examples(summary: Summary) -> str:
+    found = summary.examples
+    if found is None:
+        return ""
+    low, high = found.draws
+    times = f"{low:,} times" if low == high else f"{low:,} to {high:,} times"
+    of = "" if found.in_data is None else f" of the {found.in_data:,} of the train set"
+    told = f"{found.drawn:,} examples{of} were drawn, each {'once' if high == 1 else times}. "
+    told += f"Never chosen: {rows.never_chosen(found)}."
+    if found.steps < summary.steps:
+        told += f" Counted over the last {found.steps:,} steps alone: earlier ones have no record of examples."
+    titles = ("Chosen most often", "Chosen least often")
+    how = (
+        "By how many standard deviations the number of choices is away from that of a random choice of as many rows; "
+        "of equals, a smaller weight comes first among the most chosen."
+    )
+    if found.ranked_by == "weight":
+        titles = ("Chosen with the smallest weights", "Chosen with the largest weights")
+        how = (
+            "No example came twice, so none was chosen often. A weight is the inverse of the probability with which an "
+            "example was chosen: a small one was a likely choice."
+        )
+    lists = [
+        markup.samples(title, [(_about(e), e.text or "(its text was not stored)") for e in entries])
+        for title, entries in zip(titles, (found.most, found.least), strict=True)
+    ]
+    below = f'<div class="blocks">{"".join(lists)}</div><p class="read">{markup.esc(how)}</p>' if any(lists) else ""
+    return f'<p class="told">{markup.esc(told)}</p>{below}'
+
+
+def _about(example: Example) -> str:
+    weight = "" if example.weight is None else f", mean weight {example.weight:.2f}"
+    times = f"chosen {example.chosen:,} of {example.drawn:,} times (at random {example.expected:.1f})"
+    return f"{words.shorten(example.source, 40)} · example {example.id:,} · {times}{weight}"
+
+
+def _gradient(summary: Summary) -> str:
+    found = summary.gradient
+    if found is None:
+        return ""
+    lines = [
+        (name, words.number(d.error), words.number(d.cosine), words.number(d.length))
+        for name, d in (("chosen, with their weights", found.chosen), ("as many random rows", found.random))
+    ]
+    ratio = ""
+    if found.squared_ratio is not None:
+        ratio = f" The squared error is {found.squared_ratio:.2f} of that of random rows."
+    table = markup.table(
+        ("rows of the small batch", "error", "cosine", "length"), lines, "Means over the steps measured."
+    )
+    return f'<p class="told">{markup.esc(rows.tracking(found) + ratio)}</p>{table}'
 
 
 def _phases(summary: Summary) -> str:
@@ -107,7 +171,8 @@ def _settings(run: RunRecord, summary: Summary) -> str:
     if "method_note" in info:
         top.append(("Note on the method", str(info["method_note"])))
     top.append(("corebatch", str(info.get("corebatch") or "unknown")))
-    top.append(("Commit", str(info.get("commit") or "unknown")))
+    top.append(("Commit of corebatch", str(info.get("corebatch_commit") or "a released package, or unknown")))
+    top.append(("Commit of the working directory", str(info.get("commit") or "unknown")))
     blocks = [
         f"<div><h3>{title}</h3>{markup.pairs(info[key]) if info.get(key) else '<p>unknown</p>'}</div>"
         for key, title in (

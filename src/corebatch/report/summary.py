@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from corebatch.report.record import Evaluated
+from corebatch.report.record import Distance, Evaluated, Examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class SourceSummary:
 
     Attributes:
         ratio: share among the chosen over share among the drawn, above 1 if favoured; None if never drawn.
+        weight_share: share in the sum of all weights: what part of the update it is; None if weights are not told.
         kept_steps: steps in which it was kept whole as a small source.
         examples: its size in the data set, None if unknown.
     """
@@ -29,6 +30,7 @@ class SourceSummary:
     chosen_share: float
     ratio: float | None
     kept_steps: int
+    weight_share: float | None = None
     examples: int | None = None
     small: bool = False
 
@@ -53,6 +55,25 @@ class LossSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSummary:
+    """The exact gradients that were compared on a sample of the steps; means over them.
+
+    Attributes:
+        steps: how many.
+        chosen, random: of the chosen rows with their weights, and of as many random ones.
+        squared_ratio: the chosen rows' mean squared error over the random ones'; None without the latter.
+        mean_ms: what a comparison took. share: of the time of all phases.
+    """
+
+    steps: int
+    chosen: Distance
+    random: Distance
+    squared_ratio: float | None
+    mean_ms: float | None
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a run did, in numbers.
 
@@ -73,6 +94,7 @@ class Summary:
         weight_max: largest weight of the run; effective_sample_size: its mean over steps; None if not told.
         weighted: whether any weight was other than one.
         kept: sources that were kept whole in any step.
+        gradient: None unless it was tracked. examples: None if they were not counted.
     """
 
     name: str
@@ -117,6 +139,8 @@ class Summary:
     weight_max: float | None
     effective_sample_size: float | None
     kept: tuple[str, ...]
+    gradient: GradientSummary | None
+    examples: Examples | None
     before: Evaluated | None
     after: Evaluated | None
     notes: tuple[str, ...]

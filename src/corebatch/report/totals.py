@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from corebatch.report.fields import Fields
-from corebatch.report.record import PHASES, RunRecord, StepRecord
-from corebatch.report.summary import LossSummary, PhaseSummary, SourceSummary, Summary
+from corebatch.report.record import PHASES, Distance, RunRecord, StepRecord
+from corebatch.report.summary import GradientSummary, LossSummary, PhaseSummary, SourceSummary, Summary
 
 
 def summarise(run: RunRecord) -> Summary:
@@ -68,6 +68,8 @@ def summarise(run: RunRecord) -> Summary:
         weight_max=max(weights, default=None),
         effective_sample_size=_mean(sizes),
         kept=tuple(sorted({name for s in steps for name in s.kept})),
+        gradient=_gradient(steps, seconds),
+        examples=run.examples,
         before=run.before,
         after=run.after,
         notes=run.notes,
@@ -99,12 +101,16 @@ def _phases(steps: tuple[StepRecord, ...]) -> tuple[PhaseSummary, ...]:
 
 def _sources(run: RunRecord) -> tuple[SourceSummary, ...]:
     drawn, chosen, kept = Counter[str](), Counter[str](), Counter[str]()
+    weights: dict[str, float] = {}
     for step in run.steps:
         drawn.update(step.drawn)
         chosen.update(step.chosen)
         kept.update(step.kept)
+        for name, weight in step.weights.items():
+            weights[name] = weights.get(name, 0.0) + weight
     listed = run.info.get("sources") or {}
     all_drawn, all_chosen = drawn.total(), chosen.total()
+    all_weights = sum(weights.values())
     summaries = []
     for name in {*drawn, *chosen, *listed}:
         drawn_share = drawn[name] / all_drawn if all_drawn else 0.0
@@ -118,11 +124,37 @@ def _sources(run: RunRecord) -> tuple[SourceSummary, ...]:
             chosen_share=chosen_share,
             ratio=chosen_share / drawn_share if drawn_share else None,
             kept_steps=kept[name],
+            weight_share=weights.get(name, 0.0) / all_weights if all_weights else None,
             examples=told.get("examples"),
             small=bool(told.get("small", False)) or kept[name] > 0,
         )
         summaries.append(summary)
     return tuple(sorted(summaries, key=lambda source: (-source.drawn, source.name)))
+
+
+def _gradient(steps: tuple[StepRecord, ...], seconds: float) -> GradientSummary | None:
+    measured = [(s.gradient_error, s.ms.get("track")) for s in steps if s.gradient_error is not None]
+    if not measured:
+        return None
+    chosen, random = ([getattr(found, which) for found, _ in measured] for which in ("chosen", "random"))
+    squares = [_mean([d.error**2 for d in one if d.error is not None]) for one in (chosen, random)]
+    ms = [time for _, time in measured if time is not None]
+    return GradientSummary(
+        steps=len(measured),
+        chosen=_mean_distance(chosen),
+        random=_mean_distance(random),
+        squared_ratio=squares[0] / squares[1] if squares[0] is not None and squares[1] else None,
+        mean_ms=_mean(ms),
+        share=sum(ms) / 1000 / seconds if ms and seconds else None,
+    )
+
+
+def _mean_distance(found: list[Distance]) -> Distance:
+    means = {
+        key: _mean([value for d in found if (value := getattr(d, key)) is not None])
+        for key in ("error", "cosine", "length")
+    }
+    return Distance(**means)
 
 
 def _ends(losses: list[float | None], window: int) -> LossSummary:

@@ -92,6 +92,11 @@ def ways(steps: Mapping[str, int]) -> str:
     return listing([f"{name} ({count(many)} {'step' if many == 1 else 'steps'})" for name, many in counted])
 
 
+def steps(value: int) -> str:
+    """1 step, 12 steps."""
+    return f"{count(value)} {'step' if value == 1 else 'steps'}"
+
+
 def milliseconds(value: float | None) -> str:
     """Milliseconds: whole above 100, one place below, two below 1."""
     if value is None:
@@ -188,5 +193,5 @@ def _cost(summary: Summary) -> str:
     return f"A step took {mean} on average" + (f": {', '.join(parts)} of it." if parts else ".")
 
 
-_PHASES = {"exchange": "communication"}
-_COSTS = (("score", "scoring"), ("select", "selection"), ("train", "training"))
+_PHASES = {"exchange": "communication", "track": "tracking"}
+_COSTS = (("score", "scoring"), ("select", "selection"), ("train", "training"), ("track", "tracking gradients"))

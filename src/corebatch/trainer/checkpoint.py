@@ -221,7 +221,9 @@ def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that may change on the way: how scoring uses memory, as its error advises."""
+    """The settings without those that may change on the way: how scoring uses memory, as its error advises, and what
+    is only measured."""
+    settings = {key: value for key, value in settings.items() if key != "track_error"}
     scoring = settings.get("scoring")
     if isinstance(scoring, dict):
         kept = {key: value for key, value in scoring.items() if key not in ("rows", "reuse_place", "reuse_gb")}

@@ -44,6 +44,9 @@ class CoresetConfig:
             "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`.
         padding_free: whether a micro-batch is trained as one row without padding, its examples kept apart by their
             positions: True, False, or "auto": where the model runs flash attention and passes a numerical check.
+        track_error: at every so-many-th step the exact gradients of the large and the small batch are compared, and
+            the numbers go into the record and the log; 0 is never. Training is the same bit for bit. Such a step
+            costs a forward and a backward of every row that was drawn, and a second one of the chosen rows.
     """
 
     pool_factor: int = 2
@@ -59,9 +62,10 @@ class CoresetConfig:
     loss: LossUnit = "token_mean"
     scoring: str | Mapping[str, Any] | ScoringConfig = "auto"
     padding_free: bool | str = "auto"
+    track_error: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("pool_factor", 1), ("seed", 0)):
+        for name, least in (("pool_factor", 1), ("seed", 0), ("track_error", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"coreset.{name} should be an integer of at least {least}. Found {value!r}.")

@@ -32,6 +32,7 @@ from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save
 from corebatch.trainer.checks import check_loss, check_settings, check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
+from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
@@ -125,7 +126,7 @@ class CoresetMixin(_Base):
         self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
         if self.coreset.pool_factor > 1:
             check_settings(self, self.coreset, self._step)
-            check_in_backward(self)
+            check_tracking(self.coreset.track_error, in_backward=check_in_backward(self), sharded=self._sharded())
             if self.coreset.source_column != DEFAULT_COLUMN and hasattr(self.train_dataset, "__len__"):
                 self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
@@ -313,6 +314,7 @@ class CoresetMixin(_Base):
             self._states.retain(chosen[pool.ranks[chosen] == ranks.index].tolist())
         slots, candidates = asked * ranks.count, pool.tokens[plan.candidates]
         weights, denominator = self._loss_weights(choice, candidates, count, budget, slots)
+        measured = self._measured(model, batches, pool, plan, chosen, weights, denominator)
         # A row whose scoring forward is kept for training is dearer to move than a rank that waits a little.
         owners, lengths, sources = (column[chosen].tolist() for column in (pool.ranks, pool.lengths, pool.sources))
         shares = share(owners, lengths, sources, ranks.count, balance=self._states is None)
@@ -321,8 +323,46 @@ class CoresetMixin(_Base):
             self._pending = (pool, step)
         self._pool_tokens = pool.tokens
         self._recorder.chosen = pool.ids[chosen].tolist()
+        passed = torch.ones(len(pool.ids), dtype=torch.bool)
+        passed[chosen] = False
+        self._recorder.passed = pool.ids[plan.candidates[passed[plan.candidates]]].tolist()
         self._note(pool, plan, scores, chosen, shares, choice, small)
+        if measured is not None and self._recorder.step is not None:
+            self._recorder.step["gradient_error"] = measured
         return small, denominator
+
+    def _measured(
+        self,
+        model: Any,
+        batches: list[dict[str, Tensor]],
+        pool: Pool,
+        plan: Plan,
+        chosen: Tensor,
+        weights: Tensor | None,
+        denominator: Tensor | None,
+    ) -> dict[str, Any] | None:
+        """At every so-many-th step, how far the small batch's gradient is from the large batch's."""
+        every, number = self.coreset.track_error, self.state.global_step + 1
+        if not every or number % every:
+            return None
+        assert self._format is not None
+        phases = self._recorder.phases
+        phases.end("repack")
+        self._presence.at(number, "tracking")
+        # In evaluation mode blocks keep their activations: then one row at a time.
+        rows = 1 if getattr(self.args, "gradient_checkpointing", False) else self._train_batch_size
+        tracking = ErrorTracking(loss=self.coreset.loss, seed=self.coreset.seed, rows=rows)
+        step = Step(
+            batches=batches,
+            pool=pool,
+            candidates=plan.candidates,
+            chosen=chosen,
+            weights=weights,
+            denominator=denominator,
+        )
+        found = tracking.measure(self._ranks, model, step, number, self._padding(batches), self._format.by_token)
+        phases.end("track")
+        return found
 
     def _filled(
         self, batches: list[dict[str, Tensor]], eligible: Tensor, counts: list[int]
@@ -356,6 +396,7 @@ class CoresetMixin(_Base):
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
         self._in_backward = moves_in_backward(self)
+        check_tracking(self.coreset.track_error, in_backward=self._in_backward, sharded=self._sharded())
         failure: Exception | None = None
         against = None
         try:
@@ -595,6 +636,7 @@ class CoresetMixin(_Base):
         self._recorder.step = {
             "drawn": record.per_source(pool.sources[candidates], names),
             "chosen": record.per_source(pool.sources[chosen], names),
+            "weights": record.weights_per_source(pool.sources[chosen], choice.selection.weights, names),
             "kept": [group.name for group in choice.groups if group.keep],
             "pool_examples": len(candidates),
             "chosen_examples": len(chosen),
@@ -610,6 +652,7 @@ class CoresetMixin(_Base):
             "effective_sample_size": choice.selection.effective_sample_size,
             **recorded,
         }
+        self._recorder.weights = None if choice.selection.uniform else choice.selection.weights.tolist()
 
     # ---- the record, checkpoints, resume -------------------------------------------------------------------------
 
@@ -750,7 +793,7 @@ class CoresetMixin(_Base):
             self.coreset,
             self._step,
             micro_batch=self._train_batch_size,
-            sharded=getattr(self.accelerator.distributed_type, "value", "") in SHARDED,
+            sharded=self._sharded() is not None,
             again=self._examples_come_again(),
         )
         if self._compiled:
@@ -790,6 +833,11 @@ class CoresetMixin(_Base):
             self._step.small_sources,
             self._started,
         )
+
+    def _sharded(self) -> str | None:
+        """The engine that divides weights or gradients over ranks, or None."""
+        kind = str(getattr(self.accelerator.distributed_type, "value", ""))
+        return kind if kind in SHARDED else None
 
     def _tag(self, dataset: Any) -> tuple[Any, Sources]:
         """The data set with ids and sources; made once for a data set."""

@@ -1,6 +1,7 @@
 """The phases of one step: how long each took and how much memory it held, without stopping the device.
 
     load, score, exchange (communication between ranks), select, repack, train, optimizer
+    track, at steps whose gradient error is measured
 
 A GPU runs behind the host, so its time is taken by events put on its stream at the boundaries: no boundary waits, and
 the milliseconds are known once the device has passed the events.

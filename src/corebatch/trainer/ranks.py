@@ -82,6 +82,14 @@ class Ranks:
         gathered = self.gather(padded, what)
         return torch.cat([gathered[rank * most : rank * most + count] for rank, count in enumerate(counts)])
 
+    def add_up(self, values: Sequence[Tensor], what: str) -> None:
+        """Replaces each of the tensors, of the same shapes on all ranks, by its sum over ranks."""
+        if self.count == 1:
+            return
+        for value in values:
+            dist.all_reduce(value, group=self.group)
+            self.sent[what] += self.count * value.nbytes
+
     def gather_texts(self, text: str) -> list[str]:
         """A text of each rank, on all."""
         if self.count == 1:

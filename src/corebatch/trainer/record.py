@@ -1,4 +1,5 @@
-"""What a run leaves beside the Trainer's own files: `corebatch.json` once, `selection.jsonl` a line a step."""
+"""What a run leaves beside the Trainer's own files: `corebatch.json` once; `selection.jsonl` and `chosen.jsonl`, a line
+a step each; `examples.json` when training ends."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError, NonFiniteError
 from corebatch.trainer.checkpoint import sync, write_text
+from corebatch.trainer.commits import commit_of_corebatch, commit_of_user
+from corebatch.trainer.example_counts import EXAMPLES, ROWS, write_examples
 from corebatch.trainer.flops import ModelFlops, Peak, model_flops, peak_flops
 from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.run_identity import versions as versions
@@ -39,10 +42,14 @@ class StepLine:
         values: what is known at the end of the step.
         phases: of the step.
         at_peak: how many seconds the step's model FLOPs take the devices of all ranks at their peak; None if unknown.
+        rows: the step's line of `chosen.jsonl`: which examples were chosen and which passed over.
     """
 
-    def __init__(self, values: dict[str, Any], phases: Phases, at_peak: float | None) -> None:
+    def __init__(
+        self, values: dict[str, Any], phases: Phases, at_peak: float | None, rows: dict[str, Any] | None = None
+    ) -> None:
         self._values, self._phases, self._at_peak = values, phases, at_peak
+        self.rows = rows if rows is not None else {"step": values["step"]}
 
     def timed(self, wait: bool = False) -> bool:
         """Whether all phases are timed; see `Phases.resolve`."""
@@ -72,7 +79,7 @@ class StepLog:
     the error until all ranks can be told, and nothing is written after it.
 
     Args:
-        path: of `selection.jsonl`; None on the ranks that write nothing.
+        path: of `selection.jsonl`, beside which `chosen.jsonl` lies; None on the ranks that write nothing.
     """
 
     held: ClassVar[weakref.WeakSet[StepLog]] = weakref.WeakSet()
@@ -98,24 +105,37 @@ class StepLog:
 
     def sync(self) -> None:
         """Returns once what was written has reached the disk."""
-        if self.path is not None and self.path.exists() and self.failure is None:
-            try:
-                sync(self.path)
-            except OSError as error:
-                self.failure = log_failed(error, self.path)
+        for path in self.paths:
+            if path.exists() and self.failure is None:
+                try:
+                    sync(path)
+                except OSError as error:
+                    self.failure = log_failed(error, path)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of the two files; none on the ranks that write nothing."""
+        return [] if self.path is None else [self.path, self.path.with_name(ROWS)]
 
     def _write(self, ready: Callable[[StepLine], bool]) -> None:
         lines = []
         try:
             while self._waiting and ready(self._waiting[0]):
-                lines.append(json.dumps(self._waiting.popleft().values()) + "\n")
+                lines.append(self._waiting.popleft())
         finally:
-            if lines and self.path is not None and self.failure is None:
-                try:
-                    with open(self.path, "a", encoding="utf-8") as file:
-                        file.writelines(lines)
-                except OSError as error:
-                    self.failure = log_failed(error, self.path)
+            if lines and self.path is not None:
+                texts = ([json.dumps(line.values()) for line in lines], [_compact(line.rows) for line in lines])
+                for path, written in zip(self.paths, texts, strict=True):
+                    self._append(path, written)
+
+    def _append(self, path: Path, lines: list[str]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+        except OSError as error:
+            self.failure = log_failed(error, path)
 
 
 class Recorder(TrainerCallback):
@@ -128,6 +148,8 @@ class Recorder(TrainerCallback):
         self.phases = Phases(self._clock)
         self.losses: list[Tensor] = []
         self.chosen: list[int] = []
+        self.passed: list[int] = []
+        self.weights: list[float] | None = None
         self._loss: float | None = None
         self._log = StepLog(None)
         self._since_log: list[StepLine] = []
@@ -206,7 +228,11 @@ class Recorder(TrainerCallback):
             "train_loss": self._loss,
             "seconds": round(time.perf_counter() - self._began, 3),
         }
-        line = StepLine(values, self.phases, self._seconds_at_peak(self.step))
+        rows = {"step": state.global_step, "chosen": self.chosen}
+        if self.weights is not None:
+            rows["weights"] = [float(f"{weight:.4g}") for weight in self.weights]
+        rows["passed"] = self.passed
+        line = StepLine(values, self.phases, self._seconds_at_peak(self.step), rows)
         self.step, self.losses = None, []
         self._since_log.append(line)
         self._log.add(line)
@@ -228,6 +254,8 @@ class Recorder(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.flush()
+        if self._log.path is not None and self._log.failure is None:
+            write_examples(self._log.path.parent, self._trainer)
         self.raise_unwritten()
 
     def raise_unwritten(self) -> None:
@@ -253,6 +281,13 @@ class Recorder(TrainerCallback):
                 means[f"{key}_per_second"] = sum(step[key] for step in timed) / max(seconds, 1e-9)
         for key in ("padding_scored", "padding_trained"):
             means |= _mean(key, [step[key] for step in steps], 5)
+        if any(step.get("weight_max") not in (None, 1.0) for step in steps):
+            means |= _mean("effective_sample_size", [step.get("effective_sample_size") for step in steps], 5)
+            means["weight_max"] = max(step.get("weight_max") or 0.0 for step in steps)
+        measured = [step["gradient_error"] for step in steps if "gradient_error" in step]
+        for key in ("error", "cosine", "length"):
+            means |= _mean(f"gradient_{key}", [found[key] for found in measured], 6)
+        means |= _mean("gradient_error_random", [found["random"]["error"] for found in measured], 6)
         means |= _mean("mfu", [step["mfu"] for step in timed], 5)
         for phase in dict.fromkeys(phase for step in timed for phase in step["ms"]):
             means |= _mean(f"ms_{phase}", [step["ms"].get(phase) for step in timed], 5)
@@ -291,38 +326,59 @@ def _mean(key: str, values: list[float | None], digits: int = 17) -> dict[str, f
     return {key: float(f"{sum(known) / len(known):.{digits}g}")} if known else {}
 
 
+def _compact(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"))
+
+
 def start_log(output_dir: Path, steps: int) -> None:
-    """Makes `selection.jsonl` end with step `steps`: a resumed run goes on there. A new run (0 steps) keeps the
-    old file under another name.
+    """Makes `selection.jsonl` and `chosen.jsonl` end with step `steps`: a resumed run goes on there. A new run (0
+    steps) keeps the old files under other names. `examples.json`, which is written when training ends, goes.
 
     Raises:
-        CheckpointError: the file lacks lines up to that step.
+        CheckpointError: `selection.jsonl` lacks lines up to that step, or `chosen.jsonl` has a hole. A run of an
+            older version has no `chosen.jsonl`: it begins here.
     """
-    path = output_dir / LOG
+    path, rows = output_dir / LOG, output_dir / ROWS
     for log in list(StepLog.held):  # of a run in this process that ended by an error
         if log.path == path.resolve():
             log.flush()
     if steps == 0:
-        if path.exists():
-            number = 1
-            while (old := output_dir / f"selection.old-{number}.jsonl").exists():
-                number += 1
-            path.rename(old)
-        return
+        number = 1
+        while any((output_dir / f"{old.stem}.old-{number}.jsonl").exists() for old in (path, rows)):
+            number += 1
+        for old in (path, rows):
+            if old.exists():
+                old.rename(output_dir / f"{old.stem}.old-{number}.jsonl")
+    else:
+        kept = _lines_up_to(path, steps)
+        if len(kept) != steps:
+            raise CheckpointError(
+                f"{path} should have a line for each of the {steps} steps of the checkpoint. Found {len(kept)}."
+            )
+        kept_rows = _lines_up_to(rows, steps)
+        first, last = (json.loads(kept_rows[i])["step"] if kept_rows else steps for i in (0, -1))
+        if last != steps or len(kept_rows) not in (0, last - first + 1):
+            raise CheckpointError(
+                f"{rows} should have a line for each step up to {steps}, the checkpoint's. Found {len(kept_rows)} "
+                f"lines, of steps {first} to {last}."
+            )
+        write_text(path, "".join(line + "\n" for line in kept))
+        if rows.exists():
+            write_text(rows, "".join(line + "\n" for line in kept_rows))
+    (output_dir / EXAMPLES).unlink(missing_ok=True)
+
+
+def _lines_up_to(path: Path, steps: int) -> list[str]:
+    """The whole lines of a file up to a step's; none if there is no such file."""
     kept: list[str] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] > steps:
-                    break
-            except (ValueError, KeyError, TypeError):
-                break  # the line that a killed run did not finish
-            kept.append(line)
-    if len(kept) != steps:
-        raise CheckpointError(
-            f"{path} should have a line for each of the {steps} steps of the checkpoint. Found {len(kept)}."
-        )
-    write_text(path, "".join(line + "\n" for line in kept))
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] > steps:
+                break
+        except (ValueError, KeyError, TypeError):
+            break  # the line that a killed run did not finish
+        kept.append(line)
+    return kept
 
 
 RECORDED = (
@@ -359,6 +415,8 @@ def describe(
         "method_note": kept_note(sources, small),
         "hardware": hardware(),
         "versions": found,
+        "commit": commit_of_user(),
+        "corebatch_commit": commit_of_corebatch(),
         "started": started,
     }
 
@@ -380,6 +438,16 @@ def absent_note(sources: Sources, absent: list[str]) -> str:
 def per_source(ids: Tensor, names: Any) -> dict[str, int]:
     """How many rows each source has, by name, in order of the source numbers."""
     return {names[source]: count for source, count in sorted(Counter(ids.tolist()).items())}
+
+
+def weights_per_source(ids: Tensor, weights: Tensor, names: Any) -> dict[str, float]:
+    """The sum of the weights of each source's rows, by name, in order of the source numbers.
+
+    (Sum of a source's weights) / M estimates its share of the large batch's rows.
+    """
+    kinds, places = torch.unique(ids.cpu(), return_inverse=True)
+    sums = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, weights.detach().double().cpu())
+    return {names[kind]: float(f"{value:.6g}") for kind, value in zip(kinds.tolist(), sums.tolist(), strict=True)}
 
 
 def hardware() -> dict[str, Any]:

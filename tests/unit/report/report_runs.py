@@ -83,6 +83,14 @@ STEPS_TODAY: list[dict[str, Any]] = [
         "rows_moved": 1,
         "token_imbalance": 0.04,
         "scoring": "full",
+        "weights": {"algebra": 3.0, "tiny": 1.0},
+        "gradient_error": {
+            "error": 0.4,
+            "cosine": 0.95,
+            "length": 1.1,
+            "norm": 0.5,
+            "random": {"error": 0.8, "cosine": 0.7, "length": 1.5},
+        },
         "ms": {**STEPS[0]["ms"], "exchange": 200.0},  # 1.8 s in all
     },
     {
@@ -97,12 +105,28 @@ STEPS_TODAY: list[dict[str, Any]] = [
         "rows_moved": 0,
         "token_imbalance": 0.02,
         "scoring": "proxy",
+        "weights": {"algebra": 4.0},
         "ms": {**STEPS[1]["ms"], "exchange": 300.0},  # 2.7 s in all
     },
 ]
 """The same run with what newer records tell besides."""
 
 PEAK = {"value": 1.6e11, "how": "measured matmul float32"}
+
+EXAMPLES: dict[str, Any] = {
+    "last_step": 2,
+    "steps": 2,
+    "examples_drawn": 12,
+    "draws": [1, 2],
+    "never_chosen": 5,
+    "never_chosen_by_chance": 4.5,
+    "ranked_by": "rate",
+    "most": [
+        {"id": 7, "drawn": 2, "chosen": 2, "expected": 1.0, "weight": 0.51, "source": "algebra", "text": "Two & two"}
+    ],
+    "least": [{"id": 3, "drawn": 2, "chosen": 0, "expected": 1.0, "weight": None, "source": "tiny", "text": None}],
+    "examples_in_data": 1000,
+}
 
 EVALUATION: dict[str, Any] = {
     "before": {"per_source": {"algebra": {"correct": 1, "total": 4, "low": 0.05, "high": 0.7}}},
@@ -138,6 +162,7 @@ def long_run(count: int, sources: list[str]) -> list[dict[str, Any]]:
                 "drawn": drawn,
                 "chosen": chosen,
                 "kept": [],
+                "weights": {name: many * 1.01 for name, many in chosen.items()},
                 "pool_examples": sum(drawn.values()),
                 "chosen_examples": sum(chosen.values()),
                 "pool_loss": loss,

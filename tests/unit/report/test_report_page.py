@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
+from report_runs import EVALUATION, EXAMPLES, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
 
 from corebatch.errors import CorebatchError, DataError
 from corebatch.report import MissingExtraError, read_run, summarise, write_report
@@ -72,7 +72,8 @@ def test_the_page_tells_the_numbers(full: Path) -> None:
     for title in ("Loss", "Held-out data", "Sources", "Time, memory and tokens", "Weights", "Settings"):
         assert f"<h2>{title}</h2>" in text
     assert "Weights undo the choice." in text
-    assert text.count("<svg ") == 12  # the loss twice, and one drawing for each other chart
+    # the loss twice, one drawing for each other chart, and one for each of three sources over time
+    assert text.count("<svg ") == 15
 
 
 def test_the_page_tells_padding_utilisation_and_communication(tmp_path: Path) -> None:
@@ -82,6 +83,98 @@ def test_the_page_tells_padding_utilisation_and_communication(tmp_path: Path) ->
         assert number in shown
     assert "exchange" not in shown
     assert "Peak memory by phase (MB, highest of all steps)" in shown
+    assert Outline(text).open == []
+
+
+def shown(text: str) -> str:
+    return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_the_page_tells_the_gradient_error_and_what_it_cost(tmp_path: Path) -> None:
+    steps = [{**STEPS_TODAY[0], "ms": {**STEPS_TODAY[0]["ms"], "track": 450.0}}, STEPS_TODAY[1]]
+    text = shown(text_of(write_run(tmp_path, steps)))
+    assert "<h2>Gradient error</h2>" in text
+    assert "Measured at 1 step; 450 ms each, 9.1 % of the time of all phases." in text
+    assert "The squared error is 0.25 of that of random rows." in text
+    assert "0.40 of the large batch&#x27;s length on average, random rows 0.80 (on 1 step)" in text
+    for row in ("<td>0.400</td><td>0.950</td><td>1.100</td>", "<td>0.800</td><td>0.700</td><td>1.500</td>"):
+        assert row in text
+    assert ">tracking<" in text
+    assert "<h2>Gradient error</h2>" not in text_of(write_run(tmp_path / "without", STEPS))
+
+
+def test_the_page_shows_the_pool_the_chosen_and_the_weights_of_each_source(tmp_path: Path) -> None:
+    text = shown(text_of(write_run(tmp_path, STEPS_TODAY)))
+    assert "share by weight" in text
+    assert "<td>87.5 %</td>" in text  # 7 of 8 in the weights
+    panels = re.findall(r'aria-label="(Share of [^"]*)"', text)
+    assert panels == [f"Share of {name} over the steps: pool, chosen, chosen, by weight" for name in INFO["sources"]]
+    uniform = [{**step, "weight_max": 1.0} for step in STEPS_TODAY]
+    text = shown(text_of(write_run(tmp_path / "uniform", uniform)))
+    assert "by weight" not in text
+    assert "Share of algebra over the steps: pool, chosen&quot;" not in text
+    assert 'aria-label="Share of algebra over the steps: pool, chosen"' in text
+
+
+def test_the_page_shows_examples_with_their_texts(tmp_path: Path) -> None:
+    text = shown(text_of(write_run(tmp_path, STEPS_TODAY, examples=EXAMPLES)))
+    assert "12 examples of the 1,000 of the train set were drawn, each 1 to 2 times." in text
+    assert "Never chosen: 5 of 12 examples drawn (at random about 4.5)." in text
+    assert "algebra · example 7 · chosen 2 of 2 times (at random 1.0), mean weight 0.51" in text
+    assert "<p class='text'>Two &amp; two</p>" in text
+    assert "(its text was not stored)" in text
+    assert text.index("Chosen most often") < text.index("Two &amp; two") < text.index("Chosen least often")
+    once = {**EXAMPLES, "draws": [1, 1], "ranked_by": "weight", "steps": 1}
+    text = shown(text_of(write_run(tmp_path / "once", STEPS_TODAY, examples=once)))
+    assert "Chosen with the smallest weights" in text
+    assert "Counted over the last 1 steps alone" in text
+    nothing = {**EXAMPLES, "ranked_by": None, "most": [], "least": []}
+    text = shown(text_of(write_run(tmp_path / "nothing", STEPS_TODAY, examples=nothing)))
+    assert "Never chosen: 5 of 12" in text
+    assert "Chosen most often" not in text
+
+
+def test_examples_of_another_state_of_the_run_are_left_out(tmp_path: Path) -> None:
+    text = text_of(write_run(tmp_path, STEPS_TODAY, examples={**EXAMPLES, "last_step": 9}))
+    assert "examples.json ends at step 9, not at 2, and was left out." in text
+    assert "<h2>Examples</h2>" not in text
+    folder = write_run(tmp_path / "killed", STEPS_TODAY)
+    (folder / "chosen.jsonl").write_text("")
+    assert "examples.json is missing: it is written when training ends." in text_of(folder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"most": {}}, r"field 'most' should be a list\. Found \{\}"),
+        ({"most": [3]}, r"most: should be a JSON object\. Found 3"),
+        ({"never_chosen": -1}, r"field 'never_chosen' should be a whole number"),
+        ({"draws": ["a"]}, r"draws.* should be a whole number"),
+    ],
+)
+def test_broken_examples_are_told(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_report(write_run(tmp_path, STEPS_TODAY, examples={**EXAMPLES, **change}))
+
+
+def test_the_page_names_both_commits(tmp_path: Path) -> None:
+    info = {**INFO, "commit": "0123456789ab+", "corebatch_commit": "ba9876543210"}
+    text = text_of(write_run(tmp_path, corebatch=info))
+    assert "0123456789ab+" in text
+    assert "ba9876543210" in text
+
+
+def test_five_thousand_steps_of_fourteen_sources_take_less_than_five_megabytes(tmp_path: Path) -> None:
+    steps = long_run(5000, [f"source number {i} with a long name" for i in range(14)])
+    found = STEPS_TODAY[0]["gradient_error"]
+    steps = [step | ({"gradient_error": found} if step["step"] % 10 == 0 else {}) for step in steps]
+    entries = {key: EXAMPLES[key] * 10 for key in ("most", "least")}
+    folder = write_run(tmp_path, steps, examples={**EXAMPLES, **entries, "last_step": 5000}, evaluation=EVALUATION)
+    path = write_report(folder)
+    assert path.stat().st_size < 5_000_000
+    assert path.stat().st_size < 1_000_000  # what it is today; a chart that grows with the steps would show
+    text = path.read_text(encoding="utf-8")
+    assert text.count('aria-label="Share of source number') == 14
     assert Outline(text).open == []
 
 
@@ -116,7 +209,9 @@ def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
     info = {**INFO, "model": EVIL, "coreset": {EVIL: EVIL, "selector": EVIL}, "method_note": EVIL}
     scores = {"after": {"per_source": {EVIL: {"correct": 1, "total": 2}}}}
     state = {"global_step": 1, "log_history": [{"step": 1, f"eval_{EVIL}_loss": 1.0}]}
-    folder = write_run(tmp_path, steps, corebatch=info, evaluation=scores, trainer_state=state)
+    entry = {**EXAMPLES["most"][0], "source": EVIL, "text": EVIL}
+    examples = {**EXAMPLES, "last_step": 4, "most": [entry], "least": [entry]}
+    folder = write_run(tmp_path, steps, corebatch=info, evaluation=scores, trainer_state=state, examples=examples)
     text = text_of(folder)
     assert EVIL not in text
     assert html.escape(EVIL) in text
