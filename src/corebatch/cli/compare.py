@@ -6,7 +6,6 @@ import math
 import os
 import random
 import threading
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -23,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from corebatch.bench.run import provenance
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
+from corebatch.cli.main import hush
 from corebatch.cli.settings import Settings, settings_from
 from corebatch.compare import read_comparison, terminal_tables, write_outputs
 from corebatch.compare.arms import Arm, make_arms
@@ -170,12 +170,11 @@ def start(values: dict[str, Any], where: str, threads: int, devices: Any) -> Non
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(device)] if seen else device
     else:
         torch.set_num_threads(threads)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hush()
     # The comparison's own lines are all that a reader wants of so many runs.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     _HERE.update(values=values, where=where, device="cpu" if device is None else "cuda:0")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -95,11 +96,18 @@ def _add_bench() -> None:
     app.add_typer(bench, name="bench")
 
 
+def hush() -> None:
+    """Keeps back what other packages say and no user could change."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft 0.21 reads an attribute that transformers 5 calls deprecated
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # bitsandbytes 0.50 asks, whenever it is imported on a CPU, for a package that fetches a kernel from a hub
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def main() -> None:
     """The entry point `corebatch`."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # peft 0.21 reads an attribute that transformers 5 calls deprecated; nothing that a user could change
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    hush()
     if "bench" in sys.argv[1:2] or not sys.argv[1:] or "--help" in sys.argv[1:2]:
         _add_bench()  # it imports torch and transformers, which `corebatch report` need not wait for
     try:
