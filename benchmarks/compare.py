@@ -44,7 +44,7 @@ def reasoning(folder: Path, model: Path) -> dict:
     from corebatch.demo import DEMO_SOURCES, load_smollm2, make_mixture
 
     sources = [dataclasses.replace(source, examples=round(source.examples / 8)) for source in DEMO_SOURCES]
-    files = make_mixture(folder / "data", seed=0, sources=sources, heldout_per_source=10)
+    files = make_mixture(folder / "data", seed=0, sources=sources, heldout_per_source=5)
     if not (model / "config.json").is_file():
         found, tokenizer = load_smollm2()
         found.save_pretrained(model)
