@@ -23,7 +23,7 @@ import yaml
 HERE = Path(__file__).parent
 
 
-def mathmix(folder: Path, data: Path, model: Path, rows: int) -> dict:
+def mathmix(folder: Path, settings: Path, data: Path, model: Path, rows: int) -> dict:
     """Every row of the train split is as likely to be among the rows; the test split is held out."""
     lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
     chosen = random.Random(0).sample(range(len(lines)), rows)
@@ -32,14 +32,14 @@ def mathmix(folder: Path, data: Path, model: Path, rows: int) -> dict:
     if not (model / "config.json").is_file():
         subprocess.run([sys.executable, HERE / "small_llama.py", "--data", data, "--output", model], check=True)
     return {
-        **yaml.safe_load((HERE / "compare_mathmix.yaml").read_text()),
+        **yaml.safe_load(settings.read_text()),
         "model_name_or_path": str(model),
         "datasets": [{"path": str(train)}],
         "eval_datasets": [{"path": str(data / "test.jsonl")}],
     }
 
 
-def reasoning(folder: Path, model: Path) -> dict:
+def reasoning(folder: Path, settings: Path, model: Path) -> dict:
     """The demo's mixture at an eighth of its size, so that examples come again, and its model."""
     from corebatch.demo import DEMO_SOURCES, load_smollm2, make_mixture
 
@@ -49,7 +49,7 @@ def reasoning(folder: Path, model: Path) -> dict:
         found, tokenizer = load_smollm2()
         found.save_pretrained(model)
         tokenizer.save_pretrained(model)
-    config = yaml.safe_load((HERE / "compare_reasoning.yaml").read_text())
+    config = yaml.safe_load(settings.read_text())
     config["compare"]["tasks"] = [f"reasoning_gym:{files.heldout},max_new_tokens=14,batch_size=32"]
     return {
         **config,
@@ -65,15 +65,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "mathmix")
     parser.add_argument("--model", type=Path, help="where the model lies, or is put")
     parser.add_argument("--rows", type=int, default=576, help="of mathmix's train split")
+    parser.add_argument(
+        "--settings", type=Path, help="another file than compare_mathmix.yaml or compare_reasoning.yaml"
+    )
     parser.add_argument("--output", type=Path, help="the comparison's folder")
     args, changes = parser.parse_known_args()
     output = args.output or Path("runs") / f"compare-{args.which}"
     inputs = output.with_name(output.name + "-inputs")
     inputs.mkdir(parents=True, exist_ok=True)
+    settings = args.settings or HERE / f"compare_{args.which}.yaml"
     if args.which == "mathmix":
-        config = mathmix(inputs, args.data, args.model or Path(".cache/small-llama"), args.rows)
+        config = mathmix(inputs, settings, args.data, args.model or Path(".cache/small-llama"), args.rows)
     else:
-        config = reasoning(inputs, args.model or Path(".cache/smollm2"))
+        config = reasoning(inputs, settings, args.model or Path(".cache/smollm2"))
     config["output_dir"] = str(output)
     path = inputs / "config.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), encoding="utf-8")
