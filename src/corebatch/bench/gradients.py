@@ -8,8 +8,11 @@ uniform selectors the mean over the chosen tokens.
 What a method estimates is always the large batch's own mean gradient, in the unit of its loss: for a mean over examples
 the g_i are divided by the example's trained tokens, in the estimate, the large batch, the population and the yardstick
 alike. A method that keeps small sources whole changes the mixture that it trains on; its error to the mixture that was
-drawn is told all the same, and what it changed on purpose counts as bias. A normaliser with a history (CoLM's Adam map)
-has at every draw the same one, that of steps made before; what a step would add to it is taken back.
+drawn is told all the same, and what it changed on purpose counts as bias.
+
+A normaliser with a history (CoLM's Adam map) has at every draw the same one. It is made by the method's own choices on
+other large batches out of the population, with the weights of the moment: in a run the weights, and so the gradients,
+would have moved between its steps.
 
 What that is worth: effective examples per unit of cost. The unit is the training of one random example, c forwards, so
 that accumulating gradients over a random batch gives 1 whatever its size (the finite population apart). A step costs
@@ -35,12 +38,9 @@ from torch import Tensor
 from corebatch.bench.costs import Costs, Ratio, measure_costs
 from corebatch.bench.methods import Pair
 from corebatch.bench.population import (
-    Histories,
     History,
     Population,
     PopulationScoring,
-    advance,
-    keeps_history,
     remembered,
 )
 from corebatch.errors import InputError
@@ -52,8 +52,8 @@ from corebatch.trainer.weighted_loss import weighted_loss
 
 STEPS_AVERAGED = 50
 
-WARM_UP = 20
-"""Steps that a normaliser's history is made of."""
+WARM_UP = 100
+"""Steps that a normaliser's history is made of, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +213,6 @@ def measure(
     costs: Costs | None = None,
     cost_ratios: Sequence[float] = (),
     past: Mapping[str, Past] | None = None,
-    histories: Histories | None = None,
     warm_up: int = WARM_UP,
 ) -> list[Measurement]:
     """Measures each pair at each budget, in the raw and (after an optimizer step) in Adam's metric.
@@ -223,7 +222,7 @@ def measure(
         cost_ratios: values of c, beside the measured ones, for which to tell what a step is worth.
         past: for pairs that remember features of an earlier moment, their memories by `Pair.remembered`. Without an
             entry an age of 0 is filled here.
-        histories: for pairs whose normaliser has a history. Without an entry it is made here, of `warm_up` large
+        warm_up: how many steps a normaliser's history is of (CoLM's Adam map): the method itself, on so many large
             batches out of the population, with the weights as they are.
 
     Raises:
@@ -252,7 +251,6 @@ def measure(
         name: _Errors(gradients_PD if scale is None else gradients_PD * scale, pools) for name, scale in scales.items()
     }
     example_mean = {name: errors.scaled(1 / population.tokens.clamp(min=1)) for name, errors in token_mean.items()}
-    histories = _histories(pairs, moment, population, histories or {}, budgets, large, warm_up, seed)
     plain = {budget: _random_choices(pools, budget, len(population), seed) for budget in budgets}
     scores: dict[str, Scores] = {}
     found: dict[tuple[int, int], list[Measurement]] = {}
@@ -266,7 +264,9 @@ def measure(
         moments = _feature_moments(pair, arm, moment)
         metrics = token_mean if pair.loss == "token_mean" else example_mean
         for place, budget in enumerate(budgets):
-            history = histories.get((pair.name, budget))
+            history = None
+            if arm.keeps_history:
+                history = arm.history(scores[pair.forward], budget, large=large, steps=warm_up)
             drawn = _draw(arm, scores.get(pair.forward), pools, budget, pair.loss, history or History(), moments)
             prices = _prices(pair, arm, drawn, costs, large=large, budget=budget)
             for metric, errors in metrics.items():
@@ -316,27 +316,6 @@ def _memories(
             )
     now = remembered(missing, moment.model, population, seed)
     return {**past, **{key: Past(memory, 0) for key, memory in now.items()}}
-
-
-def _histories(
-    pairs: Sequence[Pair],
-    moment: Moment,
-    population: Population,
-    given: Mapping[tuple[str, int], History],
-    budgets: Sequence[int],
-    large: int,
-    warm_up: int,
-    seed: int,
-) -> Histories:
-    """Of all pairs that have one, at each budget."""
-    missing = [
-        pair for pair in pairs if keeps_history(pair) and any((pair.name, budget) not in given for budget in budgets)
-    ]
-    made: dict[tuple[str, int], History] = {}
-    for number in range(warm_up if missing else 0):
-        rows = torch.randperm(len(population), generator=seeded(seed, "warm-up", number))[:large].sort().values
-        advance(made, missing, moment.model, population, budgets, rows=rows, seed=seed, step=number)
-    return {**made, **given}
 
 
 def _feature_moments(pair: Pair, arm: PopulationScoring, moment: Moment) -> Tensor | None:

@@ -5,8 +5,9 @@ Shape suffixes: P population, N large batch, M small batch, F feature columns.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,10 +107,6 @@ class History:
     steps: int = 0
 
 
-Histories = MutableMapping[tuple[str, int], History]
-"""By a pair's name and the budget, since what is chosen goes into them."""
-
-
 class PopulationScoring:
     """A trainer's scoring, with its settings, on a population.
 
@@ -162,6 +159,24 @@ class PopulationScoring:
         if self.step.normalise is not None:
             self.step.normalise.load_state_dict(dict(state))
 
+    @property
+    def keeps_history(self) -> bool:
+        """Whether the normaliser carries something from step to step."""
+        if self.step.normalise is None:
+            return False
+        probe = copy.deepcopy(self.step.normalise)
+        probe.update(torch.ones(1))
+        return bool(probe.state_dict())
+
+    def history(self, scores: Scores, budget: int, *, large: int, steps: int) -> History:
+        """What so many steps leave, each on a large batch out of the population: the features of what is chosen go into
+        the normaliser, as in a run whose weights stand still."""
+        self.state = {}
+        for number in range(steps):
+            order = torch.randperm(len(self.population), generator=seeded(self._seed, "warm-up", number))
+            self.choose(order[:large].sort().values, scores, budget, number)
+        return History(self.state, steps)
+
     def look(self, model: Any) -> None:
         """Lets the scorer see the model, for a normaliser that asks it where its columns come from."""
         self.score(model, torch.arange(1))
@@ -202,59 +217,6 @@ def remembered(pairs: Sequence[Pair], model: Any, population: Population, seed: 
             scoring = PopulationScoring(pair.coreset(seed), population)
             memories[pair.remembered] = scoring.remember(model, pair.way.known)
     return memories
-
-
-def keeps_history(pair: Pair) -> bool:
-    """Whether its normaliser carries something from step to step."""
-    normalise = pair.coreset().build().normalise
-    if normalise is None:
-        return False
-    normalise.update(torch.ones(1))
-    return bool(normalise.state_dict())
-
-
-def advance(
-    histories: Histories,
-    pairs: Sequence[Pair],
-    model: Any,
-    population: Population,
-    budgets: Sequence[int],
-    *,
-    rows: Tensor | None = None,
-    seed: int = 0,
-    step: int = 0,
-) -> None:
-    """One step of each pair, as a trainer would make it, on some rows (LongTensor [N], ascending) or all as the large
-    batch: the features of what it chooses go into its history.
-
-    Args:
-        histories: of the pairs at each budget; one that is missing begins empty. Changed in place.
-        step: with the seed it determines all randomness.
-    """
-    rows = torch.arange(len(population)) if rows is None else rows
-    scores: dict[str, Scores] = {}
-    for pair in pairs:
-        arm = PopulationScoring(pair.coreset(seed), population)
-        if pair.forward not in scores:
-            scores[pair.forward] = _spread(arm.score(model, rows), rows, len(population))
-        for budget in budgets:
-            before = histories.get((pair.name, budget), History())
-            arm.state = before.state
-            arm.choose(rows, scores[pair.forward], min(budget, len(rows)), step)
-            histories[pair.name, budget] = History(arm.state, before.steps + 1)
-
-
-def _spread(scores: Scores, rows: Tensor, count: int) -> Scores:
-    """Scores of some rows at their places among `count`; zero elsewhere."""
-
-    def placed(values: Tensor) -> Tensor:
-        return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows.to(values.device), values)
-
-    return Scores(
-        features=placed(scores.features),
-        losses=None if scores.losses is None else placed(scores.losses),
-        tokens=placed(scores.tokens),
-    )
 
 
 def _take(scores: Scores, rows: Tensor) -> Scores:

@@ -16,7 +16,7 @@ from torch import Tensor
 from corebatch.bench.costs import Costs, Ratio, measure_costs
 from corebatch.bench.gradients import WARM_UP, Moment, Past, check_cost_ratios, measure
 from corebatch.bench.methods import Pair
-from corebatch.bench.population import ROWS_AT_A_TIME, History, Population, advance, keeps_history, remembered
+from corebatch.bench.population import ROWS_AT_A_TIME, Population, remembered
 from corebatch.errors import ConfigError, InputError
 from corebatch.mixture import PaddingCollator
 from corebatch.scoring import seeded
@@ -54,11 +54,8 @@ def bench_gradients(
     """Measures every pair after each number of AdamW steps on random batches of `train_rows` rows.
 
     Features that a pair remembers are computed on the way, `age` steps before each moment; where fewer steps have been
-    trained, before the first one. A history of a normaliser's own (CoLM's Adam map) comes from the last `warm_up` steps
-    before each moment, or from all where there are fewer: at each of them the method also chooses from N rows out of
-    those that are trained on, with the weights of that step. What is trained on is random rows all the same, and a run
-    of the method itself would have the history of all its steps. What scoring and training cost is measured once, at
-    the first moment.
+    trained, before the first one. A normaliser's own history (CoLM's Adam map) is of as many steps as were trained, at
+    most `warm_up`; see `measure`. What scoring and training cost is measured once, at the first moment.
 
     Args:
         model: with adapters, or with all weights trained.
@@ -68,7 +65,7 @@ def bench_gradients(
         cost_ratios: values of c = (forward + backward) / forward beside the measured ones.
         cost_rows, cost_rounds: how many rows are timed, and how often.
         source_column: names each row's source; without such a column there is one source.
-        warm_up: see above; 0 leaves histories empty, as at a run's first step.
+        warm_up: the most steps of a normaliser's history; 0 leaves it empty, as at a run's first step.
         skip_unfit: leave out, with a note, pairs whose early exit lies behind the model's last block.
 
     Returns:
@@ -89,7 +86,11 @@ def bench_gradients(
                 if "lora_B" in name and parameter.requires_grad:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * b_std)
     order = torch.randperm(len(dataset), generator=seeded(seed, "population")).tolist()
-    measured = sorted(order[:population], key=lambda i: len(dataset[i]["input_ids"]))
+
+    def by_length(rows: Sequence[int]) -> list[int]:
+        return sorted(rows, key=lambda i: len(dataset[i]["input_ids"]))
+
+    measured = by_length(order[:population])
     others = order[population:] or order
     collate = PaddingCollator(tokenizer)
     tagged, table = tag(dataset, source_column)
@@ -123,23 +124,11 @@ def bench_gradients(
     costs: Costs | None = None
     visits = _look_back(pairs, moments, console)
     past: dict[int, dict[str, Past]] = {moment: {} for moment in moments}
-    with_history = [pair for pair in pairs if keeps_history(pair)]
-    histories: dict[int, dict[tuple[str, int], History]] = {
-        moment: {(pair.name, budget): History() for pair in with_history for budget in budgets} for moment in moments
-    }
-    pool_of = others if len(others) >= large else order
     taken = 0
     for stop in sorted({*moments, *visits}):
         for _ in range(stop - taken):
-            soon = [moment for moment in histories if 0 < moment - taken <= warm_up] if with_history else []
-            if soon:
-                drawn = torch.randperm(len(pool_of), generator=seeded(seed, "warm-up", taken))[:large].tolist()
-                pool = sorted((pool_of[i] for i in drawn), key=lambda i: len(dataset[i]["input_ids"]))
-                rows = Population.of(in_batches(pool), sources[pool], table)
-                for moment in soon:
-                    advance(histories[moment], with_history, model, rows, budgets, seed=seed, step=taken)
             picks = torch.randint(len(others), (train_rows,), generator=seeded(seed, "train", taken)).tolist()
-            _train_step(model, optimizer, [batch([others[i] for i in picks])])
+            _train_step(model, optimizer, in_batches(by_length([others[i] for i in picks])))
             taken += 1
         wanted = visits.get(stop, [])
         memories: dict[str, FeatureMemory] = remembered([pair for _, pair in wanted], model, examples, seed)
@@ -171,7 +160,7 @@ def bench_gradients(
             costs=costs,
             cost_ratios=cost_ratios,
             past=past.pop(stop),
-            histories=histories.pop(stop),
+            warm_up=min(stop, warm_up),
         )
         found += [{**common, "after_steps": stop, **dataclasses.asdict(each)} for each in measured_here]
     return found

@@ -62,7 +62,7 @@ def gradients(
     cost_rows: Annotated[int, typer.Option(help="rows that forwards are timed on")] = 128,
     cost_rounds: Annotated[int, typer.Option(help="how often, all in turn")] = 5,
     warm_up: Annotated[
-        int, typer.Option(help="steps before a moment that make a normaliser's history (CoLM's Adam map)")
+        int, typer.Option(help="the most steps of a normaliser's own history (CoLM's Adam map)")
     ] = WARM_UP,
     output: Annotated[Path | None, typer.Option(help="JSON lines go here, and two plots beside them")] = None,
 ) -> None:

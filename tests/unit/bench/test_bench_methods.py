@@ -10,7 +10,7 @@ import torch
 from corebatch.bench import Moment, measure, parse_pair, parse_pairs
 from corebatch.bench.costs import Costs, Ratio
 from corebatch.bench.gradients import _draw, _Errors
-from corebatch.bench.population import History, Population, PopulationScoring, advance, keeps_history
+from corebatch.bench.population import History, Population, PopulationScoring
 from corebatch.bench.run import _second_moments, bench_gradients
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import Scores, seeded
@@ -191,12 +191,10 @@ def test_a_source_for_each_row():
 # ---- normalisers and their history -----------------------------------------------------------------------------------
 
 
-def test_only_the_map_of_colm_has_a_history():
+def test_only_the_map_of_colm_has_a_history(population):
     blocks = {None: {}, "adam": FL, "optimizer": {}, "sgd": {}, "muon": {}}
-    found = {
-        name: keeps_history(parse_pair({"name": "a", "coreset": {**block, "normalise": name}}))
-        for name, block in blocks.items()
-    }
+    pairs = {name: parse_pair({"name": "a", "coreset": {**b, "normalise": name}}) for name, b in blocks.items()}
+    found = {name: PopulationScoring(pair.coreset(), population).keeps_history for name, pair in pairs.items()}
     assert found == {None: False, "adam": True, "optimizer": False, "sgd": False, "muon": False}
 
 
@@ -205,46 +203,44 @@ def test_a_history_is_that_of_the_steps_made_before(moment, population, pools):
     pair = parse_pair({"name": "a", "coreset": {"recipe": "colm", "loss": "token_mean"}})
     step = pair.coreset().build()
     step.small_sources = frozenset({RARE})
-    scores = PopulationScoring(pair.coreset(), population).score(moment.model)
+    arm = PopulationScoring(pair.coreset(), population)
+    scores = arm.score(moment.model)
 
     def by_hand(pool, number):
         there = Scores(features=scores.features[pool], losses=scores.losses[pool], tokens=scores.tokens[pool])
         choice = step.choose(there, moment.sources[pool], BUDGET, step=number, second_moments=None)
         return pool[choice.selection.indices].tolist()
 
-    histories = {}
-    for number, pool in enumerate(pools[:4]):
-        by_hand(pool, number)
-        advance(histories, [pair], moment.model, population, [BUDGET], rows=pool, step=number)
-    history = histories["a", BUDGET]
-    assert history.steps == 4
+    for number in range(4):
+        order = torch.randperm(POPULATION, generator=seeded(0, "warm-up", number))
+        by_hand(order[:LARGE].sort().values, number)
+    history = arm.history(scores, BUDGET, large=LARGE, steps=4)
+    assert history.steps == int(history.state["steps"]) == 4
     for name, value in step.normalise.state_dict().items():
         torch.testing.assert_close(history.state[name], value)
-    arm = PopulationScoring(pair.coreset(), population)
-    arm.state = history.state
     assert arm.choose(pools[4], scores, BUDGET, 4).rows.tolist() == by_hand(pools[4], 4)
 
 
 def test_draws_do_not_know_of_each_other(moment, population, pools):
     pair = parse_pair({"name": "a", "coreset": {**FL, "normalise": "adam"}})
-    histories = {}
-    for number, pool in enumerate(pools[:2]):
-        advance(histories, [pair], moment.model, population, [BUDGET], rows=pool, step=number)
     arm = PopulationScoring(pair.coreset(), population)
     scores = arm.score(moment.model)
+    history = arm.history(scores, BUDGET, large=LARGE, steps=2)
 
     def drawn(pools, history):
         return _draw(arm, scores, pools, BUDGET, "token_mean", history, None).coefficients_KP
 
-    with_history = drawn(pools, histories["a", BUDGET])
-    assert torch.equal(with_history[4], drawn(pools[4:], histories["a", BUDGET])[0])
+    with_history = drawn(pools, history)
+    assert torch.equal(with_history[4], drawn(pools[4:], history)[0])
     assert not torch.equal(with_history, drawn(pools, History()))
+    assert arm.history(scores, BUDGET, large=LARGE, steps=2).state["m"].tolist() == history.state["m"].tolist()
 
 
-def test_without_histories_they_are_made_of_the_population(moment):
+def test_the_length_of_a_history(moment):
     method = {"name": "a", "coreset": {**FL, "normalise": "adam"}}
-    (line,) = measured(moment, method, draws=4, warm_up=3)
-    assert line.history_steps == 3
+    one, three = (measured(moment, method, draws=6, warm_up=steps)[0] for steps in (1, 3))
+    assert (one.history_steps, three.history_steps) == (1, 3)
+    assert one.errors != three.errors
     (line,) = measured(moment, {"name": "a", "coreset": FL}, draws=4)
     assert line.history_steps is None
 
@@ -335,7 +331,7 @@ class Tokenizer:
 
 
 @pytest.mark.parametrize("warm_up, steps", [(2, {0: 0, 1: 1, 3: 2}), (0, {0: 0, 1: 0, 3: 0})])
-def test_a_run_makes_histories_on_the_way(warm_up, steps):
+def test_a_run_has_histories_of_its_steps(warm_up, steps):
     methods = ["colm={recipe: colm}", {"name": "raw", "coreset": {"recipe": "colm", "normalise": None}}]
     lines = bench_gradients(
         tiny_model(), Tokenizer(), mixture(80), parse_pairs(methods), moments=(0, 1, 3), population=40, large=16,
