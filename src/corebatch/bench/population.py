@@ -165,6 +165,7 @@ class PopulationScoring:
         if self.step.normalise is None:
             return False
         probe = copy.deepcopy(self.step.normalise)
+        probe.load_state_dict({})
         probe.update(torch.ones(1))
         return bool(probe.state_dict())
 

@@ -241,6 +241,9 @@ def test_the_length_of_a_history(moment):
     one, three = (measured(moment, method, draws=6, warm_up=steps)[0] for steps in (1, 3))
     assert (one.history_steps, three.history_steps) == (1, 3)
     assert one.errors != three.errors
+    several = measured(moment, method, draws=6, warm_up=3, budgets=(BUDGET, 4))
+    assert several[0].errors == three.errors  # each budget has a history of its own
+    assert [line.history_steps for line in several] == [3, 3]
     (line,) = measured(moment, {"name": "a", "coreset": FL}, draws=4)
     assert line.history_steps is None
 
