@@ -280,8 +280,9 @@ class _OwnLogits:
 
     def run(self, model: Any, batch: Mapping[str, torch.Tensor]) -> None:
         with scoring_mode(model), torch.no_grad():
-            logits = model(input_ids=batch["input_ids"]).logits[:, :-1].float()
-            torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none").sum(1)
+            logits, targets = model(input_ids=batch["input_ids"]).logits[:, :-1].float(), batch["labels"][:, 1:]
+            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            losses.view(targets.shape).sum(dim=1)
 
 
 def _live(model: Any, batch: Mapping[str, torch.Tensor], work: Callable[[Any], Any]) -> int:
@@ -593,24 +594,27 @@ def print_vocabulary(lines: Sequence[Mapping[str, Any]]) -> None:
     scored = [line for line in lines if line["part"] == "vocabulary, scoring"]
     print(f"### Scoring with {scored[0]['vocabulary']:,} words\n")
     print(f"{scored[0]['rounds']} rounds, rows of {scored[0]['tokens']} tokens, all trained. {_where(scored)}.\n")
-    titles = ["scorer", "logits", "rows", "all logits, MB", "live, MB", "CPU seconds", "time of chunks / of this"]
+    sizes = sorted({line["rows"] for line in scored})
+    found = {(line["method"], line["logits"], line["rows"]): line for line in scored}
     rows = []
-    for line in sorted(scored, key=lambda each: (each["method"], each["logits"], each["rows"])):
+    for name, how in dict.fromkeys((line["method"], line["logits"]) for line in scored):
+        line = found[name, how, sizes[-1]]
         spread, ratio = line["spread"], line["chunked_to_this_spread"]
         rows.append(
             [
-                line["method"],
-                line["logits"],
-                str(line["rows"]),
-                f"{line['all_logits_mb']:.0f}",
-                f"{line['live_mb']:.0f}",
+                name,
+                how,
+                *(f"{found[name, how, size]['live_mb']:.0f}" for size in sizes),
                 f"{line['seconds']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})",
                 "-"
-                if line["logits"] == "in chunks"
+                if how == "in chunks"
                 else f"{line['chunked_to_this']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
             ]
         )
-    _table(titles, rows)
+    titles = ["scorer", "logits", *(f"live, MB, {size} rows" for size in sizes)]
+    _table([*titles, f"CPU seconds, {sizes[-1]} rows", "time of chunks / of this"], rows)
+    logits = " / ".join(f"{found[name, how, size]['all_logits_mb']:.0f}" for size in sizes)
+    print(f"All logits of these rows would be {logits} MB.\n")
     steps = [line for line in lines if line["part"] == "vocabulary, step"]
     first = steps[0]
     print(f"### A training step with {first['vocabulary']:,} words\n")
