@@ -61,6 +61,8 @@ def main() -> None:
     else:
         readouts = [python, HERE / "readouts.py", "--model", model, "--data", f"{data}/train.jsonl"]
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
+    ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
+    commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])
     for command in commands:
         words = [str(word) for word in command]
         print("+", *words, flush=True)

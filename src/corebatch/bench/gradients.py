@@ -5,6 +5,15 @@ draws a large batch of N is taken out of it at random, and each method chooses M
 scoring and choosing. The method's estimate of the mean gradient is what a step would use: (1/M) sum_i w_i g_i, or for
 uniform selectors the mean over the chosen tokens.
 
+What a method estimates is always the large batch's own mean gradient, in the unit of its loss: for a mean over examples
+the g_i are divided by the example's trained tokens, in the estimate, the large batch, the population and the yardstick
+alike. A method that keeps small sources whole changes the mixture that it trains on; its error to the mixture that was
+drawn is told all the same, and what it changed on purpose counts as bias.
+
+A normaliser with a history (CoLM's Adam map) has at every draw the same one. It is made by the method's own choices on
+other large batches out of the population, with the weights of the moment: in a run the weights, and so the gradients,
+would have moved between its steps.
+
 What that is worth: effective examples per unit of cost. The unit is the training of one random example, c forwards, so
 that accumulating gradients over a random batch gives 1 whatever its size (the finite population apart). A step costs
 M + N s / c, if scoring an example costs s forwards and chosen examples are no longer than others; counted by tokens it
@@ -16,6 +25,7 @@ Shape suffixes: P population, N large batch, M small batch, D trained numbers, K
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,13 +37,23 @@ from torch import Tensor
 
 from corebatch.bench.costs import Costs, Ratio, measure_costs
 from corebatch.bench.methods import Pair
-from corebatch.bench.population import Population, PopulationScoring, remembered
+from corebatch.bench.population import (
+    History,
+    Population,
+    PopulationScoring,
+    remembered,
+)
 from corebatch.errors import InputError
-from corebatch.scoring import Scores, seeded
+from corebatch.scoring import LossUnit, Scores, seeded
 from corebatch.trainer.memory import FeatureMemory
+from corebatch.trainer.moments import second_moments
+from corebatch.trainer.tagging import Sources
 from corebatch.trainer.weighted_loss import weighted_loss
 
 STEPS_AVERAGED = 50
+
+WARM_UP = 100
+"""Steps that a normaliser's history is made of, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +65,18 @@ class Moment:
         batches: the population's rows as collated dictionaries, in order.
         second_moments: [D], Adam's bias-corrected second moments of what is trained, or None before its first step.
         eps: Adam's.
+        sources: LongTensor [P], the number of each row's source; None: one source.
+        table: names and counts of the sources in the data set; None: the population's own.
+        optimizer: for methods with normalise "optimizer".
     """
 
     model: Any
     batches: Sequence[Mapping[str, Tensor]]
     second_moments: Tensor | None = None
     eps: float = 1e-8
+    sources: Tensor | None = None
+    table: Sources | None = None
+    optimizer: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +85,17 @@ class Measurement:
 
     Attributes:
         method, metric: names; metric is "raw" or "adam".
+        coreset: the method's settings, a `coreset:` block.
+        loss: the unit of the loss, and so of all gradients: "token_mean" or "example_mean".
         budget, large, population, draws: M, N, P, K.
         error_to_large: mean of |estimate - large batch's mean|^2 by that of a random M (its mean of gradients).
         error_spread: standard error of it over the draws (bootstrap).
         effective_batch: n_eff / N, with 1/n_eff - 1/P = (error / error of N)(1/N - 1/P): the finite population is
             corrected for.
+        effective_batch_spread, effective_batch_low, effective_batch_high: its standard error and 95 % interval over
+            the draws (bootstrap; the population is given).
+        errors: of each draw, |estimate - population's mean|^2 by the mean of the large batches', for paired
+            comparisons: draw k has the same large batch for all methods.
         effective_batch_uncorrected: error of N to the population / error of the estimate to it.
         effective_batch_averaged: the same for the mean of 50 independent steps; bias does not average out.
         bias_share: bias^2 / (bias^2 + variance) of the error to the population's mean, by cross-products of
@@ -74,6 +106,8 @@ class Measurement:
         score_ms: milliseconds of scoring N examples.
         select_ms: milliseconds of choosing, median.
         weight_max, effective_sample_size: of the weights, means over draws; the latter as a share of M.
+        kept: rows taken with their whole small source, mean over draws.
+        history_steps: how many steps the normaliser's history is of; None for one without.
         scoring: the way of scoring.
         feature_age: how many optimizer steps ago remembered features were computed; None where there are none.
         s: forwards that scoring one example of the large batch costs, in the mean; s_low and s_high by the least and
@@ -94,6 +128,8 @@ class Measurement:
     """
 
     method: str
+    coreset: dict[str, Any]
+    loss: str
     metric: str
     budget: int
     large: int
@@ -102,6 +138,10 @@ class Measurement:
     error_to_large: float
     error_spread: float
     effective_batch: float
+    effective_batch_spread: float
+    effective_batch_low: float
+    effective_batch_high: float
+    errors: list[float]
     effective_batch_uncorrected: float
     effective_batch_averaged: float
     bias_share: float
@@ -112,6 +152,8 @@ class Measurement:
     select_ms: float
     weight_max: float
     effective_sample_size: float
+    kept: float
+    history_steps: int | None
     scoring: str
     feature_age: int | None
     s: float
@@ -171,6 +213,7 @@ def measure(
     costs: Costs | None = None,
     cost_ratios: Sequence[float] = (),
     past: Mapping[str, Past] | None = None,
+    warm_up: int = WARM_UP,
 ) -> list[Measurement]:
     """Measures each pair at each budget, in the raw and (after an optimizer step) in Adam's metric.
 
@@ -179,13 +222,15 @@ def measure(
         cost_ratios: values of c, beside the measured ones, for which to tell what a step is worth.
         past: for pairs that remember features of an earlier moment, their memories by `Pair.remembered`. Without an
             entry an age of 0 is filled here.
+        warm_up: how many steps a normaliser's history is of (CoLM's Adam map): the method itself, on so many large
+            batches out of the population, with the weights as they are.
 
     Raises:
         InputError: the population is not larger than the large batch, or a budget than that; a c that is not above 1;
-            features of an earlier moment that are not in `past`.
+            features of an earlier moment that are not in `past`; no optimizer for a method that scales by its moments.
     """
     pairs = list(pairs)
-    population = Population.of(moment.batches)
+    population = Population.of(moment.batches, moment.sources, moment.table)
     if not large < len(population):
         raise InputError(f"The population should be larger than the large batch of {large}. Found {len(population)}.")
     if not all(0 < budget <= large for budget in budgets):
@@ -202,9 +247,10 @@ def measure(
     scales: dict[str, Tensor | None] = {"raw": None}
     if moment.second_moments is not None:
         scales["adam"] = 1 / (moment.second_moments.sqrt() + moment.eps)
-    metrics = {
+    token_mean = {
         name: _Errors(gradients_PD if scale is None else gradients_PD * scale, pools) for name, scale in scales.items()
     }
+    example_mean = {name: errors.scaled(1 / population.tokens.clamp(min=1)) for name, errors in token_mean.items()}
     plain = {budget: _random_choices(pools, budget, len(population), seed) for budget in budgets}
     scores: dict[str, Scores] = {}
     found: dict[tuple[int, int], list[Measurement]] = {}
@@ -215,14 +261,21 @@ def measure(
             arm.scoring.memory = memory.memory
         if _needs_scores(pair, arm) and pair.forward not in scores:
             scores[pair.forward] = arm.score(moment.model)
+        moments = _feature_moments(pair, arm, moment)
+        metrics = token_mean if pair.loss == "token_mean" else example_mean
         for place, budget in enumerate(budgets):
-            drawn = _draw(arm, scores.get(pair.forward), pools, budget)
+            history = None
+            if arm.keeps_history:
+                history = arm.history(scores[pair.forward], budget, large=large, steps=warm_up)
+            drawn = _draw(arm, scores.get(pair.forward), pools, budget, pair.loss, history or History(), moments)
             prices = _prices(pair, arm, drawn, costs, large=large, budget=budget)
             for metric, errors in metrics.items():
                 numbers: dict[str, Any] = errors.of(drawn.coefficients_KP, plain[budget], seed)
                 found.setdefault((place, number), []).append(
                     Measurement(
                         method=pair.name,
+                        coreset=pair.block,
+                        loss=pair.loss,
                         metric=metric,
                         budget=budget,
                         large=large,
@@ -233,6 +286,8 @@ def measure(
                         select_ms=float(torch.tensor(drawn.milliseconds).median()),
                         weight_max=sum(drawn.largest) / draws,
                         effective_sample_size=sum(drawn.sizes) / draws / budget,
+                        kept=drawn.kept,
+                        history_steps=None if history is None else history.steps,
                         scoring=pair.scoring_text,
                         feature_age=None if memory is None else memory.age,
                         **prices.worth(numbers["effective_batch"] * large, costs, cost_ratios),
@@ -261,6 +316,21 @@ def _memories(
             )
     now = remembered(missing, moment.model, population, seed)
     return {**past, **{key: Past(memory, 0) for key, memory in now.items()}}
+
+
+def _feature_moments(pair: Pair, arm: PopulationScoring, moment: Moment) -> Tensor | None:
+    """The optimizer's second moments in the order of the features, for a normaliser that scales by them."""
+    normalise = arm.step.normalise
+    if normalise is None or not (normalise.needs_moments or normalise.needs_shapes):
+        return None
+    arm.look(moment.model)
+    if not normalise.needs_moments:
+        return None
+    if moment.optimizer is None:
+        if moment.second_moments is None:  # before the first step
+            return None
+        raise InputError(f"{pair.name!r} scales by the optimizer's moments: Moment.optimizer should be it. Found None.")
+    return second_moments(moment.optimizer, arm.step.scorer.coordinates())
 
 
 def _needs_scores(pair: Pair, arm: PopulationScoring) -> bool:
@@ -364,10 +434,17 @@ class _Errors:
         for draw, pool in enumerate(pools):
             self.large_KP[draw, pool] = 1 / len(pool)
 
+    def scaled(self, factors_P: Tensor) -> _Errors:
+        """Of the same gradients, each multiplied by a factor."""
+        made = copy.copy(self)
+        factors = factors_P.double()
+        made.gram_PP = self.gram_PP * factors * factors[:, None]
+        return made
+
     def squared(self, coefficients_KP: Tensor) -> Tensor:
         return ((coefficients_KP @ self.gram_PP) * coefficients_KP).sum(dim=1)
 
-    def of(self, choices_KP: Tensor, plain_KP: Tensor, seed: int) -> dict[str, float]:
+    def of(self, choices_KP: Tensor, plain_KP: Tensor, seed: int) -> dict[str, Any]:
         population, large = len(self.true_P), int((self.large_KP[0] > 0).sum())
         to_large, plain_to_large = self.squared(choices_KP - self.large_KP), self.squared(plain_KP - self.large_KP)
         deviations = choices_KP - self.true_P
@@ -377,7 +454,10 @@ class _Errors:
         bias = float((total - error.sum()) / (draws * (draws - 1)))
         mean_error, mean_large = float(error.mean()), float(error_large.mean())
         ratio = mean_error / mean_large
-        inverse = ratio * (1 / large - 1 / population) + 1 / population
+
+        def effective(ratio: Any) -> Any:
+            return 1 / (ratio * (1 / large - 1 / population) + 1 / population) / large
+
         averaged = max(bias, 0.0) + (mean_error - bias) / STEPS_AVERAGED
         true_square = float(self.squared(self.true_P.unsqueeze(0))[0])
         along = choices_KP @ self.gram_PP @ self.true_P
@@ -389,10 +469,16 @@ class _Errors:
         else:
             relative = float(to_large.mean()) / yardstick
             spread = float((to_large[picks].mean(dim=1) / plain_to_large[picks].mean(dim=1)).std())
+        resampled = effective(error[picks].mean(dim=1) / error_large[picks].mean(dim=1))
+        low, high = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return {
             "error_to_large": relative,
             "error_spread": spread,
-            "effective_batch": 1 / inverse / large,
+            "effective_batch": effective(ratio),
+            "effective_batch_spread": float(resampled.std()),
+            "effective_batch_low": low,
+            "effective_batch_high": high,
+            "errors": [float(f"{value:.4g}") for value in (error / mean_large).tolist()],
             "effective_batch_uncorrected": 1 / ratio,
             "effective_batch_averaged": mean_large / STEPS_AVERAGED / averaged,
             "bias_share": bias / mean_error,
@@ -419,6 +505,7 @@ class _Draws:
         coefficients_KP: of the estimates, float64 [K, P].
         milliseconds, sizes, largest: of each draw: time to choose, effective size of the weights, largest weight.
         tokens_cost: mean of the chosen's tokens by those of as many mean rows of the large batch.
+        kept: mean of the rows that were taken with their whole source.
         scored_share: mean of the scored rows' tokens by those of the large batch.
     """
 
@@ -428,19 +515,29 @@ class _Draws:
     largest: list[float]
     tokens_cost: float
     scored_share: float
+    kept: float
 
 
-def _draw(arm: PopulationScoring, scores: Scores | None, pools: Sequence[Tensor], budget: int) -> _Draws:
+def _draw(
+    arm: PopulationScoring,
+    scores: Scores | None,
+    pools: Sequence[Tensor],
+    budget: int,
+    loss: LossUnit,
+    history: History,
+    moments: Tensor | None,
+) -> _Draws:
     population = arm.population
     tokens, lengths = population.tokens.double(), population.lengths.double()
     coefficients = torch.zeros(len(pools), len(population), dtype=torch.float64)
     milliseconds, sizes, largest = [], [], []
-    longer = scored = 0.0
+    longer = scored = kept = 0.0
     for draw, pool in enumerate(pools):
+        arm.state = history.state  # each draw is the step after the same past
         start = time.perf_counter()
-        chosen = arm.choose(pool, scores, budget, draw)
+        chosen = arm.choose(pool, scores, budget, draw, moments)
         milliseconds.append(1000 * (time.perf_counter() - start))
-        if arm.step.selector.weighted:
+        if arm.step.selector.weighted or loss == "example_mean":  # uniform selectors have weights of one
             coefficients[draw, chosen.rows] = chosen.selection.weights.double().cpu() / budget
         else:  # what is trained is the mean over the chosen tokens
             coefficients[draw, chosen.rows] = tokens[pool].mean() / tokens[chosen.rows].sum()
@@ -448,6 +545,7 @@ def _draw(arm: PopulationScoring, scores: Scores | None, pools: Sequence[Tensor]
         largest.append(chosen.selection.weight_max)
         longer += float(lengths[chosen.rows].mean() / lengths[pool].mean())
         scored += float(lengths[chosen.exact].sum() / lengths[pool].sum())
+        kept += chosen.kept
     return _Draws(
         coefficients_KP=coefficients,
         milliseconds=milliseconds,
@@ -455,6 +553,7 @@ def _draw(arm: PopulationScoring, scores: Scores | None, pools: Sequence[Tensor]
         largest=largest,
         tokens_cost=longer / len(pools),
         scored_share=scored / len(pools),
+        kept=kept / len(pools),
     )
 
 

@@ -1,10 +1,14 @@
-"""Methods as text, "last_layer(num_blocks=1) x pivotal @ window(tokens=64)": a scorer, a selector, a way of scoring."""
+"""Methods as text, "last_layer(num_blocks=1) x pivotal @ window(tokens=64)": a scorer, a selector, a way of scoring.
+
+What such a text has no place for (normalise, sparsify, small sources, the loss's unit, a recipe) is said by a name and
+a `coreset:` block as in a config file: `{name: colm, coreset: {recipe: colm}}`, or as text `colm={recipe: colm}`.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +16,7 @@ import yaml
 
 from corebatch._registry import hint
 from corebatch.errors import ConfigError
-from corebatch.scoring import Scorer, make_scorer
+from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.scoring_config import ScoringConfig
@@ -34,6 +38,12 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "two_phase": ("age", "known"),
 }
 """What a measurement says itself, since it has no run behind it: see `Way`."""
+
+OTHERS = ("normalise", "sparsify", "small_sources", "loss")
+"""Fields of CoresetConfig that a method has beside scorer, selector and scoring."""
+
+PASSED_OVER = ("pool_factor", "seed", "padding_free")
+"""Fields that say nothing here: sizes are the measurement's, as its seed is, and nothing is trained."""
 
 DEFAULT_AGE = 50
 _POOL_FACTOR = 2**20  # sizes are not known here, so the setting that `share` is checked against is out of its way
@@ -128,13 +138,34 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A scorer and a selector with their options, and the way of scoring."""
+    """A scorer and a selector with their options, the way of scoring, and what else makes a method.
+
+    Attributes:
+        others: those of OTHERS that differ from CoresetConfig's defaults.
+        label: a name of one's own; None: the text.
+    """
 
     scorer: str
     selector: str
     scorer_options: dict[str, Any] = field(default_factory=dict)
     selector_options: dict[str, Any] = field(default_factory=dict)
     way: Way = field(default_factory=Way)
+    others: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+    @property
+    def loss(self) -> LossUnit:
+        """What a step minimises."""
+        unit: LossUnit = self.others.get("loss", "token_mean")
+        return unit
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The method as a `coreset:` block that is read as this pair."""
+        scoring = {"way": self.way.name, **self.way.options} if self.way.options else self.way.name
+        options = {"scorer_options": self.scorer_options, "selector_options": self.selector_options}
+        given = {name: dict(value) for name, value in options.items() if value}
+        return {"scorer": self.scorer, "selector": self.selector, **given, "scoring": scoring, **self.others}
 
     @property
     def scoring(self) -> str:
@@ -148,21 +179,28 @@ class Pair:
 
     @property
     def name(self) -> str:
+        if self.label is not None:
+            return self.label
         way = "" if self.way == Way() else f" @ {self.scoring_text}"
-        return f"{self.scoring} x {_call(self.selector, self.selector_options)}{way}"
+        others = "".join(f", {key} {value}" for key, value in self.others.items())
+        return f"{self.scoring} x {_call(self.selector, self.selector_options)}{way}{others}"
 
     @property
     def forward(self) -> str:
         """What forwards compute the features: pairs that share it share them. Ways that spare forwards, and do not
         change them, share those of full."""
-        return f"{self.scoring} @ {self.scoring_text if self.way.own_forward else 'full'}"
+        return f"{self.scoring} @ {self.scoring_text if self.way.own_forward else 'full'}{self._unit}"
 
     @property
     def remembered(self) -> str | None:
         """What is in the memory: pairs that share it share the memory; None for a way without one."""
         if self.way.age is None:
             return None
-        return f"{self.scoring} @ age={self.way.age}, known={self.way.known}"
+        return f"{self.scoring} @ age={self.way.age}, known={self.way.known}{self._unit}"
+
+    @property
+    def _unit(self) -> str:
+        return "" if self.loss == "token_mean" else f" {self.loss}"
 
     def build(self) -> tuple[Scorer, Selector]:
         """Raises ConfigError for unknown names and options."""
@@ -185,22 +223,104 @@ class Pair:
             selector_options=self.selector_options,
             seed=seed,
             scoring={**self.way.settings, **({} if rows is None else {"rows": rows})},
+            **self.others,
         )
 
 
-def parse_pair(text: str) -> Pair:
-    """From "scorer(option=value, ...) x selector(option=value, ...) @ way(option=value, ...)"; without "@" the way is
-    full.
+def parse_pairs(methods: Iterable[str | Mapping[str, Any]]) -> list[Pair]:
+    """Each by `parse_pair`.
+
+    Raises:
+        ConfigError: as there, or two methods of one name.
+    """
+    pairs: dict[str, Pair] = {}
+    for method in methods:
+        pair = parse_pair(method)
+        if pairs.setdefault(pair.name, pair) != pair:
+            raise ConfigError(f"Methods should have names of their own. Found {pair.name!r} twice.")
+    return list(pairs.values())
+
+
+def parse_pair(method: str | Mapping[str, Any]) -> Pair:
+    """From text or a mapping.
+
+    Args:
+        method: "scorer(option=value, ...) x selector(option=value, ...) @ way(option=value, ...)", without "@" the way
+            is full; or {name, coreset: {...}} with any block that a config file may have (`recipe` too), as text
+            "name={...}". The block's `scoring` is a way with the options that may stand after "@"; "auto" is full.
+            `pool_factor`, `seed` and `padding_free` play no part.
 
     Raises:
         ConfigError: another form, an unknown name or option, or a combination that a trainer refuses.
     """
+    if isinstance(method, str):
+        named = re.fullmatch(r"([^={(]+)=\s*(\{.*\})\s*", method, flags=re.DOTALL)
+        return _parse_text(method) if named is None else _from_block(named[1].strip(), _yaml(named[2], named[1]))
+    if not isinstance(method, Mapping):
+        raise ConfigError(f"A method should be text or a mapping of name and coreset. Found {method!r}.")
+    for key in method:
+        if key not in ("name", "coreset"):
+            raise ConfigError(
+                f"A method has the keys name and coreset. Found {key!r}.{hint(str(key), ('name', 'coreset'))}"
+            )
+    name = method.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"A method should have a name. Found {name!r}.")
+    return _from_block(name.strip(), method["coreset"]) if "coreset" in method else _parse_text(name)
+
+
+def _yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The method {name!r} should be YAML after the =. Found {text!r}: {error}") from error
+
+
+def _from_block(name: str, block: Any) -> Pair:
+    """The pair that a `coreset:` block stands for."""
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"The method {name!r} should have a block of keys and values. Found {block!r}.")
+    if "source_column" in block:
+        raise ConfigError(
+            f"The method {name!r} sees the sources that all methods see, those of the config's own "
+            f"coreset.source_column. Found source_column {block['source_column']!r}."
+        )
+    kept = {key: value for key, value in block.items() if key not in (*PASSED_OVER, "scoring")}
+    settings = CoresetConfig.from_dict({**kept, "pool_factor": _POOL_FACTOR})
+    if not isinstance(settings.scorer, str) or not isinstance(settings.selector, str):
+        raise ConfigError(f"The method {name!r} should name its scorer and selector. Found {settings.to_dict()}.")
+    plain = CoresetConfig()
+    others = {key: getattr(settings, key) for key in OTHERS if getattr(settings, key) != getattr(plain, key)}
+    pair = Pair(
+        settings.scorer,
+        settings.selector,
+        dict(settings.scorer_options),
+        dict(settings.selector_options),
+        _way(block.get("scoring", "full")),
+        others,
+        name,
+    )
+    pair.way.check()
+    pair.coreset()
+    return pair
+
+
+def _way(scoring: Any) -> Way:
+    options = {"way": scoring} if isinstance(scoring, str) else scoring
+    if not isinstance(options, Mapping) or not isinstance(options.get("way"), str):
+        raise ConfigError(f"scoring should be a way, or a block with the key way. Found {scoring!r}.")
+    name = options["way"]
+    return Way("full" if name == "auto" else name, {key: value for key, value in options.items() if key != "way"})
+
+
+def _parse_text(text: str) -> Pair:
     method, at, way = text.partition("@")
     parts = re.split(r"\s+x\s+", method.strip())
     if len(parts) != 2:
         raise ConfigError(
             "A pair should look like 'last_layer(num_blocks=1) x pivotal', or with a way of scoring "
-            f"'last_layer x balanced @ window(tokens=64)'. Found {text!r}."
+            "'last_layer x balanced @ window(tokens=64)', or be a name with a coreset block, 'colm={recipe: colm}'. "
+            f"Found {text!r}."
         )
     (scorer, scorer_options), (selector, selector_options) = (_parse(part) for part in parts)
     pair = Pair(scorer, selector, scorer_options, selector_options, Way(*_parse(way.strip())) if at else Way())

@@ -5,14 +5,17 @@ Shape suffixes: P population, N large batch, M small batch, F feature columns.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from corebatch.bench.methods import Pair
+from corebatch.errors import InputError
 from corebatch.scoring import Scores, seeded
 from corebatch.scoring.base import trained_tokens
 from corebatch.trainer.config import CoresetConfig
@@ -21,6 +24,7 @@ from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.pool_scoring import Plan, PoolScoring
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, row_spans
+from corebatch.trainer.tagging import Names, Sources
 from corebatch.types import Selection
 
 ROWS_AT_A_TIME = 16
@@ -37,28 +41,39 @@ class Population:
         batches: their rows as collated dictionaries, in order.
         lengths: LongTensor [P] on the CPU: tokens without padding.
         tokens: LongTensor [P] on the CPU: trained tokens.
+        sources: LongTensor [P] on the CPU: the number of each row's source.
+        table: the sources' names, and how many examples each has in the data set, by which small ones are small.
     """
 
     batches: Sequence[Mapping[str, Tensor]]
     lengths: Tensor
     tokens: Tensor
+    sources: Tensor
+    table: Sources
 
     @staticmethod
-    def of(batches: Sequence[Mapping[str, Tensor]]) -> Population:
+    def of(
+        batches: Sequence[Mapping[str, Tensor]], sources: Tensor | None = None, table: Sources | None = None
+    ) -> Population:
+        """Without `sources` there is one; without `table` the rows themselves are counted."""
         spans = torch.cat([row_spans(batch) for batch in batches])
         tokens = torch.cat([trained_tokens(batch["labels"]) for batch in batches]).cpu()
-        return Population(batches, spans[:, 1] - spans[:, 0], tokens)
+        sources = torch.zeros(len(spans), dtype=torch.long) if sources is None else sources.cpu()
+        if len(sources) != len(spans):
+            raise InputError(f"There should be a source for each of {len(spans)} rows. Found {len(sources)}.")
+        table = Sources(names=Names(), counts=dict(Counter(sources.tolist()))) if table is None else table
+        return Population(batches, spans[:, 1] - spans[:, 0], tokens, sources, table)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def pool(self, rows: Tensor | None = None) -> Pool:
-        """Some rows (LongTensor [N], ascending), or all, as a step sees them: one rank, one source."""
+        """Some rows (LongTensor [N], ascending), or all, as a step sees them, on one rank."""
         rows = torch.arange(len(self)) if rows is None else rows
         zeros = torch.zeros_like(rows)
         return Pool(
             ids=rows,
-            sources=zeros,
+            sources=self.sources[rows],
             lengths=self.lengths[rows],
             tokens=self.tokens[rows],
             ranks=zeros,
@@ -75,11 +90,21 @@ class Chosen:
         rows: LongTensor [M]: numbers in the population.
         selection: of the pool; its weights go with `rows`.
         exact: LongTensor: numbers in the population of what was scored.
+        kept: how many rows were taken with their whole source.
     """
 
     rows: Tensor
     selection: Selection
     exact: Tensor
+    kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a normaliser has seen of earlier choices (CoLM's Adam map), and in how many steps."""
+
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
 
 
 class PopulationScoring:
@@ -93,6 +118,8 @@ class PopulationScoring:
     def __init__(self, coreset: CoresetConfig, population: Population) -> None:
         self.population = population
         self.step = coreset.build()
+        self.step.small_sources = population.table.small(coreset.small_sources)
+        self.step.source_names = population.table.names
         self.scoring = PoolScoring(coreset, self.step, micro_batch=ROWS_AT_A_TIME)
         self._seed = coreset.seed
 
@@ -122,12 +149,53 @@ class PopulationScoring:
         assert self.scoring.memory is not None
         return self.scoring.memory
 
-    def choose(self, pool: Tensor, scores: Scores | None, budget: int, draw: int) -> Chosen:
-        """M of the pool's rows (LongTensor [N], ascending, numbers in the population).
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The normaliser's history."""
+        return {} if self.step.normalise is None else self.step.normalise.state_dict()
+
+    @state.setter
+    def state(self, state: Mapping[str, Tensor]) -> None:
+        if self.step.normalise is not None:
+            self.step.normalise.load_state_dict(dict(state))
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether the normaliser carries something from step to step."""
+        if self.step.normalise is None:
+            return False
+        probe = copy.deepcopy(self.step.normalise)
+        probe.load_state_dict({})
+        probe.update(torch.ones(1))
+        return bool(probe.state_dict())
+
+    def history(self, scores: Scores, budget: int, *, large: int, steps: int) -> History:
+        """What so many steps leave, each on a large batch out of the population: the features of what is chosen go into
+        the normaliser, as in a run whose weights stand still."""
+        self.state = {}
+        for number in range(steps):
+            order = torch.randperm(len(self.population), generator=seeded(self._seed, "warm-up", number))
+            self.choose(order[:large].sort().values, scores, budget, number)
+        return History(self.state, steps)
+
+    def look(self, model: Any) -> None:
+        """Lets the scorer see the model, for a normaliser that asks it where its columns come from."""
+        self.score(model, torch.arange(1))
+
+    def choose(
+        self,
+        pool: Tensor,
+        scores: Scores | None,
+        budget: int,
+        draw: int,
+        second_moments: Tensor | None = None,
+    ) -> Chosen:
+        """M of the pool's rows (LongTensor [N], ascending, numbers in the population). A normaliser's history moves on.
 
         Args:
             scores: of the population; may be None where a step between two scorings looks at the memory alone.
             draw: the number of the draw; with the seed it determines all randomness.
+            second_moments: the optimizer's, in the order of the features.
         """
         settings = self.scoring.settings
         # A step at which "every" does not score: those that do are `full`.
@@ -136,9 +204,10 @@ class PopulationScoring:
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
         there = None if scores is None or not len(exact) else _take(scores, exact)
-        choice = self.scoring.choose(made, plan, there, step, None)
+        choice = self.scoring.choose(made, plan, there, step, second_moments)
         rows = pool[plan.candidates[choice.selection.indices.cpu()]]
-        return Chosen(rows=rows, selection=choice.selection, exact=exact)
+        kept = sum(len(group.members) for group in choice.groups if group.keep)
+        return Chosen(rows=rows, selection=choice.selection, exact=exact, kept=kept)
 
 
 def remembered(pairs: Sequence[Pair], model: Any, population: Population, seed: int) -> dict[str, FeatureMemory]:

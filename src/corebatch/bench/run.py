@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from corebatch.bench.costs import Costs, Ratio, measure_costs
-from corebatch.bench.gradients import Moment, Past, check_cost_ratios, measure
+from corebatch.bench.gradients import WARM_UP, Moment, Past, check_cost_ratios, measure
 from corebatch.bench.methods import Pair
 from corebatch.bench.population import ROWS_AT_A_TIME, Population, remembered
 from corebatch.errors import ConfigError, InputError
@@ -23,6 +23,7 @@ from corebatch.scoring import seeded
 from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.record import hardware, now, versions
+from corebatch.trainer.tagging import DEFAULT_COLUMN, SOURCE, tag
 from corebatch.trainer.weighted_loss import weighted_loss
 
 
@@ -45,13 +46,16 @@ def bench_gradients(
     cost_rows: int = 128,
     cost_rounds: int = 5,
     skip_unfit: bool = False,
+    source_column: str = DEFAULT_COLUMN,
+    warm_up: int = WARM_UP,
     device: str = "cpu",
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Measures every pair after each number of AdamW steps on random batches of `train_rows` rows.
 
     Features that a pair remembers are computed on the way, `age` steps before each moment; where fewer steps have been
-    trained, before the first one. What scoring and training cost is measured once, at the first moment.
+    trained, before the first one. A normaliser's own history (CoLM's Adam map) is of as many steps as were trained, at
+    most `warm_up`; see `measure`. What scoring and training cost is measured once, at the first moment.
 
     Args:
         model: with adapters, or with all weights trained.
@@ -60,6 +64,8 @@ def bench_gradients(
         b_std: LoRA's B starts from N(0, b_std^2), since with B = 0 no gradient reaches A; None leaves it.
         cost_ratios: values of c = (forward + backward) / forward beside the measured ones.
         cost_rows, cost_rounds: how many rows are timed, and how often.
+        source_column: names each row's source; without such a column there is one source.
+        warm_up: the most steps of a normaliser's history; 0 leaves it empty, as at a run's first step.
         skip_unfit: leave out, with a note, pairs whose early exit lies behind the model's last block.
 
     Returns:
@@ -67,7 +73,7 @@ def bench_gradients(
 
     Raises:
         InputError: fewer rows than the population, or a c that is not above 1.
-        ConfigError: an early exit behind the model's last block.
+        ConfigError: a source column that is not there, or an early exit behind the model's last block.
     """
     check_cost_ratios(cost_ratios)
     if len(dataset) < population:
@@ -80,15 +86,24 @@ def bench_gradients(
                 if "lora_B" in name and parameter.requires_grad:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * b_std)
     order = torch.randperm(len(dataset), generator=seeded(seed, "population")).tolist()
-    measured = sorted(order[:population], key=lambda i: len(dataset[i]["input_ids"]))
+
+    def by_length(rows: Sequence[int]) -> list[int]:
+        return sorted(rows, key=lambda i: len(dataset[i]["input_ids"]))
+
+    measured = by_length(order[:population])
     others = order[population:] or order
     collate = PaddingCollator(tokenizer)
+    tagged, table = tag(dataset, source_column)
+    sources = torch.tensor([int(tagged[i][SOURCE]) for i in range(len(dataset))])
 
     def batch(rows: Sequence[int]) -> dict[str, Tensor]:
         made = collate([dataset[i] for i in rows])
         return {key: value.to(device) for key, value in made.items()}
 
-    batches = [batch(measured[i : i + ROWS_AT_A_TIME]) for i in range(0, population, ROWS_AT_A_TIME)]
+    def in_batches(rows: Sequence[int]) -> list[dict[str, Tensor]]:
+        return [batch(rows[i : i + ROWS_AT_A_TIME]) for i in range(0, len(rows), ROWS_AT_A_TIME)]
+
+    batches = in_batches(measured)
     pairs = _fitting(model, batches[0], pairs, skip_unfit, console)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
@@ -99,12 +114,13 @@ def bench_gradients(
         "learning_rate": learning_rate,
         "train_rows": train_rows,
         "b_std": b_std,
+        "sources": len(table.counts),
         "seed": seed,
         "device": device,
         **provenance(),
     }
     found: list[dict[str, Any]] = []
-    examples = Population.of(batches)
+    examples = Population.of(batches, sources[measured], table)
     costs: Costs | None = None
     visits = _look_back(pairs, moments, console)
     past: dict[int, dict[str, Past]] = {moment: {} for moment in moments}
@@ -112,7 +128,7 @@ def bench_gradients(
     for stop in sorted({*moments, *visits}):
         for _ in range(stop - taken):
             picks = torch.randint(len(others), (train_rows,), generator=seeded(seed, "train", taken)).tolist()
-            _train_step(model, optimizer, [batch([others[i] for i in picks])])
+            _train_step(model, optimizer, in_batches(by_length([others[i] for i in picks])))
             taken += 1
         wanted = visits.get(stop, [])
         memories: dict[str, FeatureMemory] = remembered([pair for _, pair in wanted], model, examples, seed)
@@ -126,7 +142,14 @@ def bench_gradients(
             common |= {"cost_rows": costs.rows, "cost_rounds": costs.rounds, "forward_ms": costs.forward_ms}
             _say(console, _costs_text(costs))
         _say(console, f"after {stop} steps: {population} exact gradients, {len(pairs)} pairs")
-        here = Moment(model=model, batches=batches, second_moments=_second_moments(optimizer, trained))
+        here = Moment(
+            model=model,
+            batches=batches,
+            second_moments=_second_moments(optimizer, trained),
+            sources=examples.sources,
+            table=table,
+            optimizer=optimizer,
+        )
         measured_here = measure(
             here,
             pairs,
@@ -137,6 +160,7 @@ def bench_gradients(
             costs=costs,
             cost_ratios=cost_ratios,
             past=past.pop(stop),
+            warm_up=min(stop, warm_up),
         )
         found += [{**common, "after_steps": stop, **dataclasses.asdict(each)} for each in measured_here]
     return found

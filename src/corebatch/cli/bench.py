@@ -13,8 +13,9 @@ import torch
 import typer
 from rich.console import Console
 
-from corebatch.bench import DEFAULT_PAIRS, parse_pair
+from corebatch.bench import DEFAULT_PAIRS, parse_pairs
 from corebatch.bench.frontier import plot_frontier
+from corebatch.bench.gradients import WARM_UP
 from corebatch.bench.models import PRESETS
 from corebatch.bench.run import bench_gradients, plot, table_rows, write_lines
 from corebatch.bench.step import bench_step
@@ -22,7 +23,7 @@ from corebatch.bench.step_plan import StepSettings, parse_arms, plan
 from corebatch.bench.step_report import report_text, setting_name, target_rows, write_report
 from corebatch.bench.step_report import table_rows as step_rows
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
-from corebatch.cli.settings import load_settings
+from corebatch.cli.settings import load_settings, read_config
 from corebatch.cli.tables import table
 from corebatch.errors import ConfigError
 
@@ -40,7 +41,14 @@ def gradients(
     config: Annotated[Path, typer.Argument(help="the same YAML file as for `train`", metavar="CONFIG")],
     pair: Annotated[
         list[str] | None,
-        typer.Option(help="'scorer(option=value) x selector', with '@ window(tokens=64)' or another way; repeatable"),
+        typer.Option(
+            help="'scorer(option=value) x selector', with '@ window(tokens=64)' or another way; or a name and a "
+            "coreset block, 'name={recipe: colm, small_sources: none}'; repeatable"
+        ),
+    ] = None,
+    methods: Annotated[
+        Path | None,
+        typer.Option(help="a YAML file with the list `methods`: texts as for --pair, or {name, coreset: {...}}"),
     ] = None,
     moments: Annotated[str, typer.Option(help="after how many AdamW steps to measure")] = "10,200",
     population: Annotated[int, typer.Option(help="examples with exact gradients")] = 384,
@@ -53,6 +61,9 @@ def gradients(
     ] = None,
     cost_rows: Annotated[int, typer.Option(help="rows that forwards are timed on")] = 128,
     cost_rounds: Annotated[int, typer.Option(help="how often, all in turn")] = 5,
+    warm_up: Annotated[
+        int, typer.Option(help="the most steps of a normaliser's own history (CoLM's Adam map)")
+    ] = WARM_UP,
     output: Annotated[Path | None, typer.Option(help="JSON lines go here, and two plots beside them")] = None,
 ) -> None:
     """Error, bias, length and cost of the small batch's gradient, for scorers, selectors and ways of scoring.
@@ -63,7 +74,10 @@ def gradients(
     """
     console = Console(width=None if Console().is_terminal else 180)
     settings = load_settings(config, context.args)
-    pairs = [parse_pair(text) for text in pair or DEFAULT_PAIRS]
+    if warm_up < 0:
+        raise ConfigError(f"--warm-up should not be negative. Found {warm_up}.")
+    asked = [*(pair or []), *([] if methods is None else read_methods(methods))]
+    pairs = parse_pairs(asked or DEFAULT_PAIRS)
     tokenizer = load_tokenizer(settings.model)
     dataset = read_mixture(settings, tokenizer).dataset
     lines = bench_gradients(
@@ -81,7 +95,9 @@ def gradients(
         cost_ratios=_ratios(cost_ratio),
         cost_rows=cost_rows,
         cost_rounds=cost_rounds,
-        skip_unfit=not pair,
+        skip_unfit=not asked,
+        source_column=settings.coreset.source_column,
+        warm_up=warm_up,
         seed=int(settings.training.get("seed", 0)),
         device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",
         console=console,
@@ -171,6 +187,19 @@ def step(
     for what, path in ((f"{len(lines)} lines", output), ("A report", report)):
         if path is not None:
             console.print(f"{what} in {path}", highlight=False)
+
+
+def read_methods(path: Path) -> list[Any]:
+    """The list `methods` of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such list.
+    """
+    values = read_config(path)
+    found = values.get("methods")
+    if set(values) != {"methods"} or not isinstance(found, list) or not found:
+        raise ConfigError(f"{path} should hold one key, methods, with a list. Found {', '.join(values) or 'nothing'}.")
+    return found
 
 
 def _ratios(text: str | None) -> list[float]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError, InputError
-from corebatch.sources import encode_sources
+from corebatch.sources import SmallSources, encode_sources, small_candidates
 
 ID, SOURCE = "corebatch_id", "corebatch_source"
 PLACES = "corebatch_places"
@@ -39,6 +39,10 @@ class Sources:
 
     names: Names
     counts: dict[int, int]
+
+    def small(self, policy: SmallSources) -> frozenset[int]:
+        """Those that may be kept whole, counted over the data set; see `corebatch.sources.small_candidates`."""
+        return small_candidates(self.counts, self.names, policy)
 
 
 def tag(dataset: Any, column: str) -> tuple[Any, Sources]:

@@ -58,6 +58,27 @@ def test_bench_gradients_measures_ways_at_given_cost_ratios(monkeypatch, config,
     assert len(printed) == 2 + 2  # Adam's metric
 
 
+def test_bench_gradients_reads_methods_from_a_file(monkeypatch, config, tmp_path):
+    output, methods = tmp_path / "lines.jsonl", tmp_path / "methods.yaml"
+    methods.write_text(
+        "methods:\n- tokens x importance\n- {name: published, coreset: {recipe: colm}}\n"
+        "- name: small kept\n  coreset: {selector: pivotal, small_sources: [rare]}\n"
+    )
+    words = ["bench", "gradients", config, "--methods", methods, "--pair", "all={recipe: colm, small_sources: none}"]
+    words += ["--moments", "2", "--population", 40, "--large", 16, "--budgets", "8", "--draws", 3, "--warm-up", 1]
+    monkeypatch.setattr(sys, "argv", ["corebatch", *map(str, words), "--output", str(output), "--cost-rounds", "1"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    lines = {line["method"]: line for line in map(json.loads, output.read_text().splitlines())}
+    assert list(lines) == ["all", "tokens x importance", "published", "small kept"]
+    assert lines["published"]["kept"] > lines["all"]["kept"] == 0
+    assert lines["small kept"]["kept"] > 0
+    assert lines["published"]["history_steps"] == 1
+    assert lines["small kept"]["coreset"]["small_sources"] == ["rare"]
+    assert {line["sources"] for line in lines.values()} == {4}
+
+
 def test_tables_of_lines_from_before_the_ways_of_scoring(tmp_path):
     common = {"large": 8, "population": 16, "draws": 2, "seed": 0, "commit": "c75bea9", "time": "2026-11-22T03:39:19"}
     common |= {"hardware": {"machine": "x86_64", "cpu_cores": 2, "torch_threads": 1, "gpu": None}}
@@ -74,6 +95,9 @@ def test_tables_of_lines_from_before_the_ways_of_scoring(tmp_path):
     "words, message",
     [
         (["--cost-ratio", "fast"], "--cost-ratio should be numbers"),
+        (["--warm-up", "-1"], "--warm-up should not be negative"),
+        (["--methods", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["--pair", "a={recipe: colm, small_sources: some}"], "small_sources should be 'auto'"),
         (["--cost-ratio", "2.85,1"], "above 1"),
         (["--pair", "last_layer x balanced @ windo"], "Did you mean 'window'"),
         (["--pair", "last_layer x balanced @ first_blocks(blocks=2)"], "below the number of blocks of the model, 2"),

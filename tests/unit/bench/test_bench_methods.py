@@ -1,0 +1,357 @@
+"""Methods with sources, small sources, normalisers, sparsifiers, a unit of the loss: parsed, chosen, measured."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from corebatch.bench import Moment, measure, parse_pair, parse_pairs
+from corebatch.bench.costs import Costs, Ratio
+from corebatch.bench.gradients import _draw, _Errors
+from corebatch.bench.population import History, Population, PopulationScoring
+from corebatch.bench.run import _second_moments, bench_gradients
+from corebatch.errors import ConfigError, InputError
+from corebatch.scoring import Scores, seeded
+from training import SOURCES, Collator, mixture, tiny_model
+
+POPULATION, LARGE, BUDGET = 48, 24, 8
+FL = {"selector": "facility_location", "scorer_options": {"num_blocks": 2}}
+RARE = SOURCES.index("rare")
+
+
+@pytest.fixture(scope="module")
+def moment():
+    """After one AdamW step; four sources, of which one is rare."""
+    rows, collate = [mixture(POPULATION)[i] for i in range(POPULATION)], Collator()
+    batches = [collate(rows[i : i + 12]) for i in range(0, POPULATION, 12)]
+    sources = torch.tensor([SOURCES.index(row["source"]) for row in rows])
+    model = tiny_model().eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    model(**batches[0]).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return Moment(
+        model=model,
+        batches=batches,
+        second_moments=_second_moments(optimizer, trained),
+        sources=sources,
+        optimizer=optimizer,
+    )
+
+
+@pytest.fixture(scope="module")
+def population(moment):
+    return Population.of(moment.batches, moment.sources)
+
+
+@pytest.fixture(scope="module")
+def pools():
+    return [torch.randperm(POPULATION, generator=seeded(5, n))[:LARGE].sort().values for n in range(6)]
+
+
+def prices(pairs):
+    """Costs as if they had been measured."""
+    one = Ratio(1.0, 1.0, 1.0)
+    names = dict.fromkeys((pair.forward for pair in pairs), one)
+    return Costs(
+        rows=1, rounds=1, forward_ms=1.0, all_logits=one, training=Ratio(3.0, 3.0, 3.0), training_checkpointing=None,
+        scoring=names, scoring_all_logits=names,
+    )  # fmt: skip
+
+
+def measured(moment, *methods, **settings):
+    pairs = parse_pairs(methods)
+    settings = {"large": LARGE, "budgets": (BUDGET,), "draws": 40, "costs": prices(pairs), **settings}
+    return [line for line in measure(moment, pairs, **settings) if line.metric == "raw"]
+
+
+# ---- as text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"recipe": "colm"},
+        {"recipe": "colm", "normalise": None, "small_sources": "none"},
+        {**FL, "normalise": "adam", "sparsify": 2560, "small_sources": ["rare"]},
+        {"normalise": "optimizer", "sparsify": "projection", "loss": "example_mean"},
+        {"scoring": {"way": "window", "tokens": 8}, "small_sources": "auto"},
+        {"scoring": "auto", "pool_factor": 4, "seed": 3, "padding_free": False},
+    ],
+)
+def test_a_block_stands_for_what_a_trainer_would_do(block):
+    pair = parse_pair({"name": "mine", "coreset": block})
+    assert pair.name == "mine"
+    assert parse_pair({"name": "mine", "coreset": pair.block}) == pair
+    assert parse_pair(f"mine={json.dumps(block)}") == pair
+    json.dumps(pair.block)
+    wanted = dataclasses.replace(parse_pair({"name": "mine", "coreset": block}).coreset(), pool_factor=2, seed=0)
+    plain = {key: value for key, value in block.items() if key not in ("pool_factor", "seed", "padding_free")}
+    plain["scoring"] = "full" if block.get("scoring", "auto") == "auto" else block["scoring"]
+    from_config = type(wanted).from_dict(plain)
+    assert wanted.to_dict() == from_config.to_dict()
+
+
+def test_a_mapping_without_a_block_is_a_text():
+    text = "last_layer(num_blocks=1) x balanced @ window(tokens=8)"
+    assert parse_pair({"name": text}) == parse_pair(text)
+    assert parse_pair(text).block["scoring"] == {"way": "window", "tokens": 8}
+    assert (
+        parse_pair({"name": parse_pair(text).name, "coreset": parse_pair(text).block}).block == parse_pair(text).block
+    )
+
+
+def test_units_of_the_loss_do_not_share_features():
+    one, other = (parse_pair({"name": "a", "coreset": {"loss": loss}}) for loss in ("token_mean", "example_mean"))
+    assert one.forward != other.forward
+    assert parse_pair("last_layer x balanced").forward == one.forward
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        ({"coreset": {}}, "should have a name"),
+        ({"name": "a", "coresets": {}}, "Did you mean 'coreset'"),
+        ({"name": "a", "coreset": "colm"}, "block of keys and values"),
+        ({"name": "a", "coreset": {"recipe": "colmn"}}, "coreset.recipe"),
+        ({"name": "a", "coreset": {"small_source": "auto"}}, "Did you mean 'small_sources'"),
+        ({"name": "a", "coreset": {"source_column": "topic"}}, "sources that all methods see"),
+        ({"name": "a", "coreset": {"normalise": "adam"}}, "goes with uniform selectors"),
+        ({"name": "a", "coreset": {"sparsify": "topk"}}, "chooses once over all sources"),
+        ({"name": "a", "coreset": {"scoring": {"way": "full", "reuse": False}}}, "takes no options here"),
+        ({"name": "a", "coreset": {"scoring": 3}}, "scoring should be a way"),
+        ({"name": "a", "coreset": {"scoring": "none", "small_sources": "auto"}}, "small_sources none"),
+        (3, "text or a mapping"),
+        ("a={recipe: [colm}", "YAML after the ="),
+        ("a", "a name with a coreset block"),
+    ],
+)
+def test_bad_methods(method, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_pair(method)
+
+
+def test_two_methods_of_one_name():
+    assert len(parse_pairs(["tokens x random", "tokens x random"])) == 1
+    with pytest.raises(ConfigError, match="'a' twice"):
+        parse_pairs(["a={recipe: colm}", "a={}"])
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_small_sources_are_kept_whole(moment, population, pools):
+    pair = parse_pair({"name": "kept", "coreset": {**FL, "small_sources": "auto"}})
+    arm = PopulationScoring(pair.coreset(), population)
+    scores = arm.score(moment.model)
+    for draw, pool in enumerate(pools):
+        rare = set(pool[moment.sources[pool] == RARE].tolist())
+        chosen = arm.choose(pool, scores, BUDGET, draw)
+        assert rare <= set(chosen.rows.tolist())
+        assert chosen.kept == len(rare)
+    kept, free = measured(moment, {"name": "kept", "coreset": pair.block}, {"name": "free", "coreset": FL})
+    assert kept.kept > 0.5
+    assert free.kept == 0
+
+
+def test_sources_share_the_budget_and_small_is_by_the_data_set(moment, population, pools):
+    arm = PopulationScoring(parse_pair({"name": "a", "coreset": FL}).coreset(), population)
+    rows = arm.choose(pools[0], arm.score(moment.model), BUDGET, 0).rows
+    there, taken = (Counter(moment.sources[r].tolist()) for r in (pools[0], rows))
+    assert all(abs(taken[source] - count * BUDGET / LARGE) < 1 for source, count in there.items())
+    # The three large sources would not be small in any count; with other counts they are.
+    named = dataclasses.replace(population.table, counts={0: 1, 1: 2, 2: 3, 3: 1000})
+    table = Population.of(moment.batches, moment.sources, named)
+    coreset = parse_pair({"name": "a", "coreset": {**FL, "small_sources": "auto"}}).coreset()
+    assert PopulationScoring(coreset, table).step.small_sources == {0, 1, 2}
+    assert PopulationScoring(coreset, population).step.small_sources == {RARE}
+
+
+def test_what_is_kept_on_purpose_counts_as_bias(moment):
+    kept, free = measured(
+        moment,
+        {"name": "kept", "coreset": {"selector": "random", "small_sources": "auto"}},
+        "tokens x random",
+        draws=400,
+    )
+    assert abs(free.bias_share) < 0.06
+    assert kept.bias_share > free.bias_share
+
+
+def test_a_source_for_each_row():
+    batch = Collator()([mixture(4)[i] for i in range(4)])
+    with pytest.raises(InputError, match=r"each of 4 rows\. Found 3"):
+        Population.of([batch], torch.zeros(3, dtype=torch.long))
+
+
+# ---- normalisers and their history -----------------------------------------------------------------------------------
+
+
+def test_only_the_map_of_colm_has_a_history(population):
+    blocks = {None: {}, "adam": FL, "optimizer": {}, "sgd": {}, "muon": {}}
+    pairs = {name: parse_pair({"name": "a", "coreset": {**b, "normalise": name}}) for name, b in blocks.items()}
+    found = {name: PopulationScoring(pair.coreset(), population).keeps_history for name, pair in pairs.items()}
+    assert found == {None: False, "adam": True, "optimizer": False, "sgd": False, "muon": False}
+
+
+def test_a_history_is_that_of_the_steps_made_before(moment, population, pools):
+    """Against the step itself, driven by hand as a trainer drives it."""
+    pair = parse_pair({"name": "a", "coreset": {"recipe": "colm", "loss": "token_mean"}})
+    step = pair.coreset().build()
+    step.small_sources = frozenset({RARE})
+    arm = PopulationScoring(pair.coreset(), population)
+    scores = arm.score(moment.model)
+
+    def by_hand(pool, number):
+        there = Scores(features=scores.features[pool], losses=scores.losses[pool], tokens=scores.tokens[pool])
+        choice = step.choose(there, moment.sources[pool], BUDGET, step=number, second_moments=None)
+        return pool[choice.selection.indices].tolist()
+
+    for number in range(4):
+        order = torch.randperm(POPULATION, generator=seeded(0, "warm-up", number))
+        by_hand(order[:LARGE].sort().values, number)
+    history = arm.history(scores, BUDGET, large=LARGE, steps=4)
+    assert history.steps == int(history.state["steps"]) == 4
+    for name, value in step.normalise.state_dict().items():
+        torch.testing.assert_close(history.state[name], value)
+    assert arm.choose(pools[4], scores, BUDGET, 4).rows.tolist() == by_hand(pools[4], 4)
+
+
+def test_draws_do_not_know_of_each_other(moment, population, pools):
+    pair = parse_pair({"name": "a", "coreset": {**FL, "normalise": "adam"}})
+    arm = PopulationScoring(pair.coreset(), population)
+    scores = arm.score(moment.model)
+    history = arm.history(scores, BUDGET, large=LARGE, steps=2)
+
+    def drawn(pools, history):
+        return _draw(arm, scores, pools, BUDGET, "token_mean", history, None).coefficients_KP
+
+    with_history = drawn(pools, history)
+    assert torch.equal(with_history[4], drawn(pools[4:], history)[0])
+    assert not torch.equal(with_history, drawn(pools, History()))
+    assert arm.history(scores, BUDGET, large=LARGE, steps=2).state["m"].tolist() == history.state["m"].tolist()
+
+
+def test_the_length_of_a_history(moment):
+    method = {"name": "a", "coreset": {**FL, "normalise": "adam"}}
+    one, three = (measured(moment, method, draws=6, warm_up=steps)[0] for steps in (1, 3))
+    assert (one.history_steps, three.history_steps) == (1, 3)
+    assert one.errors != three.errors
+    several = measured(moment, method, draws=6, warm_up=3, budgets=(BUDGET, 4))
+    assert several[0].errors == three.errors  # each budget has a history of its own
+    assert [line.history_steps for line in several] == [3, 3]
+    (line,) = measured(moment, {"name": "a", "coreset": FL}, draws=4)
+    assert line.history_steps is None
+
+
+def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population, pools):
+    """The features are gradients by both blocks' lora_B, block after block."""
+    block = {"selector": "importance", "scorer_options": {"num_blocks": 2}}
+    pair = parse_pair({"name": "a", "coreset": {**block, "normalise": "optimizer"}})
+    scores = PopulationScoring(pair.coreset(), population).score(moment.model)
+    named = [(name, p) for name, p in moment.model.named_parameters() if p.requires_grad]
+    parts = moment.second_moments.split([p.numel() for _, p in named])
+    scale = torch.cat([part for (name, _), part in zip(named, parts, strict=True) if "lora_B" in name]).sqrt() + 1e-8
+    scaled = Scores(features=scores.features / scale, losses=scores.losses, tokens=scores.tokens)
+    plain = PopulationScoring(parse_pair({"name": "a", "coreset": block}).coreset(), population)
+    expected = _draw(plain, scaled, pools, BUDGET, "token_mean", History(), None).coefficients_KP
+    (line,) = measured(moment, {"name": "a", "coreset": pair.block}, draws=6)
+    assert line.history_steps is None
+    arm = PopulationScoring(pair.coreset(), population)
+    arm.look(moment.model)
+    torch.testing.assert_close(
+        _draw(arm, scores, pools, BUDGET, "token_mean", History(), scale.sub(1e-8).square()).coefficients_KP, expected
+    )
+    with pytest.raises(InputError, match=r"Moment\.optimizer"):
+        measured(dataclasses.replace(moment, optimizer=None), {"name": "a", "coreset": pair.block})
+    before = dataclasses.replace(moment, optimizer=None, second_moments=None)
+    scaled, raw = measured(before, {"name": "a", "coreset": pair.block}, {"name": "b", "coreset": block}, draws=4)
+    assert scaled.errors == raw.errors
+
+
+@pytest.mark.parametrize(
+    "block",
+    [{**FL, "sparsify": 4}, {**FL, "sparsify": "projection"}, {"normalise": "muon"}, {"sparsify": "projection"}],
+)
+def test_every_transform_is_measured(moment, block):
+    (line,) = measured(moment, {"name": "a", "coreset": block}, draws=6)
+    assert line.error_to_large > 0
+    assert line.coreset == parse_pair({"name": "a", "coreset": block}).block
+
+
+# ---- units and spreads -----------------------------------------------------------------------------------------------
+
+
+def test_a_mean_over_examples_is_measured_by_its_own_gradient(moment, population):
+    methods = [
+        {"name": loss, "coreset": {"selector": "random", "loss": loss}} for loss in ("token_mean", "example_mean")
+    ]
+    for line in measured(moment, *methods, budgets=(LARGE,)):
+        assert line.effective_batch == pytest.approx(1, abs=1e-6)
+    tokens, examples = measured(moment, *methods, draws=300)
+    assert (tokens.loss, examples.loss) == ("token_mean", "example_mean")
+    # The plain mean of a random M is the yardstick itself: unbiased, error 1, M / N as good (finite population apart).
+    assert examples.error_to_large == pytest.approx(1, rel=0.15)
+    assert examples.effective_batch == pytest.approx(BUDGET / LARGE, rel=0.15)
+
+
+def test_scaled_errors_are_those_of_scaled_gradients():
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.randn(12, 30, generator=generator, dtype=torch.float64)
+    factors = torch.rand(12, generator=generator, dtype=torch.float64)
+    pools = [torch.randperm(12, generator=generator)[:6].sort().values for _ in range(5)]
+    choices = torch.zeros(5, 12, dtype=torch.float64)
+    for draw, pool in enumerate(pools):
+        choices[draw, pool[:3]] = 1 / 3
+    errors = _Errors(gradients, pools)
+    before = errors.of(choices, choices, 0)
+    scaled = errors.scaled(factors).of(choices, choices, 0)
+    expected = _Errors(gradients * factors[:, None], pools).of(choices, choices, 0)
+    assert scaled.pop("errors") == pytest.approx(expected.pop("errors"), rel=1e-3)  # four digits
+    assert scaled == pytest.approx(expected)
+    assert errors.of(choices, choices, 0) == before
+
+
+def test_the_interval_of_the_effective_batch(moment):
+    few, many = (measured(moment, "last_layer x importance", draws=draws)[0] for draws in (20, 320))
+    for line in (few, many):
+        assert line.effective_batch_low <= line.effective_batch <= line.effective_batch_high
+        assert len(line.errors) == line.draws
+        mean = sum(line.errors) / line.draws
+        assert mean == pytest.approx(1 / line.effective_batch_uncorrected, rel=1e-3)
+    assert 0 < many.effective_batch_spread < few.effective_batch_spread
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    pad_token_id, eos_token_id = 0, 2
+
+
+@pytest.mark.parametrize("warm_up, steps", [(2, {0: 0, 1: 1, 3: 2}), (0, {0: 0, 1: 0, 3: 0})])
+def test_a_run_has_histories_of_its_steps(warm_up, steps):
+    methods = ["colm={recipe: colm}", {"name": "raw", "coreset": {"recipe": "colm", "normalise": None}}]
+    lines = bench_gradients(
+        tiny_model(), Tokenizer(), mixture(80), parse_pairs(methods), moments=(0, 1, 3), population=40, large=16,
+        budgets=(8, 4), draws=4, warm_up=warm_up, cost_rows=4, cost_rounds=1,
+    )  # fmt: skip
+    json.dumps(lines)
+    assert {line["sources"] for line in lines} == {4}
+    assert all(line["loss"] == "example_mean" and line["kept"] > 0 for line in lines if line["budget"] == 8)
+    for line in lines:
+        assert line["history_steps"] == (steps[line["after_steps"]] if line["method"] == "colm" else None)
+    first = {line["method"]: line["errors"] for line in lines if line["after_steps"] == 0 and line["budget"] == 8}
+    assert first["colm"] == first["raw"]  # with an empty history the features are raw
+
+
+def test_a_source_column_that_is_not_there():
+    with pytest.raises(ConfigError, match="topic"):
+        bench_gradients(
+            tiny_model(), Tokenizer(), mixture(20), parse_pairs(["tokens x random"]), population=12, large=6,
+            budgets=(3,), source_column="topic",
+        )  # fmt: skip
