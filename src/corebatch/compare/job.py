@@ -289,7 +289,7 @@ def tune_arm(arm: Arm, place: Place, *, steps: int, seed: int, learning_rate: fl
 
 
 def time_arm(arm: Arm, place: Place, rows: Sequence[int], device: str) -> tuple[float, float]:
-    """Seconds of a step, first pass and later, on a part of the data: two passes for what remembers, else one."""
+    """Seconds of a step, first pass and later, on a part of the data."""
     stamps = _Stamps(device)
     steps, epoch = _rehearsal(arm, rows)
     train_arm(
@@ -319,9 +319,10 @@ def count_flops(arm: Arm, place: Place, rows: Sequence[int]) -> tuple[float, flo
 
 
 def _rehearsal(arm: Arm, rows: Sequence[int]) -> tuple[int, int]:
-    """Steps of a rehearsal, and of one pass in it. A plain arm that steps through less goes through the same rows."""
+    """Steps of a rehearsal, and of one pass in it: pool_factor passes, so that every arm trains as many rows, and
+    what a few choices happen to be long or short of evens out."""
     epoch = max(1, len(rows) // arm.rows_drawn)
-    return max(3, epoch * (2 if remembers(arm) else 1)), epoch
+    return max(3, epoch * arm.coreset.pool_factor), epoch
 
 
 def remembers(arm: Arm) -> bool:
