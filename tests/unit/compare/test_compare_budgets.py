@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from corebatch.cli.compare import split_rows
 from corebatch.compare.arms import METHODS, make_arms
 from corebatch.compare.costs import StepCost, flop_counter, side_by_side, step_seconds
-from corebatch.compare.job import points
+from corebatch.compare.job import _rehearsal, points
 from corebatch.compare.run import candidates, rungs
 from corebatch.compare.settings import CompareSettings, TuneSettings
 from corebatch.trainer import CoresetConfig
@@ -115,6 +115,20 @@ def test_arms_draw_and_train_what_they_say() -> None:
     assert {name for name, method in METHODS.items() if method.baseline} == {
         *("plain_large", "plain_small", "random", "tokens_importance")
     }
+
+
+def test_every_arm_is_timed_on_as_many_trained_rows() -> None:
+    block = {"pool_factor": 4}
+    arms = make_arms(
+        ["plain_large", "plain_small", "colm"],
+        {},
+        CoresetConfig(pool_factor=4),
+        block,
+        {"per_device_train_batch_size": 8},
+    )
+    rows = range(6 * 32)
+    assert {_rehearsal(arm, rows)[0] * arm.rows_trained for arm in arms} == {6 * 32}
+    assert [_rehearsal(arm, rows)[1] for arm in arms] == [6, 6, 24, 6]
 
 
 def test_held_out_rows_for_tuning_are_apart_and_a_share_of_each_source() -> None:
