@@ -245,7 +245,9 @@ def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path) -> 
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 240
-        while not (folder / "runs.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if (folder / "runs.jsonl").exists() and "\n" in (folder / "runs.jsonl").read_text():
+                break
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
