@@ -207,7 +207,7 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
     place: Place = _HERE["place"]
     own, arm = _HERE["own"], _HERE["methods"][job["method"]]
     if job["do"] in ("time", "flops"):
-        drawn = arm_rows(_HERE["arms"])
+        drawn = _HERE["arms"][0].rows_drawn  # of the reference
         rows = rehearsal_rows(place.train, drawn, own.timing_pools if job["do"] == "time" else 3)
         if job["do"] == "flops":
             return {"flops": list(count_flops(arm, place, rows))}
@@ -231,11 +231,6 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
         flops=StepCost(**job["flops"]),
         evaluations=own.evaluations,
     )
-
-
-def arm_rows(arms: Sequence[Arm]) -> int:
-    """Rows of the reference's large batch."""
-    return arms[0].rows_drawn
 
 
 def rehearsal_rows(train: Any, drawn: int, pools: int) -> list[int]:

@@ -75,6 +75,9 @@ DEFAULT_ARMS = (
 _KEPT = ("pool_factor", "seed", "source_column", "padding_free")
 """Keys of the user's block that every method has in common."""
 
+_SET_BY_COMPARISON = ("learning_rate", "adam_beta2", "max_steps", "num_train_epochs", "seed", "data_seed", "output_dir")
+"""Training arguments that no arm has of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -164,6 +167,13 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> Method:
             raise ConfigError(
                 f"compare.extra_arms.{name} has the keys {', '.join(keys)}. Found {key!r}.{hint(key, keys)}"
             )
+    training = dict(values.get("training") or {})
+    for key in _SET_BY_COMPARISON:
+        if key in training:
+            raise ConfigError(
+                f"compare.extra_arms.{name}.training should leave {', '.join(_SET_BY_COMPARISON)} to the comparison, "
+                f"which tunes rates and fixes steps and seeds for all arms. Found {key!r}."
+            )
     own = values.get("coreset") or {}
     return Method(
         name=name,
@@ -171,7 +181,7 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> Method:
         baseline=bool(values.get("baseline", False)),
         large=bool(values.get("large", False)),
         coreset=dict(own) if "recipe" in own else {**block, **own},
-        training=dict(values.get("training") or {}),
+        training=training,
     )
 
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from corebatch._registry import hint
 from corebatch.compare.arms import DEFAULT_ARMS
+from corebatch.compare.record import MEANS
 from corebatch.errors import ConfigError
-
-METRICS = ("token", "example", "source")
-"""Means of the held-out loss: over tokens, examples, sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,8 @@ class CompareSettings:
         curve_rows: held-out rows of a point.
         final_rows: of the final evaluation; None: all that are not for tuning. The rows of the curve are among them.
         eval_rows: rows of an evaluation's forward.
-        timing_pools, timing_rounds: how many pools each arm is timed on, twice over, and how often all in turn.
+        timing_pools, timing_rounds: how many pools each arm is timed on, pool_factor times over, and how often all
+            in turn.
         tasks: evaluated at the end of each run; written as for `corebatch evaluate`.
         processes: side by side; None: one a GPU, or one.
         devices: indices of GPUs; None: all.
@@ -117,8 +116,8 @@ class CompareSettings:
                 raise ConfigError(f"compare.{name} should be an integer of at least 1, or none. Found {value!r}.")
         if not isinstance(self.extra_arms, Mapping):
             raise ConfigError(f"compare.extra_arms should be a block of arms. Found {self.extra_arms!r}.")
-        if tune.metric not in METRICS:
-            raise ConfigError(f"compare.tune.metric should be {', '.join(METRICS)}. Found {tune.metric!r}.")
+        if tune.metric not in MEANS:
+            raise ConfigError(f"compare.tune.metric should be {', '.join(MEANS)}. Found {tune.metric!r}.")
         for name in ("shortest", "held_out"):
             value = getattr(tune, name)
             if not isinstance(value, int | float) or not 0 < value <= (1 if name == "shortest" else 0.9):
