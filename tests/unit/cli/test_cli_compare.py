@@ -21,10 +21,11 @@ from rich.console import Console
 from corebatch.cli import compare as command
 from corebatch.compare import read_comparison
 from corebatch.compare import run as running
+from corebatch.compare.arms import DEFAULT_ARMS
 from corebatch.compare.job import _CountingTrainer
 from corebatch.errors import ConfigError
 
-ARMS = ["plain_large", "plain_small@steps", "plain_small@flops", "plain_small", "random", "tokens_importance", "colm"]
+ARMS = list(DEFAULT_ARMS)
 
 
 @pytest.fixture
