@@ -1,0 +1,47 @@
+"""Held-out sets by source: a loss for each, and one for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corebatch.cli.settings import Settings
+from corebatch.trainer import CoresetTrainer
+
+
+class TrainerBySource(CoresetTrainer):
+    """Held-out sets by name have an overall loss beside their own ones.
+
+    It is the mean of the sets' losses by their number of rows, so that no row is evaluated twice. The Trainer's losses
+    are means over batches, here as there.
+    """
+
+    control: Any
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The parent's; with several sets, `eval_loss` is added, logged, and told to callbacks such as early
+        stopping."""
+        metrics: dict[str, float] = super().evaluate(
+            eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict):
+            return metrics
+        sizes = {name: len(rows) for name, rows in sets.items()}
+        total = sum(metrics[f"{metric_key_prefix}_{name}_loss"] * size for name, size in sizes.items())
+        overall = {f"{metric_key_prefix}_loss": total / sum(sizes.values())}
+        self.log(dict(overall))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(overall))
+        return metrics | overall
+
+
+def sets_by_source(dataset: Any, settings: Settings) -> Any:
+    """The held-out rows by source, or all together where there is one source, or where that is asked for."""
+    sources = dataset.with_format(None)["source"]
+    rows: dict[str, list[int]] = {}
+    for number, source in enumerate(sources):
+        rows.setdefault(source, []).append(number)
+    if len(rows) == 1 or not settings.data.eval_by_source:
+        return dataset
+    return {source: dataset.select(numbers) for source, numbers in rows.items()}
