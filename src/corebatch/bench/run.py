@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from corebatch.errors import ConfigError, InputError
 from corebatch.mixture import PaddingCollator
 from corebatch.scoring import seeded
 from corebatch.scoring.early_exit import FirstBlocks
+from corebatch.trainer.commits import commit_of_corebatch
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.record import hardware, now, versions
 from corebatch.trainer.tagging import DEFAULT_COLUMN, SOURCE, tag
@@ -236,22 +236,7 @@ def _second_moments(optimizer: torch.optim.Optimizer, trained: Sequence[Any]) ->
 
 def provenance() -> dict[str, Any]:
     """Hardware, versions, commit and time of a measurement."""
-    return {"hardware": hardware(), "versions": versions(), "commit": commit(), "time": now()}
-
-
-def commit() -> str | None:
-    """The commit of the working tree, with "+" if it has changes; None outside a repository."""
-    try:
-        here = Path(__file__).parent
-        revision = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision + ("+" if changed else "")
+    return {"hardware": hardware(), "versions": versions(), "commit": commit_of_corebatch(), "time": now()}
 
 
 def table_rows(lines: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from corebatch.trainer.repository import Index, Repository, UnreadableError
+
 PACKAGE = Path(__file__).parents[1]
-SECONDS = 10
-"""That git may take, on a slow disk for instance, before the commit counts as unknown."""
 
 
 def commit_of_user() -> str | None:
-    """The commit of the repository that the process works in, with "+" if its files have changes; None outside of
-    one, or without git."""
+    """The commit of the repository that the process works in, with "+" if its files have changes and "?" if that
+    cannot be told; None outside of one."""
     return _commit(Path.cwd())
 
 
@@ -29,23 +28,24 @@ def commit_of_corebatch() -> str | None:
     if revision:
         return str(revision)[:12]
     # A virtual environment may lie in somebody's repository, which does not track what is installed there.
-    tracked = _git(PACKAGE, "ls-files", "--error-unmatch", Path(__file__).name, below="trainer")
-    return None if tracked is None else _commit(PACKAGE)
+    return _commit(PACKAGE) if _tracked(PACKAGE / "trainer" / Path(__file__).name) else None
+
+
+def _tracked(path: Path) -> bool:
+    try:
+        around, path = Repository.around(path.parent), path.resolve()
+        return around is not None and Index.read(around.own / "index").tracks(path.relative_to(around.tree).as_posix())
+    except (OSError, UnreadableError):
+        return False
 
 
 @cache
 def _commit(folder: Path) -> str | None:
-    revision = _git(folder, "rev-parse", "--short=12", "HEAD")
-    if revision is None:
-        return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return revision + ("+" if changed else "")
-
-
-def _git(folder: Path, *arguments: str, below: str = ".") -> str | None:
-    command = ["git", "--no-optional-locks", *arguments]  # a run should not lock somebody's index
     try:
-        found = subprocess.run(command, cwd=folder / below, capture_output=True, text=True, check=True, timeout=SECONDS)
-    except (OSError, subprocess.SubprocessError):
+        around = Repository.around(folder)
+        revision = None if around is None else around.head()
+    except (OSError, UnreadableError):
         return None
-    return found.stdout.strip()
+    if around is None or revision is None:
+        return None
+    return revision[:12] + {True: "+", False: "", None: "?"}[around.changed()]

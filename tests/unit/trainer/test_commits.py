@@ -85,3 +85,98 @@ def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_
     call(repository, "add", "-A", "-f")
     call(repository, "commit", "--quiet", "-m", "two")
     assert commits.commit_of_corebatch() == call(repository, "rev-parse", "--short=12", "HEAD")
+
+
+MISCHIEF = """
+[core]
+    fsmonitor = "touch {proof}; false"
+    hooksPath = {hooks}
+    pager = touch {proof}
+    sshCommand = touch {proof}
+    attributesFile = {attributes}
+[filter "evil"]
+    clean = touch {proof}; cat
+    process = touch {proof}
+[diff "evil"]
+    textconv = touch {proof}
+    command = touch {proof}
+[diff]
+    external = touch {proof}
+[alias]
+    status = !touch {proof}
+[include]
+    path = {attributes}
+"""
+
+
+@git
+def test_no_program_that_a_repository_names_is_run(repository, tmp_path, monkeypatch):
+    proof = tmp_path / "proof"
+    (repository / ".gitattributes").write_text("* filter=evil diff=evil\n")
+    attributes = tmp_path / "attributes"
+    attributes.write_text("* filter=evil\n")
+    program = f"#!/bin/sh\ntouch {proof}\n"
+    for name in ("git", ".git/hooks/post-index-change", ".git/hooks/fsmonitor-watchman", "sh"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text(program)
+        (repository / name).chmod(0o755)
+    with open(repository / ".git" / "config", "a") as file:
+        file.write(MISCHIEF.format(proof=proof, hooks=repository / ".git" / "hooks", attributes=attributes))
+    (repository / "train.py").write_text("2\n")  # git would run the filter
+    monkeypatch.setenv("PATH", f".:{repository}")
+    run(trainer(repository / "run", None, CoresetConfig(), max_steps=1))
+    assert json.loads((repository / "run" / "corebatch.json").read_text())["commit"].endswith("+")
+    assert not proof.exists()
+
+
+def now_known(folder):
+    commits._commit.cache_clear()
+    return commits._commit(folder)
+
+
+@git
+@pytest.mark.parametrize("version", ["2", "3", "4"])
+def test_what_has_changed_is_seen_as_git_sees_it(repository, version):
+    for number in range(40):
+        path = repository / f"folder{number % 3}" / f"file{number}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(number))
+    (repository / "link").symlink_to("train.py")
+    call(repository, "add", "-A")
+    call(repository, "update-index", "--index-version", version)
+    call(repository, "commit", "--quiet", "-m", "many")
+    clean = call(repository, "rev-parse", "--short=12", "HEAD")
+    assert now_known(repository) == now_known(repository / "folder1") == clean
+    (repository / "new.txt").write_text("not tracked")
+    (repository / "train.py").touch()  # another time, the same content
+    assert now_known(repository) == clean
+    (repository / "folder1" / "file1.txt").write_text("9")
+    assert now_known(repository) == clean + "+"
+    call(repository, "checkout", "folder1/file1.txt")
+    (repository / "folder0" / "file0.txt").unlink()
+    assert now_known(repository) == clean + "+"
+    call(repository, "checkout", "folder0/file0.txt")
+    call(repository, "reset", "--quiet", "--soft", "HEAD~1")
+    assert now_known(repository)[-1] in "+?"
+
+
+@git
+def test_references_and_commits_that_are_packed(repository, tmp_path):
+    call(repository, "gc", "--quiet")
+    assert now_known(repository) == call(repository, "rev-parse", "--short=12", "HEAD")
+    linked = tmp_path / "linked"
+    call(repository, "worktree", "add", "--quiet", str(linked))
+    assert now_known(linked) == now_known(repository)
+    call(repository, "checkout", "--quiet", "--detach")
+    assert now_known(repository) == now_known(linked)
+
+
+@git
+@pytest.mark.parametrize("name", ["HEAD", "index", "refs/heads/master"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\0", b"ref: refs/../../../../etc/passwd", b"DIRC\0\0\0\2\xff\xff\xff\xff"]
+)
+def test_a_repository_that_is_none_is_unknown_and_no_error(repository, name, content):
+    call(repository, "branch", "--quiet", "-M", "master")
+    (repository / ".git" / name).write_bytes(content)
+    assert now_known(repository) is None or now_known(repository).endswith("?")
