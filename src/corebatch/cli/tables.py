@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+MOST_SOURCES = 20  # lines of a table of sources
+
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table with a column for each key of the rows; numbers to the right, with thousands separated."""
@@ -26,18 +28,28 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def source_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The sources of a mixture or a preview in few columns: counts that are zero everywhere are left out, and lengths
-    come as one."""
+    """The sources of a mixture or a preview in few columns: counts that are zero everywhere are left out, lengths come
+    as one, and behind the largest 20 sources all others are one line."""
     names = {"rows_read": "read", "rows_dropped": "dropped", "sampled_dropped": "dropped", "rows_truncated": "cut"}
     names |= {"sampled_truncated": "cut", "trained_tokens": "trained"}
     made = []
-    for row in rows:
+    for row in _largest(rows):
         flat = {names.get(key, key): value for key, value in row.items() if not key.startswith("length_")}
         lengths = [row.get(f"length_{part}") for part in ("median", "p90", "max")]
         made.append({**flat, "length: median, p90, max": ", ".join(_text(value) for value in lengths)})
     empty = {key for key in ("dropped", "cut") if not any(row.get(key) for row in made)}
     same = {key for key in ("read",) if all(row.get(key) == row.get("rows") for row in made)}
     return [{key: value for key, value in row.items() if key not in empty | same} for row in made]
+
+
+def _largest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    if len(rows) <= MOST_SOURCES:
+        return list(rows)
+    by_size = sorted(rows, key=lambda row: -row["rows"])
+    others = by_size[MOST_SOURCES:]
+    counted = (key for key, value in others[0].items() if isinstance(value, int | float) and "length" not in key)
+    together: dict[str, Any] = {key: sum(row[key] for row in others) for key in counted}
+    return [*by_size[:MOST_SOURCES], {"source": f"{len(others):,} more", **together}]
 
 
 def _text(value: Any) -> str:

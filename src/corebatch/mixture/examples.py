@@ -41,7 +41,7 @@ def read_examples(spec: DatasetSpec, source_column: str) -> Iterator[Example]:
             yield example
     if empty:
         split = f" (split {spec.split!r})" if spec.split else ""
-        raise DataError(f"{spec.path}{split}: should have at least one row. Found none.")
+        raise DataError(f"{spec.label}{split}: should have at least one row. Found none.")
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -5,138 +5,141 @@ A byte order mark, CRLF line ends and blank lines are accepted; columns may diff
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from corebatch.errors import DataError
+from corebatch.mixture.formats import FORMS
+from corebatch.mixture.json_text import parse, rows_of, shown, turns_column
+from corebatch.mixture.opening import (
+    AT_ONCE,
+    BYTE_ORDER_MARK,
+    LARGEST_ROW,
+    UNREADABLE,
+    decoded,
+    numbered_lines,
+    open_bytes,
+    whole_content,
+)
 from corebatch.mixture.rows import RawRow, RowReader
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked when its name ends in .gz."""
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def numbered_lines(path: Path, label: str) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, bytes without line end) of every line that is not blank.
-
-    Raises:
-        DataError: the file cannot be read or unpacked.
-    """
-    number = 0
-    try:
-        with open_bytes(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1:
-                    line = line.removeprefix(BYTE_ORDER_MARK)
-                if line.strip():
-                    yield number, line.rstrip(b"\r\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{label}, after line {number}: cannot be read: {error}.") from error
+_A_DOCUMENT = " The file seems to be one JSON document over many lines: call it .json."
 
 
 class JsonLinesReader(RowReader):
-    """One JSON object a line."""
+    """One JSON object a line; a line that holds a list of objects is as many rows, one of turns a conversation."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.path = path
+        self.files = (path,)
         self.label = label
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
-        for number, line in numbered_lines(self.path, self.label):
-            yield RawRow(self.label, "line", number, self._parse(number, line))
+        for number, line in self._lines():
+            value = self._value(number, line)
+            if isinstance(value, dict):
+                yield RawRow(self.label, "line", number, value)
+                continue
+            for place, row in enumerate(value, start=1):
+                if not isinstance(row, dict):
+                    raise DataError(f"{self.label}, line {number}: should be a JSON object. Found {_start(line)}.")
+                yield RawRow(self.label, f"line {number}, row", place, row)
 
     def count(self) -> int:
-        return sum(1 for _ in numbered_lines(self.path, self.label))
+        return sum(1 if line[:1] != b"[" else len(self._value(number, line)) for number, line in self._lines())
 
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        for number, line in numbered_lines(self.path, self.label):
+            if stripped := line.strip():
+                yield number, stripped
+
+    def _value(self, number: int, line: bytes) -> dict[str, Any] | list[Any]:
         where = f"{self.label}, line {number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: is not UTF-8: {error.reason} at byte {error.start}.") from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise DataError(f"{where}: is not valid JSON: {reason}{column}. Found {_start(line)}.") from error
-        if not isinstance(value, dict):
+        value = parse(decoded(line, where), where, _A_DOCUMENT if line in (b"[", b"{", b"[{") else "")
+        rows = value if isinstance(value, dict) else rows_of(value)
+        if rows is None:
             raise DataError(f"{where}: should be a JSON object. Found {_start(line)}.")
-        return value
+        return rows
 
 
 class JsonDocumentReader(RowReader):
-    """One JSON document: a list of objects, or an object with exactly one list of objects in it.
+    """One JSON document: a list of rows, one row, or an object with exactly one list of rows in it.
 
     The document is read as a whole. A file of JSON lines that is called .json is read as lines.
     """
 
     def __init__(self, path: Path, label: str) -> None:
         self.path = path
+        self.files = (path,)
         self.label = label
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
-        rows = self._document()
-        if rows is None:
+        if self._holds_lines():
             yield from JsonLinesReader(self.path, self.label).rows(keep)
             return
-        for number, value in enumerate(rows, start=1):
+        for number, value in enumerate(self._document(), start=1):
             if not isinstance(value, dict):
                 raise DataError(f"{self.label}, row {number}: should be a JSON object. Found {type(value).__name__}.")
             yield RawRow(self.label, "row", number, value)
 
-    def _document(self) -> list[Any] | None:
-        """The list of rows; None when the file holds JSON lines instead."""
-        content = self._content()
+    def _holds_lines(self) -> bool:
+        """Whether the first line is an object by itself, and others follow."""
+        try:
+            with open_bytes(self.path) as stream:
+                while (first := stream.readline(LARGEST_ROW)) and not first.strip():
+                    pass
+                return _is_object(first) and any(block.strip() for block in iter(lambda: stream.read(AT_ONCE), b""))
+        except UNREADABLE as error:
+            raise DataError(f"{self.label}: cannot be read: {error}.") from error
+
+    def _document(self) -> list[Any]:
+        content = whole_content(self.path, self.label)
         if not content:
             return []
-        try:
-            document = json.loads(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.label}: is not UTF-8: {error.reason} at byte {error.start}.") from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            if content.startswith(b"{") and _is_object(content.split(b"\n", 1)[0]):
-                return None
-            raise DataError(f"{self.label}: is not valid JSON: {error}.") from error
+        document = parse(decoded(content, self.label), self.label)
         if isinstance(document, dict):
-            lists = [key for key, value in document.items() if isinstance(value, list)]
-            if len(lists) == 1:
-                document = document[lists[0]]
-            elif not lists:  # a single row
-                document = [document]
-            else:
-                raise DataError(
-                    f"{self.label}: should be a list of objects, or an object with one list. "
-                    f"Found the lists {', '.join(map(repr, lists))}."
-                )
-        if not isinstance(document, list):
+            return _rows_in(document, self.label)
+        rows = rows_of(document)
+        if rows is None:
             raise DataError(
                 f"{self.label}: should be a list of objects, or an object with one list. "
                 f"Found {type(document).__name__}."
             )
-        return document
+        return rows
 
-    def _content(self) -> bytes:
-        try:
-            with open_bytes(self.path) as stream:
-                return stream.read().removeprefix(BYTE_ORDER_MARK).strip()
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self.label}: cannot be read: {error}.") from error
+
+def _rows_in(document: dict[str, Any], label: str) -> list[Any]:
+    """The one list of rows in an object; or the object itself, if it is a row."""
+    lists = {key: value for key, value in document.items() if isinstance(value, list)}
+    known = [key for key, value in lists.items() if value and isinstance(value[0], dict) and _fits_a_form(value[0])]
+    is_row = _fits_a_form(document)
+    if is_row and known:
+        raise DataError(
+            f"{label}: may be one row, or hold rows in {known[0]!r}. Write the rows as JSON lines (.jsonl)."
+        )
+    if is_row or not lists or (len(lists) == 1 and turns_column(*lists.values())):
+        return [document]
+    chosen = known or list(lists)
+    if len(chosen) > 1:
+        raise DataError(
+            f"{label}: should be a list of objects, or an object with one list. "
+            f"Found the lists {', '.join(map(repr, chosen))}."
+        )
+    return rows_of(lists[chosen[0]]) or []
+
+
+def _fits_a_form(row: dict[str, Any]) -> bool:
+    return any(all(column in row for column in form.columns) for form in FORMS)
 
 
 def _is_object(line: bytes) -> bool:
+    text = line.removeprefix(BYTE_ORDER_MARK).lstrip()
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        return text.startswith(b"{") and isinstance(parse(text.decode(), ""), dict)
+    except (DataError, UnicodeDecodeError):
         return False
 
 
 def _start(line: bytes) -> str:
-    """The beginning of a line, short enough for a message."""
-    text = line.decode("utf-8", errors="replace").strip()
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return shown(line.decode("utf-8", errors="replace"))

@@ -14,6 +14,7 @@ import numpy as np
 from corebatch.errors import DataError
 from corebatch.mixture.counts import SourceCounts, length_quantiles, table_row
 from corebatch.mixture.examples import batches, read_examples
+from corebatch.mixture.many_sources import check_sources
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import RowStore
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
@@ -103,6 +104,7 @@ def load_mixture(
                     store.append(row, source)
             chosen = weighted_rows(tally.source[first:], spec.weight, seed, position)
             tally.chosen.extend(first + i for i in chosen)
+        check_sources(tally.names, sum(tally.read), source_column)
         counts = tally.counts(max_length)
         dataset = store.dataset()
     if tally.weighted:
@@ -156,10 +158,12 @@ class _Tally:
         source, length, trained = (
             np.asarray(column, dtype=np.int64)[chosen] for column in (self.source, self.length, self.trained)
         )
+        order = np.argsort(source, kind="stable")
+        ends = np.cumsum(np.bincount(source, minlength=len(self.names)))
         counts = {}
         for name, number in self.names.items():
-            own = source == number
-            if not own.any():
+            own = order[ends[number - 1] if number else 0 : ends[number]]
+            if not len(own):
                 raise DataError(
                     f"The source {name!r} has no rows left: of {self.read[number]} read, "
                     f"{self.dropped[number]} have "
@@ -169,7 +173,7 @@ class _Tally:
                 rows_read=self.read[number],
                 rows_dropped=self.dropped[number],
                 rows_truncated=self.truncated[number],
-                rows=int(own.sum()),
+                rows=len(own),
                 tokens=int(length[own].sum()),
                 trained_tokens=int(trained[own].sum()),
                 lengths=length_quantiles(length[own].tolist()),

@@ -1,4 +1,4 @@
-"""From a spec to the parts that hold its rows: a file, a folder of files, a saved folder, or the hub.
+"""From a spec to the parts that hold its rows: files, folders of files, patterns, saved folders, or the hub.
 
 Local files are streamed and never copied into a cache. Hub ids, and local folders whose README states
 configurations (or for which `name` is given), go through `datasets.load_dataset` and its usual cache.
@@ -6,19 +6,22 @@ configurations (or for which `name` is given), go through `datasets.load_dataset
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from corebatch.errors import DataError
+from corebatch.errors import ConfigError, DataError
+from corebatch.mixture.folders import data_files, rows_among, stated_columns
 from corebatch.mixture.json_files import JsonDocumentReader, JsonLinesReader
 from corebatch.mixture.names import (
-    DATA_SUFFIXES,
-    data_stem,
-    data_suffix,
+    KINDS_IN_WORDS,
+    data_kind,
     looks_local,
     nearby,
     source_of,
@@ -26,44 +29,144 @@ from corebatch.mixture.names import (
 )
 from corebatch.mixture.rows import Part, RowReader
 from corebatch.mixture.spec import DatasetSpec
-from corebatch.mixture.table_files import CsvReader, DatasetReader, ParquetReader, load_saved
+from corebatch.mixture.table_files import (
+    ArrowReader,
+    CsvReader,
+    DatasetReader,
+    FolderColumnsReader,
+    ParquetReader,
+    load_saved,
+)
 
 READERS: dict[str, Callable[[Path, str], RowReader]] = {
     ".jsonl": JsonLinesReader,
+    ".ndjson": JsonLinesReader,
     ".json": JsonDocumentReader,
     ".csv": CsvReader,
+    ".tsv": partial(CsvReader, separator="\t"),
     ".parquet": ParquetReader,
+    ".arrow": ArrowReader,
 }
-NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"})
+
+Splits = dict[str, list[Part]]
 
 _SPLIT_NAMES = re.compile(r"(?:^|\+)\s*([\w.-]+)")
 
 
 def read_parts(spec: DatasetSpec) -> list[Part]:
-    """The parts of one spec, in order. Files are opened only when their rows are asked for (Parquet's head
+    """The parts of one spec, in order. Files are opened only when their rows are asked for (heads of Parquet and Arrow
     apart).
 
     Raises:
-        DataError: a missing file (with what is similar nearby), an unknown kind of file, a folder without
-            data files, an unknown split, or whatever the hub answers.
+        DataError: a missing file (with what is similar nearby), a pattern that matches nothing, an unknown kind of
+            file, a folder without data files, the same file twice, an unknown split, or whatever the hub answers.
+        ConfigError: `name` where there are no configurations.
     """
-    path = Path(spec.path).expanduser()
-    if path.is_file():
-        return _choose(_file_splits(path, spec.path), spec)
-    if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _choose(_saved_splits(path, spec.path), spec)
-        if spec.name is not None or _states_configurations(path):
-            return [_load_dataset(spec)]
-        return _choose(_folder_splits(path, spec.path), spec)
-    if looks_local(spec.path):
-        raise DataError(f"{spec.path}: no such file or folder. {nearby(path)}")
-    return [_load_dataset(spec)]
+    only = spec.paths[0] if len(spec.paths) == 1 else None
+    if only is not None and _goes_through_datasets(only, spec):
+        return [_load_dataset(only, spec)]
+    if spec.name is not None:
+        raise ConfigError(f"datasets: `name` goes with a hub id or a folder with configurations. Found {spec.label}.")
+    found = [_splits(path, spec) for path in spec.paths]
+    wanted = _SPLIT_NAMES.findall(spec.split or "train")
+    for path, splits in zip(spec.paths, found, strict=True):
+        for name in wanted:
+            if name not in splits:
+                known = ", ".join(map(repr, sorted(splits)))
+                raise DataError(f"{path}: has no split {name!r}. Found {known}.")
+    together = {name: [part for splits in found for part in splits[name]] for name in wanted}
+    for parts in together.values():
+        _refuse_repeats(parts, spec.label)
+    return _choose(together, spec)
 
 
-def _file_splits(path: Path, label: str) -> dict[str, list[Part]]:
-    part = Part(reader=_reader(path, label), default_source=source_of(path))
-    return {"train": [part], split_of(Path(path.name)): [part]}  # a lone file is also the split that it names
+def _goes_through_datasets(path: str, spec: DatasetSpec) -> bool:
+    local = Path(path).expanduser()
+    if local.is_dir():
+        saved = (local / "dataset_dict.json").exists() or (local / "state.json").exists()
+        return not saved and (spec.name is not None or _states_configurations(local))
+    return not local.exists() and not _is_pattern(path) and not looks_local(path)
+
+
+def _is_pattern(path: str) -> bool:
+    return bool(re.search(r"[*?\[]", path)) and "://" not in path and not Path(path).expanduser().exists()
+
+
+def _splits(path: str, spec: DatasetSpec) -> Splits:
+    """The parts of one local path, by split."""
+    local = Path(path).expanduser()
+    if _is_pattern(path):
+        return _pattern_splits(path, spec)
+    if local.is_file():
+        part = _part(local, path)
+        return {"train": [part], split_of(Path(local.name)): [part]}  # a lone file is also the split that it names
+    if local.is_dir():
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            return _saved_splits(local, path)
+        if _states_configurations(local):
+            raise DataError(f"{path}: its README states configurations: give it an entry of its own, with `name`.")
+        inside = [file.relative_to(local) for file in data_files(local, path)]
+        return _by_split([(_part(local / file, str(Path(path) / file)), split_of(file)) for file in inside])
+    raise DataError(_missing(path, spec))
+
+
+def _by_split(parts: Sequence[tuple[Part, str]]) -> Splits:
+    splits: Splits = {}
+    for part, split in parts:
+        splits.setdefault(split, []).append(part)
+    return splits
+
+
+def _pattern_splits(pattern: str, spec: DatasetSpec) -> Splits:
+    """All matches, and all files of the folders among them; files that state several splits need a choice."""
+    matches = [Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
+    files = {file for match in matches for file in ([match] if match.is_file() else data_files(match, str(match)))}
+    chosen = rows_among(sorted(files), pattern)
+    if not chosen:
+        raise DataError(f"{pattern}: the pattern matches no file of rows. {_inside(pattern, len(files))}")
+    splits = _by_split([(_part(file, str(file)), split_of(Path(file.name))) for file in chosen])
+    if len(splits) > 1 and spec.split is None:
+        names = "; ".join(f"{name}: {parts[0].reader.label}" for name, parts in sorted(splits.items()))
+        raise DataError(
+            f"{pattern}: matches files of several splits ({names}). Give `split`, for instance train, or a pattern or "
+            "a list that names the files of one."
+        )
+    if len(splits) == 1:  # files that the user has named are his training files, whatever their names say
+        splits = {"train": next(iter(splits.values())), **splits}
+    return splits
+
+
+def _inside(pattern: str, passed_over: int) -> str:
+    """What there is where a pattern looks, as a sentence."""
+    if passed_over:
+        return f"The {passed_over} that it matches are no files of rows."
+    folder = Path(os.path.expanduser(re.split(r"[*?\[]", pattern)[0] + "x")).parent
+    if not folder.is_dir():
+        return nearby(folder / "x")
+    names = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"The folder '{folder}' holds {shown or 'nothing'}."
+
+
+def _missing(path: str, spec: DatasetSpec) -> str:
+    if "://" in path:
+        return f"{path}: `path` should be a file, a folder or a hub id. Found an address: fetch the file first."
+    if not looks_local(path):
+        return f"{path}: no such file or folder. A data set of the hub needs an entry of its own, not a list."
+    braces = " Braces are not expanded: give a list of paths." if "{" in path else ""
+    return f"{path}: no such file or folder. {nearby(Path(path).expanduser())}{braces}"
+
+
+def _refuse_repeats(parts: Sequence[Part], label: str) -> None:
+    seen: dict[tuple[int, int], RowReader] = {}
+    for reader, file in ((part.reader, file) for part in parts for file in part.reader.files):
+        state = file.stat()
+        other = seen.setdefault((state.st_dev, state.st_ino), reader)
+        if other is not reader:
+            raise DataError(
+                f"{label}: names the same file twice, as {other.label} and as {reader.label}. Give it once; "
+                "`weight: 2` repeats rows."
+            )
 
 
 def _saved_splits(path: Path, label: str) -> dict[str, list[Part]]:
@@ -78,39 +181,17 @@ def _saved_splits(path: Path, label: str) -> dict[str, list[Part]]:
     return {"train": [part], str(saved.split or "train"): [part]}
 
 
-def _folder_splits(folder: Path, label: str) -> dict[str, list[Part]]:
-    """All data files below a folder, by split, in the order of their paths; hidden ones are passed over."""
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and data_suffix(path)
-        and path.name not in NOT_ROWS
-        and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
-    ]
-    if not files:
-        found = ", ".join(repr(entry.name) for entry in sorted(folder.iterdir())[:8]) or "nothing"
-        raise DataError(f"{label}: should hold files {', '.join(DATA_SUFFIXES)}. Found {found}.")
-    splits: dict[str, list[Part]] = {}
-    seen: dict[tuple[Path, str], str | None] = {}
-    for path in files:
-        key = (path.parent, data_stem(path))
-        if seen.setdefault(key, data_suffix(path)) != data_suffix(path):
-            raise DataError(
-                f"{label}: holds '{key[1]}' as {seen[key]} and as {data_suffix(path)}, probably the same "
-                "rows twice. Give one of the files as `path`."
-            )
-        inside = path.relative_to(folder)
-        part = Part(reader=_reader(path, str(Path(label) / inside)), default_source=source_of(path))
-        splits.setdefault(split_of(inside), []).append(part)
-    return splits
-
-
-def _reader(path: Path, label: str) -> RowReader:
-    suffix = data_suffix(path)
-    if suffix is None:
-        raise DataError(f"{label}: unknown kind of file. Expected one of {', '.join(DATA_SUFFIXES)}.")
-    return READERS[suffix.removesuffix(".gz")](path, label)
+def _part(path: Path, label: str) -> Part:
+    kind = data_kind(path)
+    if kind is None:
+        text = ' A text file does not say where rows begin: write JSON lines, {"text": ...} each.'
+        raise DataError(
+            f"{label}: unknown kind of file. Expected one of {KINDS_IN_WORDS}."
+            + (text if path.name.lower().endswith(".txt") else "")
+        )
+    reader = READERS[kind](path, label)
+    stated = stated_columns(Path(label))
+    return Part(reader=FolderColumnsReader(reader, stated) if stated else reader, default_source=source_of(path))
 
 
 def _states_configurations(folder: Path) -> bool:
@@ -122,17 +203,16 @@ def _states_configurations(folder: Path) -> bool:
     return head is not None and re.search(r"^configs:", head.group(1), re.MULTILINE) is not None
 
 
-def _load_dataset(spec: DatasetSpec) -> Part:
+def _load_dataset(path: str, spec: DatasetSpec) -> Part:
     split = spec.split or "train"
-    label = f"{spec.path} ({', '.join(filter(None, (spec.name, split)))})"
-    local = Path(spec.path).expanduser()
-    path = str(local) if local.is_dir() else spec.path
+    label = f"{path} ({', '.join(filter(None, (spec.name, split)))})"
+    local = Path(path).expanduser()
     try:
-        dataset = datasets.load_dataset(path, spec.name, split=split)
+        dataset = datasets.load_dataset(str(local) if local.is_dir() else path, spec.name, split=split)
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        hint = "" if local.is_dir() else f" Nor is there a file or folder '{spec.path}' here. {nearby(local)}"
+        hint = "" if local.is_dir() else f" Nor is there a file or folder '{path}' here. {nearby(local)}"
         raise DataError(f"{label}: cannot be loaded: {_first_line(error)}{hint}") from error
-    source = Path(spec.path).name
+    source = Path(path).name
     named = spec.name is not None and spec.name != "default"
     return Part(reader=DatasetReader(dataset, label), default_source=f"{source}/{spec.name}" if named else source)
 
@@ -140,16 +220,13 @@ def _load_dataset(spec: DatasetSpec) -> Part:
 def _choose(splits: Mapping[str, Sequence[Part]], spec: DatasetSpec) -> list[Part]:
     """The parts of the split that the spec asks for, cut where it has a slice."""
     wanted = spec.split or "train"
-    for name in _SPLIT_NAMES.findall(wanted):
-        if name not in splits:
-            raise DataError(f"{spec.path}: has no split {name!r}. Found {', '.join(map(repr, sorted(splits)))}.")
     if wanted in splits:
         return list(splits[wanted])
     counts = {name: sum(part.reader.count() for part in splits[name]) for name in _SPLIT_NAMES.findall(wanted)}
     try:
         instructions = datasets.ReadInstruction.from_spec(wanted).to_absolute(counts)
     except (ValueError, AssertionError) as error:
-        raise DataError(f"{spec.path}: cannot cut split {wanted!r}: {error}.") from error
+        raise DataError(f"{spec.label}: cannot cut split {wanted!r}: {error}.") from error
     return [
         cut
         for instruction in instructions

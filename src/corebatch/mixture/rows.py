@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 
@@ -35,10 +36,12 @@ class RowReader(ABC):
 
     Attributes:
         label: how messages call it.
+        files: what the rows are read from, where that is files.
         columns: all columns, where the file states them; None where every row has its own.
     """
 
     label: str
+    files: tuple[Path, ...] = ()
     columns: tuple[str, ...] | None = None
 
     @abstractmethod

@@ -16,8 +16,8 @@ class DatasetSpec:
     """One data set of a mixture.
 
     Attributes:
-        path: a file (.jsonl, .json, .parquet, .csv, each also .gz but Parquet), a folder of such files, a
-            folder written by `save_to_disk`, or a hub id.
+        path: a file (kinds in names.DATA_SUFFIXES), a folder of such files, a folder written by `save_to_disk`, a
+            pattern (`*`, `?`, `[ab]`, `**`), a list of these, or a hub id.
         name: the configuration, as in `datasets.load_dataset(path, name)`; None: the only or default one.
         split: "train", "test[:100]", "train+validation", ...; None: "train".
         source: the source label of every row; wins over the rows' own column. None: the rows' own column,
@@ -25,15 +25,17 @@ class DatasetSpec:
         weight: how often the usable rows count, above 0: 2 repeats them, 0.5 draws half, 1.5 does both.
     """
 
-    path: str
+    path: str | Sequence[str]
     name: str | None = None
     split: str | None = None
     source: str | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not self.path.strip():
-            raise ConfigError(f"datasets: `path` should be a non-empty string. Found {self.path!r}.")
+        if not self.paths or not all(isinstance(path, str) and path.strip() for path in self.paths):
+            raise ConfigError(f"datasets: `path` should be a non-empty string, or a list of them. Found {self.path!r}.")
+        if not isinstance(self.path, str):
+            object.__setattr__(self, "path", self.paths)  # hashable, and equal however it was written
         for key in ("name", "split", "source"):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, str) or not value.strip()):
@@ -45,6 +47,19 @@ class DatasetSpec:
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
         if not (math.isfinite(weight) and weight > 0):
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}.")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`path` as a tuple; empty where it is neither a string nor a list."""
+        if isinstance(self.path, str):
+            return (self.path,)
+        return tuple(self.path) if isinstance(self.path, list | tuple) else ()
+
+    @property
+    def label(self) -> str:
+        """What messages call the data set."""
+        first, *more = self.paths
+        return f"{first} and {len(more)} more" if more else first
 
 
 SPEC_KEYS = tuple(field.name for field in fields(DatasetSpec))

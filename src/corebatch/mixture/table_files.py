@@ -1,10 +1,9 @@
-"""Readers of tables: CSV, Parquet, and `datasets.Dataset` objects (saved folders, the hub)."""
+"""Readers of tables: CSV and TSV, Parquet, Arrow, and `datasets.Dataset` objects (saved folders, the hub)."""
 
 from __future__ import annotations
 
 import csv
 import io
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,50 +13,72 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from corebatch.errors import DataError
-from corebatch.mixture.json_files import open_bytes
+from corebatch.mixture.opening import LARGEST_ROW, decoded, numbered_lines
 from corebatch.mixture.rows import RawRow, RowReader
 
 ROWS_AT_ONCE = 1000
-LARGEST_CELL = 2**31 - 1  # characters; Python's own limit for CSV is 131,072
 
 
 class CsvReader(RowReader):
-    """Comma-separated, first line the column names; every cell is a string. A row's line is its last one."""
+    """Comma- or tab-separated, first line the column names; every cell is a string. A row's line is its last one.
 
-    def __init__(self, path: Path, label: str) -> None:
+    Columns without a name, as Excel and pandas write them, are called "column 3" and so on, and left out of the rows
+    where their cell is empty.
+    """
+
+    def __init__(self, path: Path, label: str, separator: str = ",") -> None:
         self.path = path
+        self.files = (path,)
         self.label = label
+        self.separator = separator
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
-        previous_limit = csv.field_size_limit(LARGEST_CELL)
+        previous_limit = csv.field_size_limit(LARGEST_ROW)  # Python's own is 131,072 characters
         line = 0
         try:
-            with io.TextIOWrapper(open_bytes(self.path), encoding="utf-8-sig", newline="") as stream:
-                table = csv.reader(stream, strict=True)
-                header = self._header(next(table, []))
+            table = csv.reader(self._lines(), strict=True, delimiter=self.separator)
+            header = self._header(next(table, []))
+            line = table.line_num
+            for cells in table:
                 line = table.line_num
-                for cells in table:
-                    line = table.line_num
-                    if not cells:
-                        continue
-                    if len(cells) != len(header):
-                        raise DataError(
-                            f"{self.label}, line {line}: should have {len(header)} cells, as the first line. "
-                            f"Found {len(cells)}."
-                        )
-                    yield RawRow(self.label, "line", line, dict(zip(header, cells, strict=True)))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.label}, after line {line}: is not UTF-8: {error.reason}.") from error
-        except (csv.Error, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self.label}, after line {line}: cannot be read: {error}.") from error
+                if cells:
+                    yield RawRow(self.label, "line", line, self._row(header, cells, line))
+        except csv.Error as error:
+            quote = (
+                " A cell that begins with a quotation mark should end with one." if "end of data" in str(error) else ""
+            )
+            raise DataError(f"{self.label}, after line {line}: cannot be read: {error}.{quote}") from error
         finally:
             csv.field_size_limit(previous_limit)
 
+    def _lines(self) -> Iterator[str]:
+        number = 0
+        for _, line in numbered_lines(self.path, self.label):
+            text = decoded(line, f"{self.label}, line {number + 1}")
+            for piece in io.StringIO(text, newline=""):  # a line may end in a carriage return alone
+                number += 1
+                yield piece
+
     def _header(self, names: list[str]) -> list[str]:
         names = [name.strip() for name in names]
-        if len(set(names)) != len(names):
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+            raise DataError(
+                f"{self.label}, line 1: should be column names separated by {self.separator!r}. Found {names[0]!r}: "
+                "save the table with commas (.csv) or tabs (.tsv)."
+            )
+        named = [name for name in names if name]
+        if len(set(named)) != len(named):
             raise DataError(f"{self.label}, line 1: column names should differ. Found {', '.join(names)}.")
         return names
+
+    def _row(self, header: list[str], cells: list[str], line: int) -> dict[str, str]:
+        needed = max((i for i, name in enumerate(header, start=1) if name), default=0)
+        if len(cells) < needed or any(cells[len(header) :]):
+            raise DataError(
+                f"{self.label}, line {line}: should have {len(header)} cells, as the first line. Found {len(cells)}."
+            )
+        named = zip(header, cells, strict=False)
+        return {name or f"column {i}": cell for i, (name, cell) in enumerate(named, start=1) if name or cell}
 
 
 class ParquetReader(RowReader):
@@ -65,6 +86,7 @@ class ParquetReader(RowReader):
 
     def __init__(self, path: Path, label: str) -> None:
         self.path = path
+        self.files = (path,)
         self.label = label
         try:
             with pq.ParquetFile(path) as file:
@@ -96,6 +118,7 @@ class DatasetReader(RowReader):
         self.dataset = dataset
         self.label = label
         self.columns = tuple(dataset.column_names)
+        self.files = tuple(dict.fromkeys(Path(file["filename"]) for file in dataset.cache_files))
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
         # Only what is asked for is decoded: a column of images must not be opened on the way.
@@ -109,6 +132,38 @@ class DatasetReader(RowReader):
 
     def count(self) -> int:
         return len(self.dataset)
+
+
+class ArrowReader(DatasetReader):
+    """An Arrow file, as `datasets` writes them."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        try:
+            super().__init__(datasets.Dataset.from_file(str(path)), label)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{label}: is not a readable Arrow file: {error}.") from error
+
+
+class FolderColumnsReader(RowReader):
+    """Another reader's rows with the columns that its folders state (`lang=de/part-0.parquet`).
+
+    Args:
+        inner: its rows' own columns win.
+        stated: column -> value.
+    """
+
+    def __init__(self, inner: RowReader, stated: dict[str, str | None]) -> None:
+        self.inner, self.stated = inner, stated
+        self.label, self.files = inner.label, inner.files
+        if inner.columns is not None:
+            self.columns = tuple(dict.fromkeys((*inner.columns, *stated)))
+
+    def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
+        for raw in self.inner.rows(keep):
+            yield RawRow(raw.label, raw.unit, raw.number, {**self.stated, **raw.values})
+
+    def count(self) -> int:
+        return self.inner.count()
 
 
 def load_saved(path: Path, label: str) -> Any:
