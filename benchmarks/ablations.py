@@ -49,12 +49,13 @@ PARTS = ("gradients", "vocabulary", "memory")
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
-ONE, THREE = ({"scorer_options": {"num_blocks": blocks}} for blocks in (1, 3))
+BALANCED = {"selector": "balanced"}  # the default when these were measured
+ONE, THREE = ({**BALANCED, "scorer_options": {"num_blocks": blocks}} for blocks in (1, 3))
 MEDOIDS = {"selector": "facility_location"}
 
 
 def _zeroth(directions: int) -> dict[str, Any]:
-    return {"scorer": "zeroth_order", "scorer_options": {"num_directions": directions}}
+    return {**BALANCED, "scorer": "zeroth_order", "scorer_options": {"num_directions": directions}}
 
 
 def _options(selector: str, **options: Any) -> dict[str, Any]:
@@ -124,7 +125,7 @@ ABLATIONS: dict[str, list[dict[str, dict[str, Any]]]] = {
             "facility location": {**THREE, **MEDOIDS},
         },
         {
-            "balanced, one block (the default here)": {},
+            "balanced, one block (the default here)": BALANCED,
             "zeroth order x balanced": _zeroth(1),
             "zeroth order (4) x balanced": _zeroth(4),
             "zeroth order (16) x balanced": _zeroth(16),

@@ -32,7 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {
     # no scoring
     "tokens importance 16 of 64": {"coreset": {"scorer": "tokens", "selector": "importance"}},
     "none 16 of 64": {"coreset": {"scoring": "none"}},
-    "remembered 16 of 64": {"coreset": {"scoring": "remembered"}},
+    "remembered 16 of 64": {"coreset": {"selector": "balanced", "scoring": "remembered"}},
     # scored
     "colm 16 of 64": {"coreset": {"recipe": "colm"}, "score": 1.1},
     "hard 16 of 64": {"coreset": {"scorer": "loss", "selector": "hard"}, "score": 1.0},

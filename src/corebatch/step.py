@@ -30,7 +30,8 @@ from corebatch.sources import SmallSources, encode_sources, small_candidates, sp
 from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
 
-DEFAULT_SELECTOR = "balanced"
+DEFAULT_SELECTOR = "cube"
+"""Exactly unbiased given the rows, whatever they look like, and the nearest of those that are (docs/selectors.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,10 +87,10 @@ def test_the_seed_decides_and_the_global_state_does_not(selector: str) -> None:
         assert any(not same(choose(selector, seed=seed, **settings), first) for seed in range(6, 12))
 
 
-def test_the_default_is_balanced_without_small_sources() -> None:
+def test_the_default_is_cube_without_small_sources() -> None:
     rows = features()
-    assert same(select(rows, M), select(rows, M, selector="balanced", seed=0))
-    assert same(select(rows, budget=M, source_ids=NAMES), select(rows, M, NAMES, "balanced", small_sources=None))
+    assert same(select(rows, M), select(rows, M, selector="cube", seed=0))
+    assert same(select(rows, budget=M, source_ids=NAMES), select(rows, M, NAMES, "cube", small_sources=None))
     assert corebatch.select is select
 
 

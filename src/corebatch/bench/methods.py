@@ -319,7 +319,7 @@ def _parse_text(text: str) -> Pair:
     if len(parts) != 2:
         raise ConfigError(
             "A pair should look like 'last_layer(num_blocks=1) x pivotal', or with a way of scoring "
-            "'last_layer x balanced @ window(tokens=64)', or be a name with a coreset block, 'colm={recipe: colm}'. "
+            "'last_layer x cube @ window(tokens=64)', or be a name with a coreset block, 'colm={recipe: colm}'. "
             f"Found {text!r}."
         )
     (scorer, scorer_options), (selector, selector_options) = (_parse(part) for part in parts)
@@ -357,14 +357,15 @@ DEFAULT_PAIRS: tuple[str, ...] = (
     "last_layer(num_blocks=1) x balanced",
     "last_layer(num_blocks=3) x importance",
     "last_layer(num_blocks=3) x pivotal",
+    "last_layer(num_blocks=3) x cube",
     "last_layer(num_blocks=3) x balanced",
     "last_layer(num_blocks=3) x calibrated",
-    "last_layer(num_blocks=3) x balanced @ window(tokens=32)",
-    "last_layer(num_blocks=3) x balanced @ first_blocks(blocks=2)",
-    "last_layer(num_blocks=3) x balanced @ two_phase",
-    "last_layer(num_blocks=3) x balanced @ every(steps=4)",
-    "last_layer(num_blocks=3) x balanced @ remembered(age=50)",
-    "last_layer(num_blocks=3) x balanced @ remembered(age=50, known=0.5)",
-    "last_layer(num_blocks=3) x balanced @ none",
+    "last_layer(num_blocks=3) x cube @ window(tokens=32)",
+    "last_layer(num_blocks=3) x cube @ first_blocks(blocks=2)",
+    "last_layer(num_blocks=3) x cube @ two_phase",
+    "last_layer(num_blocks=3) x cube @ every(steps=4)",
+    "last_layer(num_blocks=3) x cube @ remembered(age=50)",
+    "last_layer(num_blocks=3) x cube @ remembered(age=50, known=0.5)",
+    "last_layer(num_blocks=3) x cube @ none",
 )
-"""The rows of the tables in docs/selectors.md and docs/measurements.md."""
+"""What `corebatch bench gradients` measures unless told otherwise; ways of scoring with the default selector."""

@@ -91,11 +91,11 @@ def fly(variables_NQ: _Floats, inclusion_N: _Floats, uniforms_N: _Floats, budget
         budget: M.
     """
     chance_N = inclusion_N.copy()
-    undecided = np.flatnonzero(chance_N < 1.0 - _DECIDED)
+    waiting = np.flatnonzero(chance_N < 1.0 - _DECIDED)
+    looked_at, waiting = np.split(waiting, [variables_NQ.shape[1] + 1])
     for uniform in uniforms_N:
-        if len(undecided) < 2:
+        if len(looked_at) < 2:
             break
-        looked_at = undecided[: variables_NQ.shape[1] + 1]
         change_U = null_vector(np.ascontiguousarray(variables_NQ[looked_at, : len(looked_at) - 1].T))
         chance_U = chance_N[looked_at]
         moving = change_U != 0.0
@@ -107,10 +107,11 @@ def fly(variables_NQ: _Floats, inclusion_N: _Floats, uniforms_N: _Floats, budget
         chance_N[looked_at] = chance_U + length * change_U
         chance_U = chance_N[looked_at]
         settled_U = (chance_U <= _DECIDED) | (chance_U >= 1.0 - _DECIDED)
-        undecided = np.concatenate([looked_at[~settled_U], undecided[len(looked_at) :]])
+        enter, waiting = np.split(waiting, [int(settled_U.sum())])
+        looked_at = np.concatenate([looked_at[~settled_U], enter])
     taken_N = chance_N > 0.5
-    if len(undecided) == 1:
+    if len(looked_at) == 1:
         # The probabilities sum to the budget, so the last is 0 or 1 but for rounding.
-        taken_N[undecided] = False
-        taken_N[undecided] = taken_N.sum() < budget
+        taken_N[looked_at] = False
+        taken_N[looked_at] = taken_N.sum() < budget
     return taken_N

@@ -34,8 +34,9 @@ class Balanced(Selector):
 
     Minimises ||sum_S f_i / (N pi_i) - mean f||^2 over the rows S, steepest swap first, with weights that stay
     M / (N pi_i). Balanced sampling after Deville, Tille 2004, by exchange instead of the cube method: nearer
-    to the mean, and no longer exactly unbiased, since the swaps change the probabilities. Rows with pi = 1
-    stay in, as they would be missed in every draw otherwise.
+    to the mean in one step, and biased, since the swaps change the probabilities and the weights do not know: rows
+    whose direction nothing else balances are taken too seldom or never, the more so the smaller the pool
+    (docs/selectors.md). Rows with pi = 1 stay in, as they would be missed in every draw otherwise.
 
     A constant column, the mean norm, is added to the features, so that the weights keep averaging about 1;
     with that scale an error of the mean weight counts as much as one along a typical row.

@@ -5,6 +5,7 @@ Shape suffixes: N rows of the large batch, M rows of the small batch, P feature 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from corebatch.selectors._inclusion import (
 from corebatch.selectors.base import Choice, Selector
 
 _SPARE = 8  # directions that are computed beside those wanted, so that those wanted are right
+_FEW = 10  # rows for each column of the iteration, up to which the inner products of all rows are computed
 _NOTHING = 1e-10  # of the largest variance: a direction with less is rounding noise
 
 
@@ -76,41 +78,54 @@ class Cube(Selector):
     ) -> Choice:
         count = len(features)
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        gram_NN = gram(features)
-        variables_NQ = balancing_variables(gram_NN, inclusion_N, self.dimensions, generator)
+        variables_NQ = balancing_variables(features, inclusion_N, self.dimensions, generator)
         order = random_order(generator, count)
         uniforms_N = uniforms(generator, count)
         taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), budget)
         rows = order[torch.from_numpy(np.flatnonzero(taken_N))]
         if self.calibrate:
-            expanded_NN, constant = expand(gram_NN, inclusion_N)
+            expanded_NN, constant = expand(gram(features), inclusion_N)
             weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
         else:
             weights = expansion_weights(inclusion_N, rows)
         return Choice(rows=rows, weights=weights)
 
 
-def balancing_variables(gram_NN: Tensor, inclusion_N: Tensor, dimensions: int, generator: torch.Generator) -> Tensor:
+def balancing_variables(
+    features_NP: Tensor, inclusion_N: Tensor, dimensions: int, generator: torch.Generator
+) -> Tensor:
     """A column of ones, and the rows f_i / pi_i along the directions in which a sample varies most.
 
     Rows drawn one by one would have the covariance sum_i pi_i (1 - pi_i) (f_i / pi_i)(f_i / pi_i)^T. Its leading
-    eigenvectors come from inner products alone, by random subspace iteration (Halko, Martinsson, Tropp 2011,
-    arXiv 0909.4061, algorithm 4.4): N x N times a few dozen columns, where all eigenvectors would take N^3.
+    eigenvectors come from products with a few dozen columns, by random subspace iteration (Halko, Martinsson, Tropp
+    2011, arXiv 0909.4061, algorithm 4.4): neither all eigenvectors nor, for many rows, their inner products are needed.
 
     Returns:
-        float64 [N, Q] with Q <= 1 + dimensions, by falling variance; the largest entry of each column is 1.
+        float64 [N, Q] with Q <= 1 + dimensions, by falling variance; the largest entry of each column is 1. Rows
+        that are certain have zeros beside the one: they vary in no sample, and their size must not hide the others.
     """
     count = len(inclusion_N)
     ones_N1 = torch.ones(count, 1, dtype=torch.float64)
-    spread_N = (inclusion_N * (1.0 - inclusion_N)).clamp_(min=0.0).sqrt_()
-    expanded_NN = (gram_NN / inclusion_N[:, None]).div_(inclusion_N)
-    varied_NN = (expanded_NN * spread_N[:, None]).mul_(spread_N)
+    open_N1 = (inclusion_N < 1.0).double()[:, None]
+    scale_N1 = ((1.0 - inclusion_N).clamp_(min=0.0) / inclusion_N).sqrt_()[:, None]  # sqrt(pi (1 - pi)) / pi
     basis_NQ = uniforms(generator, count, min(count, dimensions + _SPARE)) - 0.5
+    multiply = inner_products(features_NP, columns=basis_NQ.shape[1])
     for _ in range(3):
-        basis_NQ = torch.linalg.qr(varied_NN @ basis_NQ).Q
-    variances_Q, turn_QQ = torch.linalg.eigh(basis_NQ.T @ varied_NN @ basis_NQ)
+        basis_NQ = torch.linalg.qr(scale_N1 * multiply(scale_N1 * basis_NQ)).Q
+    variances_Q, turn_QQ = torch.linalg.eigh(basis_NQ.T @ (scale_N1 * multiply(scale_N1 * basis_NQ)))
     wanted = (variances_Q > _NOTHING * variances_Q[-1].clamp(min=0.0)).nonzero().flatten().flip(0)[:dimensions]
     if not bool(variances_Q[-1] > 0):
         return ones_N1
-    along_NQ = expanded_NN @ (spread_N[:, None] * (basis_NQ @ turn_QQ[:, wanted]))
+    along_NQ = open_N1 / inclusion_N[:, None] * multiply(scale_N1 * (basis_NQ @ turn_QQ[:, wanted]))
     return torch.cat([ones_N1, along_NQ / along_NQ.abs().amax(dim=0)], dim=1)
+
+
+def inner_products(features_NP: Tensor, columns: int) -> Callable[[Tensor], Tensor]:
+    """A function that multiplies [N, Q] by the inner products F F^T, on the CPU; Q is about `columns`.
+
+    Five such products take less by way of F^T than the matrix takes to make, if there are ten times as many rows.
+    """
+    if len(features_NP) <= _FEW * columns:
+        gram_NN = gram(features_NP)
+        return lambda matrix_NQ: gram_NN @ matrix_NQ
+    return lambda matrix_NQ: (features_NP @ (features_NP.T @ matrix_NQ.to(features_NP.device))).cpu()

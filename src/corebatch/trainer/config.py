@@ -13,7 +13,7 @@ from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.scoring._value_gradients import ValueGradientScorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
-from corebatch.step import CoresetStep
+from corebatch.step import DEFAULT_SELECTOR, CoresetStep
 from corebatch.trainer.scoring_config import FROM_MEMORY, ScoringConfig
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
@@ -52,7 +52,7 @@ class CoresetConfig:
     pool_factor: int = 2
     scorer: str | Scorer = "last_layer"
     scorer_options: Mapping[str, Any] = field(default_factory=dict)
-    selector: str | Selector = "balanced"
+    selector: str | Selector = DEFAULT_SELECTOR
     selector_options: Mapping[str, Any] = field(default_factory=dict)
     normalise: str | Normaliser | None = None
     sparsify: str | int | Sparsifier | None = None

@@ -346,7 +346,7 @@ def test_cube_variables_are_the_leading_directions() -> None:
     spread = (inclusion * (1 - inclusion)).sqrt()[:, None]
     directions = torch.linalg.eigh((spread * expanded).T @ (spread * expanded)).eigenvectors.flip(1)[:, :4]
     wanted = expanded @ directions
-    found = balancing_variables(features @ features.T, inclusion, 4, _generator(0))
+    found = balancing_variables(features, inclusion, 4, _generator(0))
     assert bool((found[:, 0] == 1).all())
     for column in range(4):
         one, other = found[:, 1 + column], wanted[:, column]
