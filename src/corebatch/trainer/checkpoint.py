@@ -1,24 +1,25 @@
 """What a checkpoint holds beyond the Trainer's: the state of selection, and a marker that it is complete.
 
-The marker is written last. It lists every file of the folder with its size, and says of which run the checkpoint is.
+The marker is written last. It lists every file of the folder with its size and hash, and says of which run the
+checkpoint is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from corebatch.errors import CheckpointError
 from corebatch.step import CoresetStep
+from corebatch.trainer.checkpoint_files import CutOffError, check_contents, check_files, list_files
 from corebatch.trainer.run_identity import check_same_run, note_versions, versions
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 TENSORS, MARKER = "corebatch_state.safetensors", "corebatch_state.json"
 TRAINER_STATE = "trainer_state.json"
-HASHED = (TENSORS, TRAINER_STATE)
-"""Files whose content the marker vouches for; of all others it has the size."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,29 +74,12 @@ def save_state(
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
     save_file({key: value.contiguous() for key, value in whole.items()}, part)
     os.replace(part, folder / TENSORS)
-    files = list_files(folder)
+    files = list_files(folder, MARKER)
     for name in files:
         sync(folder / name)  # a marker that outlives its files in a power failure would be a lie
     marker = {"global_step": global_step, "coreset": settings, "run": run, "versions": versions(), "files": files}
     write_text(folder / MARKER, json.dumps(marker, indent=1))
     sync(folder.parent)
-
-
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file of a checkpoint by its path in the folder, with its size in bytes and for a few the SHA-256."""
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MARKER and not name.endswith(".part"):
-            files[name] = {"size": path.stat().st_size}
-            if name in HASHED:
-                files[name]["sha256"] = _sha256(path)
-    return files
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unmark(folder: Path) -> None:
@@ -138,40 +120,26 @@ def load_state(
     settings: dict[str, Any],
     scoring: PoolScoring | None = None,
     run: dict[str, Any] | None = None,
+    hashes: bool = True,
 ) -> int:
     """Restores the selection's state from a checkpoint.
 
     Args:
         run: what `run_identity.describe_run` says of the run that goes on; None: only settings are compared.
+        hashes: whether the contents of all files are compared with their hashes; one process of a machine does it.
 
     Returns:
         The number of optimizer steps that it holds.
 
     Raises:
-        CheckpointError: the checkpoint is missing or incomplete, a file is cut off, it was not written with
-            corebatch, or by a run with other settings, data or model.
+        CheckpointError: the checkpoint is missing or incomplete, a file is cut off or changed, it was not written with
+            corebatch, or by a run with other settings, data or model; names an older checkpoint that is good.
     """
-    state = _read_marker(folder)
     try:
-        check_files(folder, state["files"])
-        trainer_state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-        found, steps, trainer_steps = dict(state["coreset"]), int(state["global_step"]), trainer_state["global_step"]
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
-    if steps != trainer_steps:
-        raise CheckpointError(
-            f"{folder} should be of one step. Found {steps} in {MARKER}, {trainer_steps} in {TRAINER_STATE}."
-        )
-    found, expected = _of_the_run(found), _of_the_run(json.loads(json.dumps(settings)))
-    if found != expected:
-        other = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
-        raise CheckpointError(
-            f"{folder} was written with other settings, so the run would not be the same: "
-            + "; ".join(f"{key} was {found.get(key)!r} and is {expected.get(key)!r}" for key in other)
-        )
+        state, tensors, steps = _read(folder, hashes=hashes, contents=run is not None)
+    except CheckpointError as error:
+        raise CheckpointError(f"{_sentence(error)} {_older(folder)}") from error
+    _check_settings(folder, dict(state["coreset"]), json.loads(json.dumps(settings)))
     if run is not None:
         check_same_run(folder, state.get("run"), json.loads(json.dumps(run)))
         note_versions(folder, state.get("versions"))
@@ -182,11 +150,65 @@ def load_state(
     return steps
 
 
+def _read(folder: Path, *, hashes: bool, contents: bool) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """The marker, selection's tensors, and the number of steps; all that is read is checked first.
+
+    Args:
+        contents: whether it is also checked that the Trainer can load the rest.
+    """
+    state = _read_marker(folder)
+    try:
+        check_files(folder, state["files"], marker=MARKER, hashes=hashes)
+        trainer_state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+        dict(state["coreset"])
+        steps, trainer_steps = int(state["global_step"]), trainer_state["global_step"]
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+    if steps != trainer_steps:
+        raise CheckpointError(
+            f"{folder} should be of one step. Found {steps} in {MARKER}, {trainer_steps} in {TRAINER_STATE}."
+        )
+    if contents:
+        check_contents(folder, state["files"], marker=MARKER)
+    return state, tensors, steps
+
+
+def _older(folder: Path) -> str:
+    """In a sentence, the good checkpoint before one that is not, for whoever wants to go on from that."""
+    number = _number(folder)
+    for at, other in reversed(_checkpoints(folder.parent)):
+        if number is None or at >= number:
+            continue
+        try:
+            _read(other, hashes=True, contents=True)
+        except CheckpointError:
+            continue
+        return f"{other} before it is whole: to go on from there, give resume_from_checkpoint that path."
+    return "There is no whole checkpoint before it."
+
+
+def _sentence(error: Exception) -> str:
+    return f"{str(error).rstrip('.')}."
+
+
+def _check_settings(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    found, expected = _of_the_run(found), _of_the_run(expected)
+    if found != expected:
+        other = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
+        raise CheckpointError(
+            f"{folder} was written with other settings, so the run would not be the same: "
+            + "; ".join(f"{key} was {found.get(key)!r} and is {expected.get(key)!r}" for key in other)
+        )
+
+
 def _read_marker(folder: Path) -> dict[str, Any]:
     if not (folder / MARKER).is_file():
         there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
         holds = "no such folder" if there is None else f"no {MARKER}"
-        raise CheckpointError(
+        raise CutOffError(
             f"{folder} should be a checkpoint written by corebatch. Found {holds}: the save was cut off, or the "
             "checkpoint is another trainer's."
         )
@@ -197,27 +219,6 @@ def _read_marker(folder: Path) -> dict[str, Any]:
         return state
     except Exception as error:
         raise CheckpointError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compares a checkpoint's files with what its marker says of them.
-
-    Raises:
-        CheckpointError: files are missing, cut off, or were changed; names up to four of them.
-    """
-    wrong = []
-    for name, about in files.items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
-            wrong.append(f"{name} is missing")
-        elif size != about["size"]:
-            wrong.append(f"{name} should have {about['size']} bytes and has {size}")
-        elif "sha256" in about and _sha256(path) != about["sha256"]:
-            wrong.append(f"{name} was changed after it was written")
-    if wrong:
-        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise CheckpointError(f"{folder} is damaged: " + "; ".join(wrong[:4]) + more)
 
 
 def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
@@ -235,18 +236,24 @@ def _of(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
+def _number(folder: Path) -> int | None:
+    """N of a folder named checkpoint-N."""
+    found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(found.group(1)) if found else None
+
+
 def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     """The folders named checkpoint-N with their steps, in order."""
-    found = []
-    for folder in output_dir.glob("checkpoint-*") if output_dir.is_dir() else []:
-        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if number and folder.is_dir():
-            found.append((int(number.group(1)), folder))
-    return sorted(found)
+    folders = output_dir.glob("checkpoint-*") if output_dir.is_dir() else []
+    return sorted((number, each) for each in folders if (number := _number(each)) is not None and each.is_dir())
 
 
 def last_complete(output_dir: Path) -> Path:
-    """The checkpoint with the highest step that is complete; damaged ones are passed over, with a warning.
+    """The checkpoint with the highest step that is complete, by the names and sizes of its files.
+
+    One that was cut off is passed over, with a warning if it was complete once: so do a kill, a full disk and an
+    unfinished copy leave it. One whose marker says what corebatch does not write is an error, and so are changed
+    files when it is loaded: nothing but a hand or a bad disk does that.
 
     Raises:
         CheckpointError: there is none; says what there is.
@@ -254,15 +261,17 @@ def last_complete(output_dir: Path) -> Path:
     passed = []
     for _, folder in reversed(_checkpoints(output_dir)):
         try:
-            check_files(folder, _read_marker(folder).get("files", {}))
-        except CheckpointError as error:
-            passed.append((folder, str(error)))
+            check_files(folder, _read_marker(folder).get("files", {}), marker=MARKER, hashes=False)
+        except CutOffError as error:
+            passed.append((folder, _sentence(error)))
             continue
+        except CheckpointError as error:
+            raise CheckpointError(f"{_sentence(error)} {_older(folder)}") from error
         for other, reason in passed:
             if (other / MARKER).is_file():  # without one, the save was cut off: nothing to wonder at
                 logger.warning("Going on from %s. %s", folder, reason)
         return folder
-    reasons = " ".join(reason if reason.endswith(".") else f"{reason}." for _, reason in passed)
+    reasons = " ".join(reason for _, reason in passed)
     raise CheckpointError(
         f"{output_dir} should hold a complete checkpoint to resume from. Found none. "
         + (reasons or "Start the run anew, without resume_from_checkpoint.")

@@ -700,7 +700,8 @@ class CoresetMixin(_Base):
             if resume_from_checkpoint:
                 check_resume(self)
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run)
+                first = self.accelerator.is_local_main_process
+                steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run, hashes=first)
         pool = self.args.gradient_accumulation_steps * self._train_batch_size * self.coreset.pool_factor
         self._passes = Passes(steps * pool * self._ranks.count)
         latest = self._ranks.largest(steps)

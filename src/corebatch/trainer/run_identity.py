@@ -5,7 +5,6 @@ A checkpoint says all this of the run that wrote it, and a run that goes on from
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Mapping
@@ -13,15 +12,34 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from corebatch.errors import CheckpointError
+from corebatch.trainer.data_identity import describe_data
+from corebatch.trainer.model_identity import (
+    describe_adapters,
+    describe_collator,
+    describe_config,
+    describe_model,
+    describe_tokenizer,
+    plain,
+)
 from corebatch.trainer.tagging import Sources
 
 logger = logging.getLogger(__name__)
 
-SAMPLED_ROWS = 64
-"""Rows of a data set whose content goes into its hash: enough to tell data sets apart, and nothing to read."""
+OPTIMISATION = (
+    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "max_grad_norm"),
+    *(
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "warmup_ratio",
+        "neftune_noise_alpha",
+        "bf16",
+        "fp16",
+    ),
+)
+"""Training arguments of which a checkpoint keeps its own values (the optimizer's groups), or that make later steps
+other ones."""
 
 
 def versions() -> dict[str, str]:
@@ -60,7 +78,12 @@ def describe_run(trainer: Any, model: Any, dataset: Any, sources: Sources) -> di
             "optim": str(getattr(args.optim, "value", args.optim)),
             "train_sampling_strategy": sampling(args),
             "dataloader_drop_last": args.dataloader_drop_last,
+            **{key: plain(getattr(args, key)) for key in OPTIMISATION if hasattr(args, key)},
         },
+        "model.config": describe_config(model),
+        "adapter": describe_adapters(model),
+        "tokenizer": describe_tokenizer(getattr(trainer, "processing_class", None)),
+        "collator": describe_collator(getattr(trainer, "data_collator", None)),
     }
 
 
@@ -68,40 +91,6 @@ def sampling(args: Any) -> str:
     """How rows are drawn, under transformers 5's name for it."""
     by_length = getattr(args, "group_by_length", False)  # transformers 4
     return str(getattr(args, "train_sampling_strategy", "group_by_length" if by_length else "random"))
-
-
-def describe_model(model: Any) -> dict[str, Any]:
-    """A model's class, its numbers of parameters, and a hash of their names, shapes, types and which are trained."""
-    digest, total, trained = hashlib.sha256(), 0, 0
-    for name, parameter in sorted(model.named_parameters()):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor in its place
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-        trained += count if parameter.requires_grad else 0
-        digest.update(f"{name} {shape} {parameter.dtype} {parameter.requires_grad}\n".encode())
-    kind = type(model).__name__
-    return {"class": kind, "parameters": total, "trained_parameters": trained, "hash": digest.hexdigest()[:16]}
-
-
-def describe_data(dataset: Any, sources: Sources) -> dict[str, Any]:
-    """A data set's number of examples, and a hash of its sources' counts and of a few rows.
-
-    Rows are read of a `datasets.Dataset` alone, as they are stored: those of other data sets may be made at random.
-    """
-    if not hasattr(dataset, "__len__"):
-        return {"examples": None, "hash": None}
-    count = len(dataset)
-    digest = hashlib.sha256(str(count).encode())
-    for source, examples in sorted(sources.counts.items()):
-        digest.update(f"{sources.names[source]!r} {examples}\n".encode())
-    if isinstance(dataset, datasets.Dataset):
-        places = sorted({count * i // SAMPLED_ROWS for i in range(SAMPLED_ROWS)} | {count - 1})
-        table = dataset.with_format("arrow")[places]
-        for name in sorted(table.column_names):
-            digest.update(repr((name, table.column(name).to_pylist())).encode())
-    return {"examples": count, "hash": digest.hexdigest()[:16]}
 
 
 def large_batch(batch: Mapping[str, int]) -> int:
@@ -121,7 +110,8 @@ def check_same_run(folder: Path, found: Any, expected: dict[str, Any]) -> None:
     chosen, though not bit for bit the same numbers, and a warning says so.
 
     Raises:
-        CheckpointError: another model, data set, seed, optimizer, way of sampling, or size of the large batch.
+        CheckpointError: another model, base model's weights, adapter, tokenizer, collator, data set, seed, optimizer,
+            way of sampling, or size of the large batch; names what differs.
     """
     try:
         groups = {name: dict(found[name]) for name in ("model", "data", "settings", "batch")}
@@ -130,20 +120,42 @@ def check_same_run(folder: Path, found: Any, expected: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{folder} should say which run wrote it. Found no such description: {type(error).__name__}: {error}"
         ) from None
-    what = {"model": "model", "data": "train_dataset"}
-    differing = [
-        f"{what[name]} was {_shown(groups[name])} and is {_shown(expected[name])}"
-        for name in what
-        if groups[name] != expected[name]
-    ]
-    differing += [
-        f"{key} was {groups['settings'].get(key)!r} and is {value!r}"
-        for key, value in expected["settings"].items()
-        if groups["settings"].get(key) != value
-    ]
-    if differing:
+    if differing := differences(found, expected):
         raise CheckpointError(f"{folder} is another run's, which cannot go on here: " + "; ".join(differing))
     _check_batch(folder, groups["batch"], was, expected)
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """What two descriptions say differently, in words; what only one of them knows (a checkpoint of an earlier
+    version, another version of peft or transformers) does not count."""
+    differing = []
+    for name, what in WHOLE.items():
+        one, other = found.get(name) or {}, expected.get(name) or {}
+        keys = [key for key in _both(one, other) if one[key] != other[key]]
+        if keys == ["weights"]:
+            differing.append(
+                f"the base model's weights were {one['weights']} and are {other['weights']} (digests): another base "
+                "model of the same shapes"
+            )
+        elif keys:
+            differing.append(f"{what} was {_shown(one)} and is {_shown(other)}")
+    for name in ("settings", "model.config", "adapter", "tokenizer", "collator"):
+        one, other = found.get(name) or {}, expected.get(name) or {}
+        prefix = "" if name == "settings" else f"{name}."
+        differing += [
+            f"{prefix}{key} was {one[key]!r} and is {other[key]!r}"
+            for key in _both(one, other)
+            if one[key] != other[key]
+        ]
+    return differing
+
+
+WHOLE = {"model": "model", "data": "train_dataset"}
+"""Parts of a description that are told whole."""
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [key for key in other if key in one and not (key == "weights" and None in (one[key], other[key]))]
 
 
 def _check_batch(folder: Path, found: dict[str, int], was: int, expected: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ import torch
 from corebatch.errors import CheckpointError
 from corebatch.sources import small_candidates
 from corebatch.trainer.checkpoint import rotate
+from corebatch.trainer.data_identity import describe_data
+from corebatch.trainer.model_identity import describe_model
 from corebatch.trainer.run_identity import (
     check_same_run,
-    describe_data,
-    describe_model,
     describe_run,
     large_batch,
     note_versions,
