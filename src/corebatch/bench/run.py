@@ -20,6 +20,7 @@ from corebatch.errors import ConfigError, InputError
 from corebatch.mixture import PaddingCollator
 from corebatch.scoring import seeded
 from corebatch.scoring.early_exit import FirstBlocks
+from corebatch.text import say
 from corebatch.trainer.commits import commit_of_corebatch
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.record import hardware, now, versions
@@ -168,7 +169,7 @@ def bench_gradients(
 
 def _say(console: Console | None, text: str) -> None:
     if console is not None:
-        console.print(text, highlight=False, markup=False)
+        say(console, text)
 
 
 def _fitting(

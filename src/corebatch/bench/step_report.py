@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.bench.step_plan import RECOMMENDED, TARGET_LARGE, TARGETS
+from corebatch.text import markdown as plain_markdown
+from corebatch.text import markdown_code
 
 
 def table_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -104,22 +106,22 @@ def report_text(lines: Sequence[Mapping[str, Any]], command: str, notes: Sequenc
         HOW.format(memory=MEMORY[first["device"]]),
         "\n".join(
             [
-                f"- command: `{command}`",
+                f"- command: {markdown_code(command)}",
                 f"- commit: {first['commit'] or 'unknown'} (+ is a tree with changes)",
                 f"- hardware: {machine['gpu'] or 'no GPU'}; {machine['machine']}, {machine['cpu_cores']} cores, "
                 f"{machine['torch_threads']} threads, {machine['memory_gb']} GB",
                 f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
-                f"- rows: lengths {first['lengths']}, at most {first['max_length']} tokens, mean "
+                f"- rows: lengths {plain_markdown(first['lengths'])}, at most {first['max_length']} tokens, mean "
                 f"{first['length_mean']}, {_percent(first['trained_share'])} of tokens trained; micro-batch "
                 f"{first['micro_batch']}; {first['rounds']} rounds; seed {first['seed']}",
-                *(f"- {note}" for note in notes),
+                *(f"- {plain_markdown(note)}" for note in notes),
             ]
         ),
     ]
     for name in dict.fromkeys(map(setting_name, lines)):
         here = [line for line in lines if setting_name(line) == name]
         numbers = f"{here[0]['parameters']:,} numbers, {here[0]['trained_numbers']:,} of them trained."
-        parts += [f"## {name}", numbers, markdown(table_rows(here))]
+        parts += [f"## {plain_markdown(name)}", numbers, markdown(table_rows(here))]
     parts += ["## Targets", markdown(target_rows(lines))]
     return "\n\n".join(parts) + "\n"
 
@@ -127,8 +129,9 @@ def report_text(lines: Sequence[Mapping[str, Any]], command: str, notes: Sequenc
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of equal keys as a table."""
     columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    lines = [columns, *([row[column] for column in columns] for row in rows)]
+    head, *body = ("| " + " | ".join(map(plain_markdown, cells)) + " |" for cells in lines)
+    return "\n".join([head, "| --- " * len(columns) + "|", *body])
 
 
 def write_report(text: str, path: Path) -> None:

@@ -26,6 +26,7 @@ from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import load_settings, read_config
 from corebatch.cli.tables import table
 from corebatch.errors import ConfigError
+from corebatch.text import say
 
 app = typer.Typer(no_args_is_help=True, help="Measure selection on your own model and data.")
 
@@ -110,7 +111,7 @@ def gradients(
         frontier = picture.with_name(f"{picture.stem}-frontier.png")
         plot(lines, picture)
         plot_frontier(lines, frontier)
-        console.print(f"{len(lines)} lines in {output}, plots in {picture} and {frontier}", highlight=False)
+        say(console, f"{len(lines)} lines in {output}, plots in {picture} and {frontier}")
 
 
 @app.command()
@@ -168,14 +169,14 @@ def step(
     adapters = dict.fromkeys(adapter or ["lora"])
     plans = [plan(dataclasses.replace(settings, adapter=name)) for name in adapters]
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def tell(text: str) -> None:
+        say(console, text)
 
     for note in plans[0].notes:
-        say(note)
+        tell(note)
     lines: list[dict[str, Any]] = []
     for made in plans:
-        found = bench_step(made, say)
+        found = bench_step(made, tell)
         if output is not None:  # now: the next setting may take hours
             write_lines(found, output)
         console.print(table(setting_name(found[0]), step_rows(found)))
@@ -186,7 +187,7 @@ def step(
         write_report(report_text(lines, shlex.join(["corebatch", *sys.argv[1:]]), notes), report)
     for what, path in ((f"{len(lines)} lines", output), ("A report", report)):
         if path is not None:
-            console.print(f"{what} in {path}", highlight=False)
+            say(console, f"{what} in {path}")
 
 
 def read_methods(path: Path) -> list[Any]:

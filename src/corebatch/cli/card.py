@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from corebatch.text import markdown, markdown_code
 from corebatch.trainer.checkpoint import write_text
 
 _COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"
@@ -28,20 +29,20 @@ def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> No
     if coreset["pool_factor"] > 1:
         method = (
             f"At each optimizer step up to {batch * coreset['pool_factor']} examples were drawn and {batch} of them "
-            f"trained, chosen by corebatch {made['corebatch']}: scorer `{coreset['scorer']}`, selector "
-            f"`{coreset['selector']}`. {made['method_note']} Choosing a mini-batch coreset at every step is "
-            f"{_COLM}'s idea."
+            f"trained, chosen by corebatch {made['corebatch']}: scorer {markdown_code(coreset['scorer'])}, "
+            f"selector {markdown_code(coreset['selector'])}. {markdown(made['method_note'])} "
+            f"Choosing a mini-batch coreset at every step is {_COLM}'s idea."
         )
     else:
         method = f"Plain training with corebatch {made['corebatch']} (pool_factor 1), {batch} examples a step."
-    sources = "\n".join(f"- {name}: {row['examples']} examples" for name, row in made["sources"].items())
+    sources = "\n".join(f"- {markdown(name)}: {row['examples']} examples" for name, row in made["sources"].items())
     text = f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
 
-# {folder.name}
+# {markdown(folder.resolve().name)}
 
-{"LoRA adapters for" if lora else "A fine-tune of"} `{base_model}`.
+{"LoRA adapters for" if lora else "A fine-tune of"} {markdown_code(base_model)}.
 
 ## Method
 

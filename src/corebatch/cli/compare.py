@@ -34,6 +34,7 @@ from corebatch.compare.settings import CompareSettings
 from corebatch.errors import ConfigError, CorebatchError
 from corebatch.evaluation import evaluate, parse_task
 from corebatch.mixture import PaddingCollator
+from corebatch.text import say
 
 
 def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
@@ -76,11 +77,7 @@ def show(folder: Path, console: Console) -> None:
     for each in terminal_tables(found):
         console.print(each)
     write_outputs(found, folder)
-    console.print(
-        f"The comparison is in {folder / 'comparison.md'} and {folder / 'comparison.html'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"The comparison is in {folder / 'comparison.md'} and {folder / 'comparison.html'}")
 
 
 def parts(values: Mapping[str, Any], where: str) -> tuple[Settings, CompareSettings, list[Arm]]:

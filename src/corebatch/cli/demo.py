@@ -28,6 +28,7 @@ from corebatch.evaluation import (
     write_json,
 )
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
+from corebatch.text import say
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 
 MARKER = ".corebatch-demo"
@@ -94,7 +95,7 @@ def demo(output_dir: Path, console: Console, *, steps: int | None = None, seed: 
     console.print(table("Exact answers on held-out items", rows))
     console.print()
     report(output_dir, console)
-    console.print(f"The adapter is in {output_dir}. {(time.perf_counter() - began) / 60:.1f} minutes in all.")
+    say(console, f"The adapter is in {output_dir}. {(time.perf_counter() - began) / 60:.1f} minutes in all.")
     return output_dir
 
 

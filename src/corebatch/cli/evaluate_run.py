@@ -32,6 +32,7 @@ from corebatch.evaluation import (
     write_json,
 )
 from corebatch.mixture import DatasetSpec, TokeniseOptions, load_mixture
+from corebatch.text import say
 from corebatch.trainer.run_identity import versions
 
 FOLDER = "evaluation"
@@ -146,7 +147,7 @@ def evaluate_model(
         )
         show("lm-evaluation-harness", found, console)
         write_json({**found.to_dict(), **about}, targets[-1])
-    console.print(f"Results in {', '.join(map(str, targets))}", highlight=False, soft_wrap=True)
+    say(console, f"Results in {', '.join(map(str, targets))}")
     return targets
 
 

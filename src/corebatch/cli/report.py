@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from corebatch.report import print_summary, read_run, summarise, write_report
+from corebatch.text import say
 
 
 def report(run: Path, console: Console) -> Path:
@@ -19,5 +20,5 @@ def report(run: Path, console: Console) -> Path:
         return run / "comparison.html"
     print_summary(summarise(read_run(run)), console)
     page = write_report(run)
-    console.print(f"The report is in {page}", highlight=False, soft_wrap=True)
+    say(console, f"The report is in {page}")
     return page

@@ -7,23 +7,25 @@ from typing import Any
 
 from rich.table import Table
 
+from corebatch.text import terminal
+
 MOST_SOURCES = 20  # lines of a table of sources
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table with a column for each key of the rows; numbers to the right, with thousands separated."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    made = Table(title=terminal(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
         made.add_column(
-            column.replace("_", " "),
+            terminal(column.replace("_", " ")),
             justify="right" if numeric else "left",
             no_wrap=column == "source",
             overflow="fold",
         )
     for row in rows:
-        made.add_row(*[_text(row.get(column)) for column in columns])
+        made.add_row(*[terminal(_text(row.get(column))) for column in columns])
     return made
 
 

@@ -13,6 +13,7 @@ from corebatch.cli.prepare import prepare
 from corebatch.cli.progress import show_progress
 from corebatch.cli.settings import Settings
 from corebatch.errors import ConfigError
+from corebatch.text import say
 
 __all__ = ["TrainerBySource", "check_output", "finish", "train"]
 
@@ -63,4 +64,4 @@ def finish(output_dir: Path, settings: Settings, console: Console) -> None:
         from corebatch.cli.report import report
 
         report(output_dir, console)
-    console.print(f"The model is in {output_dir}", highlight=False, soft_wrap=True)
+    say(console, f"The model is in {output_dir}")

@@ -21,6 +21,7 @@ from corebatch.compare.arms import REFERENCE, Arm
 from corebatch.compare.costs import StepCost, side_by_side
 from corebatch.compare.settings import CompareSettings, TuneSettings
 from corebatch.errors import ConfigError
+from corebatch.text import terminal
 from corebatch.trainer.checkpoint import write_text
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
@@ -461,7 +462,7 @@ class _Tick:
     def __call__(self, text: str | None) -> None:
         self.bar.advance(self.job)
         if text is not None:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(terminal(text))
 
 
 class _progress:
@@ -473,7 +474,7 @@ class _progress:
         self.title, self.total, self.console = title, total, console
 
     def __enter__(self) -> _Tick:
-        self.console.print(f"[bold]{self.title}[/bold]: {self.total} runs", highlight=False)
+        self.console.print(terminal(self.title, "bold"), terminal(f": {self.total} runs"), sep="")
         self.bar.start()
         return _Tick(self.bar, self.bar.add_task(self.title, total=self.total), self.console)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.table import Table
-from rich.text import Text
 
 from corebatch.compare import sheets, words
 from corebatch.compare.record import Comparison
 from corebatch.compare.sheets import Sheet
-from corebatch.report.words import clean
+from corebatch.text import markdown as markdown_text
+from corebatch.text import terminal
 
 
 def terminal_tables(comparison: Comparison) -> list[Table]:
@@ -34,9 +34,9 @@ def _sentences(comparison: Comparison) -> Table:
     table = Table.grid()
     table.add_column(overflow="fold")
     for line in words.headline(comparison):
-        table.add_row(Text(line))
+        table.add_row(terminal(line))
     for note in comparison.notes:
-        table.add_row(Text(f"Note: {clean(note)}", style="yellow"))
+        table.add_row(terminal(f"Note: {note}", "yellow"))
     return table
 
 
@@ -44,12 +44,14 @@ _TEXTS = ("arm", "baseline", "source", "method", "budget", "role", "effect", "re
 
 
 def _terminal(sheet: Sheet) -> Table:
-    table = Table(title=sheet.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.caption, table.caption_justify = sheet.caption or None, "left"
+    table = Table(title=terminal(sheet.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.caption, table.caption_justify = terminal(sheet.caption) if sheet.caption else None, "left"
     for name in sheet.header:
-        table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold", header_style="dim")
+        table.add_column(
+            terminal(name), justify="left" if name in _TEXTS else "right", overflow="fold", header_style="dim"
+        )
     for row in sheet.rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(terminal(cell) for cell in row))
     return table
 
 
@@ -95,8 +97,10 @@ NO_TESTS = "The plan has no reference arm with a baseline beside it."
 
 def _sheet(sheet: Sheet) -> str:
     lines = [sheet.header, tuple("---" if name in _TEXTS else "---:" for name in sheet.header), *sheet.rows]
-    table = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in lines)
-    return "\n\n".join(part for part in (f"### {_cell(sheet.title)}", table, sheet.caption) if part)
+    table = "\n".join("| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in lines)
+    return "\n\n".join(
+        part for part in (f"### {markdown_text(sheet.title)}", table, markdown_text(sheet.caption)) if part
+    )
 
 
 def _optional(sheet: Sheet | None) -> str:
@@ -104,15 +108,8 @@ def _optional(sheet: Sheet | None) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"- {_cell(name)}: {_cell(value)}" for name, value in pairs)
+    return "\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in pairs)
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_cell(line)}" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """On one line, with nothing that Markdown would read as a table's edge or as HTML."""
-    for found, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("_", "\\_"), ("*", "\\*"), ("~", "\\~")):
-        text = text.replace(found, safe)
-    return clean(text)
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
