@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,8 +65,3 @@ def markdown_code(text: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
     space = " " if plain.startswith("`") or plain.endswith("`") or not plain.strip() else ""
     return f"{fence}{space}{plain}{space}{fence}"
-
-
-def markdown_target(path: object) -> str:
-    """A path as the target of a link or an image: percent-encoded, so that no bracket or space ends it."""
-    return quote(str(path), safe="/.-_~", errors="surrogatepass")

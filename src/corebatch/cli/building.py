@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from corebatch.cli.settings import ModelSettings, Settings
 from corebatch.errors import ConfigError
-from corebatch.mixture import Mixture, load_mixture
+from corebatch.mixture import Mixture, MixturePreview, load_mixture, preview_mixture
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -25,9 +25,31 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(_missing("tokenizer", settings, error)) from error
+    _set_special_tokens(tokenizer, settings)
+    return tokenizer
+
+
+def _set_special_tokens(tokenizer: Any, settings: ModelSettings) -> None:
+    """The keys eos_token and pad_token; a missing padding token is the end of sequence's.
+
+    Raises:
+        ConfigError: a token that the tokenizer does not know, or none to pad with.
+    """
+    known = tokenizer.get_vocab()
+    for key in ("eos_token", "pad_token"):
+        token = getattr(settings, key)
+        if token is None:
+            continue
+        if token not in known:
+            raise ConfigError(f"{key} should be a token of the tokenizer's vocabulary. Found {token!r}.")
+        setattr(tokenizer, key, token)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"The tokenizer of {settings.model_name_or_path} has neither a padding nor an end-of-sequence token. Give "
+            "eos_token (what answers end with) or pad_token, each a token of its vocabulary, as in `eos_token: </s>`."
+        )
 
 
 def load_model(settings: Settings) -> Any:
@@ -94,18 +116,27 @@ def with_adapters(model: Any, settings: Settings) -> Any:
 
 def read_mixture(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> Mixture:
     """The data of a run, tokenised."""
+    specs = settings.data.eval_datasets if evaluation else settings.data.datasets
+    return load_mixture(list(specs), tokenizer, **_how_rows_are_read(settings))
+
+
+def preview(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> MixturePreview:
+    """The data of a run: all rows read, a sample tokenised."""
+    specs = settings.data.eval_datasets if evaluation else settings.data.datasets
+    return preview_mixture(list(specs), tokenizer, **_how_rows_are_read(settings))
+
+
+def _how_rows_are_read(settings: Settings) -> dict[str, Any]:
     data = settings.data
-    return load_mixture(
-        list(data.eval_datasets if evaluation else data.datasets),
-        tokenizer,
-        max_length=data.max_length,
-        source_column=settings.coreset.source_column,
-        apply_chat_template=data.apply_chat_template,
-        chat_template=data.chat_template,
-        separator=data.separator,
-        train_turns=data.train_turns,
-        seed=int(settings.training.get("seed", 42)),
-    )
+    return {
+        "max_length": data.max_length,
+        "source_column": settings.coreset.source_column,
+        "apply_chat_template": data.apply_chat_template,
+        "chat_template": data.chat_template,
+        "separator": data.separator,
+        "train_turns": data.train_turns,
+        "seed": int(settings.training.get("seed", 42)),
+    }
 
 
 def _model_options(own: ModelSettings) -> dict[str, Any]:

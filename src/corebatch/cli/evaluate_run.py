@@ -270,7 +270,7 @@ class BeforeAndAfter:
             return
         counted = []
         for task in self.tasks:
-            with _random_states():
+            with random_states():
                 result = evaluate(
                     model,
                     tokenizer,
@@ -289,7 +289,7 @@ class BeforeAndAfter:
 
 
 @contextmanager
-def _random_states() -> Iterator[None]:
+def random_states() -> Iterator[None]:
     """All global generators go on afterwards as if nothing had been drawn: training does not depend on tasks."""
     plain, array = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one, which a task may draw from
     try:

@@ -40,12 +40,17 @@ def train(context: typer.Context, config: _CONFIG) -> None:
 
 
 @app.command(context_settings=_PASS)
-def validate(context: typer.Context, config: _CONFIG) -> None:
-    """Read everything that `train` would, show what would be trained, train nothing."""
+def validate(
+    context: typer.Context,
+    config: _CONFIG,
+    rows: Annotated[int, typer.Option(help="so many rows of each source are shown as text")] = 1,
+    fast: Annotated[bool, typer.Option("--fast", help="look at a sample of the data, and make no step")] = False,
+) -> None:
+    """Do all that `train` does up to its first step, and show what would be trained; `output_dir` is not touched."""
     from corebatch.cli.settings import load_settings
     from corebatch.cli.validate import validate as run
 
-    run(load_settings(config, context.args), console())
+    run(load_settings(config, context.args), console(), rows=rows, fast=fast)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from corebatch.cli.settings import Settings
 from corebatch.cli.tables import source_rows, table
 from corebatch.errors import ConfigError
 from corebatch.mixture import Mixture, PaddingCollator
+from corebatch.mixture.ends import endless_sources
+from corebatch.text import say
+
+MOST_SOURCES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +45,12 @@ class Run:
     first: bool
 
 
-def prepare(settings: Settings, console: Console) -> Run:
+def prepare(settings: Settings, console: Console, look: Callable[..., None] | None = None) -> Run:
     """Reads data and model, and makes the trainer; `output_dir` is not touched.
+
+    Args:
+        look: called with the mixture, the held-out mixture or None, the tokenizer and the TrainingArguments on rank 0,
+            once data are read and before the model is; by default the sources are printed.
 
     Raises:
         CorebatchError: whatever can be wrong with settings, data and model.
@@ -53,20 +62,83 @@ def prepare(settings: Settings, console: Console) -> Run:
             "the trained model."
         )
     args = settings.training_arguments()
+    check_evaluation(settings, args)
     first = int(os.environ.get("RANK", "0")) == 0
     tokenizer = load_tokenizer(settings.model)
     mixture = read_mixture(settings, tokenizer)
     held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
-    if first:
-        console.print(table("Mixture (lengths in tokens)", source_rows(mixture.summary())))
+    eval_dataset = None if held_out is None else sets_by_source(held_out.dataset, settings)
+    check_best_metric(args, eval_dataset)
+    if first and look is not None:
+        look(mixture, held_out, tokenizer, args)
+    elif first:
+        tell_mixture(mixture, tokenizer, console)
     set_seed(args.seed)  # adapters are drawn before the Trainer seeds: the same config is the same run in any process
     trainer = TrainerBySource(
         model=load_model(settings),
         args=args,
         train_dataset=mixture.dataset,
-        eval_dataset=sets_by_source(held_out.dataset, settings) if held_out is not None else None,
+        eval_dataset=eval_dataset,
         data_collator=PaddingCollator(tokenizer),
         processing_class=tokenizer,
         coreset=settings.coreset,
     )
     return Run(trainer=trainer, tokenizer=tokenizer, mixture=mixture, held_out=held_out, tasks=tasks, first=first)
+
+
+def tell_mixture(mixture: Any, tokenizer: Any, console: Console, title: str = "Mixture (lengths in tokens)") -> None:
+    """The sources of a Mixture or MixturePreview, a row each, and what should be known of them."""
+    found = mixture.summary()
+    shown = found[:MOST_SOURCES]
+    console.print(table(title, source_rows(shown)))
+    if len(found) > len(shown):
+        say(
+            console,
+            f"... and {len(found) - len(shown):,} more sources. If the column holds ids and not sources, name another "
+            "by coreset.source_column, or give the data set a `source`.",
+            "yellow",
+        )
+    rows = getattr(mixture, "dataset", None)
+    options = mixture.options
+    for source in endless_sources(rows if rows is not None else mixture.sample, tokenizer, options.max_length):
+        say(
+            console,
+            f"Warning: no answer of {source} ends with the end-of-sequence token or a special token, so the model is "
+            "not taught to stop. A chat template should end an assistant's turn with such a token.",
+            "yellow",
+        )
+
+
+def check_evaluation(settings: Settings, args: Any) -> None:
+    """Raises ConfigError for settings of an evaluation without held-out rows."""
+    if settings.data.eval_datasets:
+        return
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    asked = [
+        f"{key}: {value}"
+        for key, value, given in (
+            ("eval_strategy", strategy, strategy != "no"),
+            ("eval_on_start", "true", getattr(args, "eval_on_start", False)),
+            ("load_best_model_at_end", "true", args.load_best_model_at_end),
+            ("do_eval", "true", settings.training.get("do_eval")),
+        )
+        if given
+    ]
+    if asked:
+        raise ConfigError(f"{', '.join(asked)} needs held-out rows: give eval_datasets, or leave it out. Found none.")
+
+
+_ALWAYS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "loss")
+
+
+def check_best_metric(args: Any, eval_dataset: Any) -> None:
+    """Raises ConfigError if the metric that decides on the best model is none that an evaluation gives."""
+    asked = args.metric_for_best_model
+    if asked is None or eval_dataset is None:
+        return
+    names = [f"eval_{name}" for name in _ALWAYS]
+    if isinstance(eval_dataset, dict):
+        names += [f"eval_{source}_{name}" for source in eval_dataset for name in _ALWAYS]
+    if (asked if asked.startswith("eval_") else f"eval_{asked}") not in names:
+        losses = [name for name in names if name.endswith("_loss")]
+        raise ConfigError(f"metric_for_best_model should be one of {', '.join(losses[:20])}. Found {asked!r}.")

@@ -24,14 +24,17 @@ from corebatch.trainer import CoresetConfig
 class ModelSettings:
     """Which model, and what of it is trained. LoRA is on if any `lora_` key is given, unless `use_peft` says.
 
-    The keys are those of TRL's ModelConfig. `load_in_4bit` keeps the frozen weights in four bits (QLoRA, arXiv
-    2305.14314); they multiply in `bnb_4bit_compute_dtype`, which is `dtype` if it is not given.
+    The keys are those of TRL's ModelConfig; `eos_token` and `pad_token` (tokens of the vocabulary) are those of its
+    SFTConfig, and go into the tokenizer that is saved. `load_in_4bit` keeps the frozen weights in four bits (QLoRA,
+    arXiv 2305.14314); they multiply in `bnb_4bit_compute_dtype`, which is `dtype` if it is not given.
     """
 
     model_name_or_path: str
     model_revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
     trust_remote_code: bool = False
     use_peft: bool | None = None
     lora_r: int = 16
@@ -212,10 +215,22 @@ def parse_overrides(arguments: Sequence[str]) -> Iterable[tuple[str, Any]]:
                 position += 1
             else:
                 text = "true"
-        try:
-            yield key.replace("-", "_"), yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key}: {text!r} is not a YAML value: {error}") from error
+        key = key.replace("-", "_")
+        yield key, _override(key, text)
+
+
+TEXTS = ("model_name_or_path", "output_dir", "run_name", "eos_token", "pad_token", "chat_template", "separator")
+"""Keys whose values are text on the command line also where YAML would read something else, as in `[PAD]`."""
+
+
+def _override(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if key in TEXTS:
+            return text
+        raise ConfigError(f"--{key}: {text!r} is not a YAML value: {error}") from error
+    return text if key in TEXTS and not isinstance(value, str) and text not in ("null", "~") else value
 
 
 def _expand(values: dict[str, Any], key: str) -> None:

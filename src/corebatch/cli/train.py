@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from corebatch.cli.card import write_card
+from corebatch.cli.folders import check_place, checkpoint_of
 from corebatch.cli.held_out import TrainerBySource
 from corebatch.cli.prepare import prepare
 from corebatch.cli.progress import show_progress
@@ -27,6 +28,9 @@ def train(settings: Settings, console: Console) -> Path:
     output_dir = Path(settings.training["output_dir"])
     resume = settings.training.get("resume_from_checkpoint") or None
     check_output(output_dir, resume)
+    check_place(output_dir)
+    if resume is not None and settings.coreset.pool_factor == 1:  # else the trainer looks, on all ranks together
+        resume = checkpoint_of(output_dir, resume, 1)
     run = prepare(settings, console)
     trainer = run.trainer
     show_progress(trainer, console)

@@ -1,60 +1,145 @@
-"""`corebatch validate`: reads everything, shows what would be trained, trains nothing."""
+"""`corebatch validate`: reads everything, shows what would be trained, and makes the first step, as `train` would."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from corebatch.cli.building import load_tokenizer, skeleton
-from corebatch.cli.evaluate_run import make_tasks
+from corebatch.cli.building import load_tokenizer, preview, skeleton
+from corebatch.cli.first_step import make_first_step
+from corebatch.cli.folders import check_place, checkpoint_of
 from corebatch.cli.memory import predict
+from corebatch.cli.prepare import check_evaluation, prepare, tell_mixture
 from corebatch.cli.settings import Settings
-from corebatch.cli.tables import source_rows, table
+from corebatch.cli.show_rows import show_rows
+from corebatch.cli.tables import table
 from corebatch.cli.train import check_output
-from corebatch.mixture import preview_mixture
+from corebatch.errors import ConfigError
 from corebatch.sources import small_candidates
+from corebatch.text import say
 from corebatch.trainer import CoresetConfig
 
 
-def validate(settings: Settings, console: Console) -> None:
-    """Checks settings, data and model without writing anything, and prints sources, lengths, the large and the small
-    batch, the number of steps, and the predicted memory."""
-    check_output(Path(settings.training["output_dir"]), settings.training.get("resume_from_checkpoint") or None)
+def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool = False) -> None:
+    """Checks settings, data and model without writing into `output_dir`, and prints what would be trained.
+
+    By default everything is read, and all is done that `train` does up to and with its first step, in a temporary
+    folder: what stops `train` before its second step stops `validate`, with the same words.
+
+    Args:
+        rows: so many rows of each source are shown as text, at least 0.
+        fast: looks at a sample of the data, and loads no weights.
+
+    Raises:
+        CorebatchError: as `train`.
+    """
+    if rows < 0:
+        raise ConfigError(f"--rows should not be negative. Found {rows}.")
+    output_dir = Path(settings.training["output_dir"])
+    resume = settings.training.get("resume_from_checkpoint") or None
+    check_output(output_dir, resume)
+    check_place(output_dir)
+    if resume is not None:
+        resume = checkpoint_of(output_dir, resume, settings.coreset.pool_factor)
+    if fast:
+        _look(settings, console, rows)
+        console.print("\n--fast: a sample of the data was looked at, and no step was made. ", end="", highlight=False)
+        console.print("`validate` without it reads all rows and makes the first step.", highlight=False)
+        return
+    with tempfile.TemporaryDirectory(prefix="corebatch-validate-") as folder:
+        training = {**settings.training, "output_dir": folder, "push_to_hub": False}
+
+        def look(mixture: Any, held_out: Any, tokenizer: Any, args: Any) -> None:
+            tell_mixture(mixture, tokenizer, console)
+            _show_data(settings, tokenizer, mixture.dataset, held_out, console, rows)
+            _show_plan(settings, args, mixture.counts, console)
+
+        run = prepare(dataclasses.replace(settings, training=training), console, look)
+        loss = make_first_step(run, output_dir, resume)
+    if run.first:
+        step = f"The first step was made, with a training loss of {loss:.4f}" if resume is None else "A step was made"
+        say(console, f"\n{step}, in a temporary folder that is gone. Nothing was written into {output_dir}.")
+
+
+def _look(settings: Settings, console: Console, rows: int) -> None:
     args = settings.training_arguments()
+    check_evaluation(settings, args)
+    tokenizer = load_tokenizer(settings.model)
+    seen = preview(settings, tokenizer)
+    held_out = preview(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
+    tell_mixture(seen, tokenizer, console, "Sources (lengths in tokens, from a sample)")
+    for name, source in [*seen.sources.items(), *(held_out.sources.items() if held_out else ())]:
+        if source.sampled == source.sampled_dropped:
+            say(
+                console,
+                f"Warning: none of {source.sampled} rows that were looked at of {name} has a trained token within "
+                f"max_length {settings.data.max_length}. Raise max_length.",
+                "yellow",
+            )
+    _show_data(settings, tokenizer, seen.sample, held_out, console, rows)
+    _show_plan(settings, args, seen.sources, console)
+
+
+def _show_data(settings: Settings, tokenizer: Any, dataset: Any, held_out: Any, console: Console, rows: int) -> None:
+    """How rows become tokens, some of them, and the held-out sets."""
     data = settings.data
-    make_tasks(data.eval_tasks)
-    preview = preview_mixture(
-        list(data.datasets),
-        load_tokenizer(settings.model),
-        source_column=settings.coreset.source_column,
-        seed=int(args.seed),
-        max_length=data.max_length,
-        apply_chat_template=data.apply_chat_template,
-        chat_template=data.chat_template,
-        separator=data.separator,
-        train_turns=data.train_turns,
-    )
-    console.print(table("Sources (lengths in tokens, from a sample)", source_rows(preview.summary())))
+    template = "the tokenizer's own" if data.chat_template is None else data.chat_template
     console.print()
-    console.print(table("Steps", _steps(settings.coreset, args, preview)))
-    longest = max(source.lengths["max"] for source in preview.sources.values() if source.lengths)
+    console.print(
+        table(
+            "How rows become tokens",
+            [
+                {"what": "at most", "value": f"{data.max_length} tokens"},
+                {"what": "separator between prompt and completion", "value": repr(data.separator)},
+                {"what": "prompts are put into the chat template", "value": data.apply_chat_template},
+                {"what": "chat template of conversations", "value": template},
+                {"what": "trained turns of a conversation", "value": data.train_turns},
+                {"what": "end of sequence, padding", "value": f"{tokenizer.eos_token}, {tokenizer.pad_token}"},
+            ],
+        )
+    )
+    console.print()
+    if rows and len(dataset):
+        show_rows(dataset, tokenizer, console, rows)
+    if held_out is not None:
+        console.print()
+        tell_mixture(held_out, tokenizer, console, "Held-out sets (lengths in tokens)")
+
+
+def _show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], console: Console) -> None:
+    """Steps and memory.
+
+    Args:
+        counts: source -> its `rows` and `lengths`.
+    """
+    console.print()
+    console.print(table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()})))
+    console.print()
+    longest = max((one.lengths["max"] for one in counts.values() if one.lengths), default=0)
+    rows = _memory(settings, args, int(longest))
+    console.print(table("Predicted memory of a process, counted on a model without weights", rows))
+
+
+def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]:
     model = skeleton(settings)
     memory = predict(
         model,
         rows=args.per_device_train_batch_size,
-        tokens=int(longest),
+        tokens=longest,
         pool_factor=settings.coreset.pool_factor,
         checkpointing=bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing),
         four_bits=settings.model.load_in_4bit,
     )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows: list[dict[str, Any]] = [
+    return [
         {"what": "numbers in the model", "value": sum(p.numel() for p in model.parameters())},
-        {"what": "of them trained", "value": trained},
+        {"what": "of them trained", "value": sum(p.numel() for p in model.parameters() if p.requires_grad)},
         {"what": "weights, MB", "value": memory.weights / 2**20},
         {"what": "gradients, MB", "value": memory.gradients / 2**20},
         {"what": "optimizer (AdamW), MB", "value": memory.optimizer / 2**20},
@@ -64,16 +149,12 @@ def validate(settings: Settings, console: Console) -> None:
         },
         {"what": "together, MB", "value": memory.total / 2**20},
     ]
-    console.print()
-    console.print(table("Predicted memory of a process, counted on a model without weights", rows))
-    console.print("\nNothing was trained and nothing was written.", highlight=False)
 
 
-def _steps(coreset: CoresetConfig, args: Any, preview: Any) -> list[dict[str, Any]]:
+def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list[dict[str, Any]]:
     ranks = max(args.world_size, 1)
     small = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
     large = small * coreset.pool_factor
-    counts = {name: source.rows for name, source in preview.sources.items()}
     total = sum(counts.values())
     per_epoch = math.ceil(
         math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps

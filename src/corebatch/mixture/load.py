@@ -167,7 +167,8 @@ class _Tally:
                 raise DataError(
                     f"The source {name!r} has no rows left: of {self.read[number]} read, "
                     f"{self.dropped[number]} have "
-                    f"no trained token within max_length = {max_length}."
+                    f"no trained token within max_length = {max_length}. Raise max_length, or look whether answers "
+                    "are blank."
                 )
             counts[name] = SourceCounts(
                 rows_read=self.read[number],

@@ -52,12 +52,14 @@ class MixturePreview:
         sample: `datasets.Dataset` in memory with the tokenised sample, columns as a Mixture's.
         rows: predicted rows of all sources.
         seed: of the sample.
+        options: how rows were tokenised.
     """
 
     sources: Mapping[str, SourcePreview]
     sample: Any
     rows: int
     seed: int
+    options: TokeniseOptions
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the predicted rows."""
@@ -89,7 +91,8 @@ def preview_mixture(
     if isinstance(rows_per_source, bool) or not isinstance(rows_per_source, int) or rows_per_source < 1:
         raise ConfigError(f"`rows_per_source` should be an integer of at least 1. Found {rows_per_source!r}.")
     parsed = parse_specs(specs)
-    tokeniser = Tokeniser(tokenizer, TokeniseOptions(**options))
+    made = TokeniseOptions(**options)
+    tokeniser = Tokeniser(tokenizer, made)
     samples: dict[str, _Sample] = {}
     for spec in parsed:
         for example in read_examples(spec, source_column):
@@ -112,6 +115,7 @@ def preview_mixture(
         sample=datasets.Dataset.from_dict(columns),
         rows=sum(seen.rows for seen in sources.values()),
         seed=seed,
+        options=made,
     )
 
 
@@ -137,7 +141,8 @@ class _Sample:
 def _predict(name: str, sample: _Sample, rows: list[TokenRow], usable: list[TokenRow]) -> SourcePreview:
     if not usable and len(rows) == sample.read:
         raise DataError(
-            f"The source {name!r} has no rows left: none of {sample.read} read has a trained token within max_length."
+            f"The source {name!r} has no rows left: none of {sample.read} read has a trained token within "
+            "max_length. Raise max_length, or look whether answers are blank."
         )
     lengths = [len(row.input_ids) for row in usable]
     kept_rows = sample.weight * len(usable) / len(rows)
