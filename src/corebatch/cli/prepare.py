@@ -21,7 +21,7 @@ from corebatch.mixture import Mixture, PaddingCollator
 from corebatch.mixture.ends import endless_sources
 from corebatch.text import say
 
-MOST_SOURCES = 20
+MANY_SOURCES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +89,12 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
 def tell_mixture(mixture: Any, tokenizer: Any, console: Console, title: str = "Mixture (lengths in tokens)") -> None:
     """The sources of a Mixture or MixturePreview, a row each, and what should be known of them."""
     found = mixture.summary()
-    shown = found[:MOST_SOURCES]
-    console.print(table(title, source_rows(shown)))
-    if len(found) > len(shown):
+    console.print(table(title, source_rows(found)))
+    if len(found) > MANY_SOURCES:
         say(
             console,
-            f"... and {len(found) - len(shown):,} more sources. If the column holds ids and not sources, name another "
-            "by coreset.source_column, or give the data set a `source`.",
+            f"Warning: {len(found):,} sources. If their column holds ids, name another by coreset.source_column, or "
+            "give the data set a `source`.",
             "yellow",
         )
     rows = getattr(mixture, "dataset", None)
