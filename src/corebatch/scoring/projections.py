@@ -110,7 +110,8 @@ def forward_inputs_only(batch: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]
 def _describe(model: nn.Module, name: str) -> ValueProjection:
     module = model.get_submodule(name)
     width = _output_width(module)
-    columns = value_columns(name.rsplit(".", 1)[-1], width, base_model(model).config.get_text_config())
+    attention = model.get_submodule(name.rpartition(".")[0])
+    columns = value_columns(name.rsplit(".", 1)[-1], width, base_model(model).config.get_text_config(), attention)
     block = re.match(r"(.*\.\d+)\.", name)
     if block is None:
         raise UnsupportedModelError(f"Expected {name!r} inside a list of blocks such as 'model.layers.0'. Found none.")
@@ -142,13 +143,30 @@ def _output_width(module: nn.Module) -> int:
     raise UnsupportedModelError(f"Expected a linear value projection with `out_features`. Found {type(base).__name__}.")
 
 
-def value_columns(kind: str, width: int, config: Any) -> Tensor | None:
+def _heads(config: Any, attention: Any) -> tuple[int, int, int]:
+    """Heads of queries, heads of values, and their size: what the layer itself says, else the configuration, which may
+    have one number where layers differ."""
+    sizes: list[int | None] = []
+    for names in (
+        ("num_heads", "num_attention_heads", "num_q_heads", "n_heads"),
+        ("num_key_value_heads", "num_kv_heads", "num_v_heads"),
+        ("head_dim",),
+    ):
+        found = (getattr(place, name, None) for place in (attention, config) for name in names)
+        sizes.append(next((value for value in found if isinstance(value, int) and value > 0), None))
+    heads, values, size = sizes
+    heads = heads or 1
+    return heads, values or heads, size or config.hidden_size // heads
+
+
+def value_columns(kind: str, width: int, config: Any, attention: Any = None) -> Tensor | None:
     """Which output columns of a projection called `kind` are values; None if all are.
 
     Args:
         kind: one of VALUE_NAMES.
         width: number of output columns.
         config: the text configuration of the model.
+        attention: the module that the projection belongs to.
 
     Raises:
         UnsupportedModelError: the layout of a fused projection is not known.
@@ -156,9 +174,7 @@ def value_columns(kind: str, width: int, config: Any) -> Tensor | None:
     if kind == "v_proj":
         return None
     model_type = getattr(config, "model_type", "")
-    heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0))
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    heads, kv_heads, head_dim = _heads(config, attention)
     columns = torch.arange(width)
 
     def interleaved(groups: int) -> Tensor:

@@ -14,14 +14,12 @@ would be hardware FLOPs utilisation), one forward to score a token however it is
 from __future__ import annotations
 
 import functools
-import math
 import re
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +29,28 @@ class ModelFlops:
     Attributes:
         weights: that multiply the activations of a token (N).
         trained_weights: those of them that are trained (N').
-        attention: of a forward, for one position attended to: 4 L d.
+        attention: of a forward, for one position attended to, of the layers that attend to all: 4 L d.
+        windows: the same of layers that attend to so many positions at most.
     """
 
     weights: float
     trained_weights: float
     attention: float
+    windows: Mapping[int, float] = field(default_factory=dict)
+
+    def attended(self, context: float) -> float:
+        """Of a forward, of attention alone."""
+        return self.attention * context + sum(
+            cost * windowed_context(context, window) for window, cost in self.windows.items()
+        )
 
     def forward(self, context: float) -> float:
-        """Of a forward. `context`: how many positions a token attends to, in the mean."""
-        return 2 * self.weights + self.attention * context
+        """Of a forward. `context`: how many positions a token attends to without a window, in the mean."""
+        return 2 * self.weights + self.attended(context)
 
     def train(self, context: float) -> float:
         """Of a forward and a backward."""
-        return 4 * self.weights + 2 * self.trained_weights + 3 * self.attention * context
+        return 4 * self.weights + 2 * self.trained_weights + 3 * self.attended(context)
 
     def step(self, *, scored: int, scored_rows: int, trained: int, trained_rows: int) -> float:
         """Of one step, from its tokens and rows over all ranks.
@@ -60,53 +66,10 @@ def causal_context(tokens: int, rows: int) -> float:
     return (tokens / rows + 1) / 2 if rows else 0.0
 
 
-def model_flops(model: Any) -> ModelFlops | None:
-    """FLOPs of one token of a transformers causal LM, with or without adapters; None where weights have no shapes
-    of their own (FSDP's flat parameters).
-
-    Tables that are looked up do not multiply anything; a head that is tied to one does, and counts once. Of a mixture
-    of experts the active ones count. Gains and biases are left out.
-    """
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    multiplied = id(getattr(head, "weight", None))
-    active = _active_experts(config)
-    weights = trained = 0.0
-    for name, parameter in model.named_parameters():
-        shape = _shape(parameter)
-        if len(shape) < 2 or (id(parameter) in tables and id(parameter) != multiplied):
-            continue
-        parts = name.split(".")
-        if "original_module" in parts:  # PEFT keeps what it has put a trained copy in the place of
-            continue
-        count = math.prod(shape) * (active if "experts" in parts else 1.0)
-        weights += count
-        trained += count * parameter.requires_grad
-    return ModelFlops(weights=weights, trained_weights=trained, attention=_attention(config)) if weights else None
-
-
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """As the layer uses it: ZeRO-3 leaves an empty tensor, bitsandbytes packs two weights into a byte."""
-    packed = getattr(getattr(parameter, "quant_state", None), "shape", None)
-    return tuple(getattr(parameter, "ds_shape", None) or packed or parameter.shape)
-
-
-def _active_experts(config: Any) -> float:
-    active = getattr(config, "num_experts_per_tok", None)
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((n for n in (getattr(config, name, None) for name in names) if n), None)
-    return active / experts if active and experts else 1.0
-
-
-def _attention(config: Any) -> float:
-    layers, heads = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "num_attention_heads"))
-    if not layers or not heads:
-        return 0.0
-    size = getattr(config, "head_dim", None) or config.hidden_size / heads
-    return float(4 * layers * heads * size)
+def windowed_context(context: float, window: int) -> float:
+    """The same where a token sees at most `window` positions: in a row of T = 2 context - 1 tokens."""
+    tokens = 2 * context - 1
+    return context if tokens <= window else window - window * (window - 1) / (2 * tokens)
 
 
 # ---- what the device could ------------------------------------------------------------------------------------------

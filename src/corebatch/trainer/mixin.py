@@ -405,6 +405,7 @@ class CoresetMixin(_Base):
             if scoring.trained is not None:
                 scoring.trained.watch(model, untagged(batches[0]))
             against = self._packing_unfit(model, batches)
+            self._recorder.count_flops(model, None if self._sharded() else untagged(batches[0]))
         except Exception as error:  # of this rank's rows; the others are told before it is raised
             failure = error
         elsewhere = bool(self._ranks.report(failure, int(against is not None)).any())

@@ -31,6 +31,7 @@ from corebatch.step import Choice, CoresetStep
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory, Recalled
+from corebatch.trainer.model_flops import largest
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, put_together, take_rows
 from corebatch.trainer.reuse import BlockStates
@@ -271,7 +272,7 @@ class PoolScoring:
         where training holds the inside of one block at a time, that share of it which the last blocks' graph leaves.
         On a GPU more where memory allows, by a rough estimate of what scoring holds for a position."""
         text: Any = base_model(model).config.get_text_config()
-        blocks = int(getattr(text, "num_hidden_layers", None) or 1)
+        blocks = largest(text, "num_hidden_layers") or 1
         graph = self.scorer.count(blocks) if isinstance(self.scorer, ValueGradientScorer) else 1
         least = self.micro_batch * longest
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -279,8 +280,8 @@ class PoolScoring:
         device = next(model.parameters()).device
         if device.type != "cuda":
             return least
-        hidden = int(getattr(text, "hidden_size", None) or 4096)
-        inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+        hidden = largest(text, "hidden_size") or 4096
+        inner = largest(text, "intermediate_size") or 4 * hidden
         each = (1 + graph) * (16 * hidden + 6 * inner) * (2 if torch.is_autocast_enabled("cuda") else 4)
         return max(least, int(FREE_SHARE * free_memory(device)) // each)
 

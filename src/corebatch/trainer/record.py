@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
 import math
 import platform
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,11 +25,14 @@ from corebatch.errors import CheckpointError, NonFiniteError
 from corebatch.trainer.checkpoint import sync, write_text
 from corebatch.trainer.commits import commit_of_corebatch, commit_of_user
 from corebatch.trainer.example_counts import EXAMPLES, ROWS, write_examples
-from corebatch.trainer.flops import ModelFlops, Peak, model_flops, peak_flops
+from corebatch.trainer.flops import ModelFlops, Peak, peak_flops
+from corebatch.trainer.model_flops import flops_or_reason, model_flops
 from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.run_identity import versions as versions
 from corebatch.trainer.saving import go_on_from, log_failed
 from corebatch.trainer.tagging import Sources
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 32
 """Example ids that an error names at most."""
@@ -159,7 +163,7 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         model = self._trainer._inner(self._trainer.model_wrapped)
-        self._flops = model_flops(model)
+        self._flops = model_flops(model)  # until a row has shown what runs
         self._peak = peak_flops(args.device, _training_type(args, model))
         self.step, self._since_log, self.losses = None, [], []
         self._log = StepLog(Path(args.output_dir) / LOG if state.is_world_process_zero else None)
@@ -176,6 +180,12 @@ class Recorder(TrainerCallback):
                 except OSError as error:
                     raise log_failed(error, folder / RUN) from error
         self._began = time.perf_counter()
+
+    def count_flops(self, model: Any, batch: Mapping[str, Tensor] | None) -> None:
+        """Counts what a token costs; on every rank alike, since a row of the batch is traced."""
+        self._flops, reason = flops_or_reason(model, batch)
+        if reason and self._trainer.is_world_process_zero():
+            logger.warning("There is no model FLOPs utilisation (mfu) of this model: %s.", reason)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,
