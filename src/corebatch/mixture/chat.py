@@ -2,97 +2,112 @@
 
 A turn is found by rendering growing beginnings of the conversation with the chat template: what comes before
 turn i (with the template's opening for the assistant) and what comes up to its end. Both must be beginnings
-of the whole; a template for which they are not (some drop the reasoning of earlier turns) raises an error
-that says what to do. The opening of the turn is not trained, its content and the template's end of turn are.
+of the whole. The opening of the turn is not trained, its content and the template's end of turn are; so is a
+block of thoughts that the template itself opens.
+
+A template that writes an answer otherwise once others follow (Qwen3 drops its thoughts) is put together turn
+by turn: `splice`. A template with `{% generation %}` says itself what is trained.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import re
+from collections.abc import Sequence
 
-import jinja2
-
-from corebatch.errors import ConfigError, DataError
+from corebatch.errors import DataError
 from corebatch.mixture.formats import Chat
+from corebatch.mixture.keys import THOUGHTS
+from corebatch.mixture.splice import ONE_BY_ONE, spliced
+from corebatch.mixture.template import REFUSALS, ChatTemplate
 
-PLAIN_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if not loop.first %}{{ '\\n' }}{% endif %}{{ message['role'] }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token or '' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\nassistant:' }}{% endif %}"
-)
-"""What `chat_template="plain"` stands for: one "role: content" a line, end of sequence after each answer."""
+Span = tuple[int, int]
+_OPEN_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
 
 
-class Render(Protocol):
-    """Messages to text; with `opening`, followed by the beginning of an assistant's turn."""
+def render_chat(chat: Chat, where: str, template: ChatTemplate, train_turns: str) -> tuple[str, dict[int, Span]]:
+    """The whole text, and position of a turn -> (start, stop) of its trained characters.
 
-    def __call__(self, messages: list[dict[str, str]], opening: bool = False) -> str: ...
-
-
-def renderer(tokenizer: Any, chat_template: str | None) -> Render:
-    """Renders with the template given ("plain": the built-in one), else the tokenizer's own.
+    Trained are the assistant's turns that say something and have something before them: all from
+    `chat.first_trained` on but `chat.untrained`; with `train_turns="last"` the last of the former, if trained.
 
     Raises:
-        ConfigError: neither is there.
+        DataError: the template refuses the conversation, or turns cannot be found in its text.
     """
-    template = PLAIN_CHAT_TEMPLATE if chat_template == "plain" else chat_template
-    if template is None and not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(
-            f"These rows need a chat template. The tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has "
-            "none. Set `chat_template` to a Jinja template, or to 'plain' for lines of 'role: content'."
-        )
-
-    def render(messages: list[dict[str, str]], opening: bool = False) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=opening
-            )
-        )
-
-    return render
-
-
-def render_chat(chat: Chat, where: str, render: Render, train_turns: str) -> tuple[str, list[tuple[int, int]]]:
-    """The whole text, and the (start, stop) of its trained characters.
-
-    Trained are the assistant's turns that are not blank and have something before them: all from
-    `chat.first_trained` on, or with `train_turns="last"` the last of these.
-
-    Raises:
-        DataError: the template refuses the conversation, or does not grow turn by turn.
-    """
-    turns = [
-        i
-        for i, message in enumerate(chat.messages)
-        if i >= max(chat.first_trained, 1) and message["role"] == "assistant" and message["content"].strip()
-    ]
+    turns = answers(chat)
     if train_turns == "last":
         turns = turns[-1:]
     try:
-        text = render(chat.messages)
-        return text, [_span(chat.messages, i, text, render, where) for i in turns]
-    except (jinja2.TemplateError, TypeError, KeyError, IndexError) as error:
+        if template.marked:
+            text, spans = _marked(chat, turns, template, where)
+        elif turns and template.rewrites and turns != [len(chat.messages) - 1]:
+            text, spans = spliced(chat, template, where, _start)
+        else:
+            text = template.render(chat, chat.messages)
+            spans = {i: _span(chat, i, text, template, where) for i in turns}
+    except REFUSALS as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{where}: the chat template refuses the conversation: {error}.") from error
+    return text, {i: spans[i] for i in turns if i not in chat.untrained}
 
 
-def _span(messages: list[dict[str, str]], i: int, text: str, render: Render, where: str) -> tuple[int, int]:
-    opened = render(messages[:i], opening=True)
-    through = text if i + 1 == len(messages) else render(messages[: i + 1])
-    # An opening that goes further than the turn itself (a forced "<think>") counts as far as both agree.
-    start = _agreement(opened, through)
+def answers(chat: Chat) -> list[int]:
+    """Positions of the turns that may be trained, whatever the row's weights say of them."""
+    return [
+        i
+        for i, message in enumerate(chat.messages)
+        if i >= max(chat.first_trained, 1)
+        and message["role"] == "assistant"
+        and ((message.get("content") or "").strip() or any(map(message.get, ("tool_calls", *THOUGHTS))))
+    ]
+
+
+def one_by_one(chat: Chat) -> list[Chat]:
+    """A conversation for each answer, which ends with it; what comes before is context only."""
+    return [
+        Chat(chat.messages[: i + 1], i, chat.untrained, chat.tools, chat.documents, chat.options)
+        for i in answers(chat)
+        if i not in chat.untrained
+    ]
+
+
+def _span(chat: Chat, i: int, text: str, template: ChatTemplate, where: str) -> Span:
+    messages = chat.messages
+    opened = template.render(chat, messages[:i], opening=True)
+    through = text if i + 1 == len(messages) else template.render(chat, messages[: i + 1])
+    # An opening that goes further than the turn itself (a forced "[think]") counts as far as both agree.
+    start = _start(opened, through)
     grows = text.startswith(through)
-    if start < len(opened):
-        before = render(messages[:i])
+    if _agreement(opened, through) < len(opened):
+        before = template.render(chat, messages[:i])
         grows, start = grows and through.startswith(before), max(start, len(before))
     if not grows:
         raise DataError(
             f"{where}: the chat template does not render the first {i} or {i + 1} messages as the beginning "
-            f"of all {len(messages)}, so turn {i + 1} cannot be found in the text. Set train_turns to 'last', "
-            "or split the conversation into rows of one answer each."
+            f"of all {len(messages)}, so turn {i + 1} cannot be found in the text (or its thoughts are dropped). "
+            f"{ONE_BY_ONE}"
         )
     return start, len(through)
+
+
+def _start(opened: str, through: str) -> int:
+    """Where a turn begins in the text that ends with it: behind the opening, thoughts that it opens excepted."""
+    return _agreement(_OPEN_THOUGHTS.sub("", opened), through)
+
+
+def _marked(chat: Chat, turns: list[int], template: ChatTemplate, where: str) -> tuple[str, dict[int, Span]]:
+    """By the template's own marks: one for each turn of the assistant, in order."""
+    text, marks = template.marks(chat)
+    speakers = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    if len(marks) == len(speakers) + 1 and marks[-1][0] == marks[-2][1]:  # an end of sequence behind the last turn
+        marks = [*marks[:-2], (marks[-2][0], marks[-1][1])]
+    if len(marks) != len(speakers):
+        raise DataError(
+            f"{where}: the chat template marks {len(marks)} parts as generated in a conversation with "
+            f"{len(speakers)} turns of the assistant, so it cannot be told which part is whose."
+        )
+    spans = dict(zip(speakers, marks, strict=True))
+    return text, {i: spans[i] for i in turns}
 
 
 def _agreement(a: str, b: str) -> int:
@@ -102,7 +117,7 @@ def _agreement(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def trained_tokens(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+def trained_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """[T] for each token whether it is trained: whether any of its characters is.
 
     `offsets` [T] are the (start, stop) of each token in the text; a tokenizer that trims them gives a token

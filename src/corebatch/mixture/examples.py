@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from corebatch.errors import DataError
-from corebatch.mixture.formats import Canonical, Form, canonical, detect_form, used_columns
+from corebatch.mixture.columns import Columns
+from corebatch.mixture.formats import Canonical, Form, canonical
 from corebatch.mixture.reading import read_parts
-from corebatch.mixture.rows import Part, RawRow
+from corebatch.mixture.rows import Part
 from corebatch.mixture.spec import DatasetSpec
 
 Item = TypeVar("Item")
@@ -25,23 +26,38 @@ class Example:
     where: str
 
 
-def read_examples(spec: DatasetSpec, source_column: str) -> Iterator[Example]:
+def read_examples(
+    spec: DatasetSpec, source_column: str, unused: dict[str, tuple[str, ...]] | None = None
+) -> Iterator[Example]:
     """All rows of a spec.
 
     A row's source is `spec.source` if given; else the row's own `source_column` where it is there and not
-    null; else the file's or data set's name.
+    null; else the file's or data set's name. `unused`, once all rows are read: the spec's path -> its columns
+    (and "messages.NAME" of turns) to which nothing here gives a meaning.
 
     Raises:
         DataError: whatever cannot be read or used, an empty file, or a spec without any row.
     """
     empty = True
+    columns = Columns.of(spec, source_column)
     for part in read_parts(spec):
-        for example in _part_examples(part, spec, source_column):
+        for example in _part_examples(part, spec, columns):
             empty = False
             yield example
+    if unused is not None and columns.unused:
+        unused[spec.path] = tuple(sorted({*unused.get(spec.path, ()), *columns.unused}))
     if empty:
         split = f" (split {spec.split!r})" if spec.split else ""
         raise DataError(f"{spec.label}{split}: should have at least one row. Found none.")
+
+
+def one_answer_each(
+    examples: Iterable[Example], each: Callable[[Canonical, str], list[Canonical]]
+) -> Iterator[Example]:
+    """The examples, with those that `each` makes several rows of as several."""
+    for example in examples:
+        for row in each(example.row, example.where):
+            yield Example(row, example.source, example.where)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -51,23 +67,30 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _part_examples(part: Part, spec: DatasetSpec, source_column: str) -> Iterator[Example]:
+def _part_examples(part: Part, spec: DatasetSpec, columns: Columns) -> Iterator[Example]:
     form: Form | None = None
-    for raw in part.rows(used_columns(source_column)):
+    stated = part.reader.columns
+    seen: set[str] = set()
+    for raw in part.rows(columns.wanted()):
         if form is None:
-            form = detect_form(part.reader.columns or tuple(raw.values), raw.where)
-        source = spec.source or _own_source(raw, source_column) or part.default_source
-        yield Example(canonical(raw.values, raw.where, form), source, raw.where)
+            form = columns.form(stated or tuple(raw.values), raw.where)
+            columns.note(stated or (), form)
+        if stated is None and not raw.values.keys() <= seen:
+            seen.update(raw.values)
+            columns.note(raw.values, form)
+        values = columns.row(raw, form, from_table=stated is not None)
+        source = spec.source or _own_source(values, columns.source_column, raw.where) or part.default_source
+        yield Example(canonical(values, raw.where, form), source, raw.where)
     if form is None:
         raise DataError(f"{part.reader.label}: should have at least one row. Found none.")
 
 
-def _own_source(raw: RawRow, source_column: str) -> str | None:
-    value = raw.values.get(source_column)
+def _own_source(values: Mapping[str, Any], source_column: str, where: str) -> str | None:
+    value = values.get(source_column)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(
-            f"{raw.where}: the source in column {source_column!r} should be a non-empty string. Found {value!r}."
+            f"{where}: the source in column {source_column!r} should be a non-empty string. Found {value!r}."
         )
     return str(value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from corebatch.errors import DataError
 from corebatch.mixture.counts import SourceCounts, length_quantiles, table_row
-from corebatch.mixture.examples import batches, read_examples
+from corebatch.mixture.examples import batches, one_answer_each, read_examples
 from corebatch.mixture.many_sources import check_sources
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import RowStore
@@ -36,6 +36,8 @@ class Mixture:
         specs: what was asked for.
         options: how rows were tokenised.
         seed: of the draws that weights below or between whole numbers make.
+        unused_columns: path of a spec -> its columns, and keys of turns as "messages.NAME", to which nothing
+            here gives a meaning.
     """
 
     dataset: Any
@@ -43,6 +45,7 @@ class Mixture:
     specs: tuple[DatasetSpec, ...]
     options: TokeniseOptions
     seed: int
+    unused_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the rows."""
@@ -96,10 +99,11 @@ def load_mixture(
     )
     tokeniser = Tokeniser(tokenizer, options)
     tally = _Tally()
+    unused: dict[str, tuple[str, ...]] = {}
     with RowStore(work_dir) as store:
         for position, spec in enumerate(parsed):
             first = len(tally.source)
-            for source, row in _token_rows(spec, source_column, tokeniser):
+            for source, row in _token_rows(spec, source_column, tokeniser, unused):
                 if tally.add(source, row):
                     store.append(row, source)
             chosen = weighted_rows(tally.source[first:], spec.weight, seed, position)
@@ -109,11 +113,16 @@ def load_mixture(
         dataset = store.dataset()
     if tally.weighted:
         dataset = dataset.select(tally.chosen)
-    return Mixture(dataset=dataset, counts=counts, specs=tuple(parsed), options=options, seed=seed)
+    return Mixture(
+        dataset=dataset, counts=counts, specs=tuple(parsed), options=options, seed=seed, unused_columns=unused
+    )
 
 
-def _token_rows(spec: DatasetSpec, source_column: str, tokeniser: Tokeniser) -> Iterator[tuple[str, TokenRow]]:
-    for batch in batches(read_examples(spec, source_column), ROWS_AT_ONCE):
+def _token_rows(
+    spec: DatasetSpec, source_column: str, tokeniser: Tokeniser, unused: dict[str, tuple[str, ...]]
+) -> Iterator[tuple[str, TokenRow]]:
+    examples = one_answer_each(read_examples(spec, source_column, unused), tokeniser.each)
+    for batch in batches(examples, ROWS_AT_ONCE):
         rows = tokeniser([example.row for example in batch], [example.where for example in batch])
         yield from zip((example.source for example in batch), rows, strict=True)
 

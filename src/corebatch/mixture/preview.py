@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.counts import length_quantiles, table_row
-from corebatch.mixture.examples import Example, read_examples
+from corebatch.mixture.examples import Example, one_answer_each, read_examples
 from corebatch.mixture.many_sources import check_sources
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import COLUMNS
@@ -53,6 +53,7 @@ class MixturePreview:
         rows: predicted rows of all sources.
         seed: of the sample.
         options: how rows were tokenised.
+        unused_columns: as of a Mixture.
     """
 
     sources: Mapping[str, SourcePreview]
@@ -60,6 +61,7 @@ class MixturePreview:
     rows: int
     seed: int
     options: TokeniseOptions
+    unused_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the predicted rows."""
@@ -94,8 +96,9 @@ def preview_mixture(
     made = TokeniseOptions(**options)
     tokeniser = Tokeniser(tokenizer, made)
     samples: dict[str, _Sample] = {}
+    unused: dict[str, tuple[str, ...]] = {}
     for spec in parsed:
-        for example in read_examples(spec, source_column):
+        for example in one_answer_each(read_examples(spec, source_column, unused), tokeniser.each):
             if example.source not in samples:
                 samples[example.source] = _Sample(rows_per_source, f"mixture preview {seed} {example.source}")
             samples[example.source].add(example, spec.weight)
@@ -116,6 +119,7 @@ def preview_mixture(
         rows=sum(seen.rows for seen in sources.values()),
         seed=seed,
         options=made,
+        unused_columns=unused,
     )
 
 

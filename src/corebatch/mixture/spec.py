@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from corebatch.errors import ConfigError
@@ -23,6 +23,8 @@ class DatasetSpec:
         source: the source label of every row; wins over the rows' own column. None: the rows' own column,
             and without one the file's or data set's name.
         weight: how often the usable rows count, above 0: 2 repeats them, 0.5 draws half, 1.5 does both.
+        columns: our name of a column -> the file's, as in {"prompt": "question", "completion": "answer"}.
+        ignore_columns: columns, and keys of turns, that have a meaning and are left out on purpose.
     """
 
     path: str | Sequence[str]
@@ -30,6 +32,8 @@ class DatasetSpec:
     split: str | None = None
     source: str | None = None
     weight: float = 1.0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    ignore_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.paths or not all(isinstance(path, str) and path.strip() for path in self.paths):
@@ -47,6 +51,27 @@ class DatasetSpec:
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
         if not (math.isfinite(weight) and weight > 0):
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}.")
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        columns, ignored = self.columns, self.ignore_columns
+        if not isinstance(columns, Mapping) or not all(isinstance(x, str) for pair in columns.items() for x in pair):
+            raise ConfigError(
+                f"datasets: `columns` of {self.path!r} should map our names to the file's, as in "
+                f"{{prompt: question, completion: answer}}. Found {columns!r}."
+            )
+        if len(set(columns.values())) < len(columns):
+            raise ConfigError(
+                f"datasets: `columns` of {self.path!r} should take each column of the file once. Found {dict(columns)}."
+            )
+        if not isinstance(ignored, list | tuple) or not all(isinstance(name, str) for name in ignored):
+            raise ConfigError(
+                f"datasets: `ignore_columns` of {self.path!r} should be a list of names. Found {ignored!r}."
+            )
+        both = sorted(set(ignored) & set(columns.values()))
+        if both:
+            raise ConfigError(f"datasets: {both[0]!r} of {self.path!r} stands in `columns` and in `ignore_columns`.")
+        object.__setattr__(self, "ignore_columns", tuple(ignored))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -62,7 +87,7 @@ class DatasetSpec:
         return f"{first} and {len(more)} more" if more else first
 
 
-SPEC_KEYS = tuple(field.name for field in fields(DatasetSpec))
+SPEC_KEYS = tuple(each.name for each in fields(DatasetSpec))
 
 
 def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datasets") -> DatasetSpec:

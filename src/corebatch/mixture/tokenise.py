@@ -1,7 +1,8 @@
 """Rows to token ids and labels.
 
 - Prompt and completion are tokenised apart and laid end to end, so that the boundary is exact; between them
-  stands `separator`, a part of the prompt. End of sequence is added once, after completions and running text.
+  stands `separator`, a part of the prompt, unless white space is there already. End of sequence is added once,
+  after completions and running text.
 - Conversations are tokenised as a whole, as `tokenizer.apply_chat_template` does; a token counts as trained
   when any of its characters lies in a trained turn. What begins and ends a conversation is up to the
   template.
@@ -18,8 +19,10 @@ from itertools import pairwise
 from typing import Any
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.mixture.chat import Render, render_chat, renderer, trained_tokens
+from corebatch.mixture.chat import one_by_one, trained_tokens
+from corebatch.mixture.conversations import Conversations
 from corebatch.mixture.formats import IGNORED_LABEL, Canonical, Chat, Completion, Text, TokenIds, canonical
+from corebatch.mixture.template import read_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +32,12 @@ class TokeniseOptions:
     Attributes:
         max_length: tokens; what comes after is cut.
         apply_chat_template: wrap prompt + completion and instruction rows as turns of user and assistant.
-        chat_template: a Jinja template in place of the tokenizer's own; "plain": lines of "role: content".
-        separator: between prompt and completion when no template is applied; always added, "" for none.
-        train_turns: "all" assistant turns of a conversation, or its "last".
+        chat_template: in place of the tokenizer's own: a Jinja template or the path of a file with one (which is
+            read at once); "plain": lines of "role: content"; "trl": the one that TRL trains with.
+        separator: between prompt and completion when no template is applied. One of white space alone is left
+            out where the prompt ends or the completion begins with white space; "" for none.
+        train_turns: "all" assistant turns of a conversation, its "last", or "each": a row of each, which ends
+            with it.
     """
 
     max_length: int = 1024
@@ -46,8 +52,11 @@ class TokeniseOptions:
                 "`max_length` should be an integer of at least 2 tokens, since the first of a row is never "
                 f"trained. Found {self.max_length!r}."
             )
-        if self.train_turns not in ("all", "last"):
-            raise ConfigError(f"`train_turns` should be 'all' or 'last'. Found {self.train_turns!r}.")
+        if self.train_turns not in ("all", "last", "each"):
+            raise ConfigError(f"`train_turns` should be 'all', 'last' or 'each'. Found {self.train_turns!r}.")
+        if self.chat_template is not None and not isinstance(self.chat_template, str):
+            raise ConfigError(f"`chat_template` should be a string. Found {self.chat_template!r}.")
+        object.__setattr__(self, "chat_template", read_template(self.chat_template))
         if not isinstance(self.separator, str):
             raise ConfigError(f"`separator` should be a string. Found {self.separator!r}.")
 
@@ -87,7 +96,7 @@ class Tokeniser:
         self._eos: int | None = tokenizer.eos_token_id
         self._start = _start_ids(tokenizer)
         self._vocabulary = len(tokenizer)
-        self._render: Render | None = None  # made with the first conversation: other rows need no template
+        self._conversations = Conversations(tokenizer, options.chat_template, options.train_turns)
 
     def __call__(self, rows: Sequence[Canonical], wheres: Sequence[str]) -> list[TokenRow]:
         """One TokenRow for each row; `wheres` say in messages where each comes from.
@@ -96,7 +105,7 @@ class Tokeniser:
             DataError: an id outside of the vocabulary, or a conversation that the template refuses.
             ConfigError: a conversation, and no chat template.
         """
-        rows = [self._as_chat(row) for row in rows]
+        rows = [self._as_chat(row, where) for row, where in zip(rows, wheres, strict=True)]
         done: dict[int, TokenRow] = {}
         chats = [i for i, row in enumerate(rows) if isinstance(row, Chat)]
         plain = [i for i, row in enumerate(rows) if isinstance(row, Completion | Text)]
@@ -107,15 +116,30 @@ class Tokeniser:
                 done[i] = self._given(row, wheres[i])
         return [done[i] for i in range(len(rows))]
 
-    def _as_chat(self, row: Canonical) -> Canonical:
-        if not (self.options.apply_chat_template and isinstance(row, Completion)):
+    def each(self, row: Canonical, where: str) -> list[Canonical]:
+        """The rows that one makes: itself; with `train_turns="each"` a conversation for each of its answers."""
+        if self.options.train_turns != "each":
+            return [row]
+        row = self._as_chat(row, where)
+        return [*one_by_one(row)] or [row] if isinstance(row, Chat) else [row]
+
+    def _as_chat(self, row: Canonical, where: str) -> Canonical:
+        if not isinstance(row, Completion):
             return row
-        user = {"role": "user", "content": row.prompt}
-        return Chat([user, {"role": "assistant", "content": row.completion}], first_trained=1)
+        if self.options.apply_chat_template:
+            return row.as_chat()
+        if row.context is not None:
+            names = row.context.names
+            raise DataError(
+                f"{where}: {', '.join(map(repr, names))} beside prompt and completion can only be shown by a chat "
+                f"template. Set `apply_chat_template: true`, or leave it out on purpose: `ignore_columns: "
+                f"[{', '.join(names)}]` of the data set."
+            )
+        return row
 
     def _plain(self, rows: Sequence[Canonical]) -> list[TokenRow]:
         pairs = [
-            (row.prompt + self.options.separator, row.completion)
+            (self._prompt(row), row.completion)
             if isinstance(row, Completion)
             else ("", row.text if isinstance(row, Text) else "")
             for row in rows
@@ -125,6 +149,12 @@ class Tokeniser:
             self._join(before, after, trained=bool(pair[1].strip()))
             for pair, before, after in zip(pairs, ids[0::2], ids[1::2], strict=True)
         ]
+
+    def _prompt(self, row: Completion) -> str:
+        """The prompt with the separator, where it is not blank or no white space is at the seam yet."""
+        separator = self.options.separator
+        blank_seam = not row.prompt or row.prompt[-1].isspace() or row.completion[:1].isspace()
+        return row.prompt if blank_seam and not separator.strip() else row.prompt + separator
 
     def _join(self, before: list[int], after: list[int], trained: bool) -> TokenRow:
         if self._eos is not None and after[-1:] != [self._eos]:
@@ -137,9 +167,7 @@ class Tokeniser:
     def _chats(self, rows: Sequence[tuple[Any, str]]) -> list[TokenRow]:
         if not rows:
             return []
-        if self._render is None:
-            self._render = renderer(self.tokenizer, self.options.chat_template)
-        rendered = [render_chat(chat, where, self._render, self.options.train_turns) for chat, where in rows]
+        rendered = [self._conversations(chat, where) for chat, where in rows]
         if not getattr(self.tokenizer, "is_fast", False):
             return [self._chat_in_pieces(text, spans) for text, spans in rendered]
         encoding = self._call([text for text, _ in rendered], return_offsets_mapping=True)
@@ -197,7 +225,10 @@ def tokenise_row(
         ConfigError: a bad option, or a conversation without a chat template.
     """
     tokeniser = Tokeniser(tokenizer, TokeniseOptions(max_length=max_length, **options))
-    return tokeniser([canonical(row, where)], [where])[0]
+    rows = tokeniser.each(canonical(row, where), where)
+    if len(rows) > 1:
+        raise ConfigError(f"{where}: `train_turns: each` makes {len(rows)} rows of it; `load_mixture` gives them all.")
+    return tokeniser(rows, [where])[0]
 
 
 def _start_ids(tokenizer: Any) -> list[int]:

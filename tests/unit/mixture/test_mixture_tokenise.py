@@ -35,15 +35,23 @@ def test_the_completion_and_the_end_are_trained_and_nothing_else(
     tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str
 ) -> None:
     row = tokenise_row({"prompt": prompt, "completion": completion}, tokenizer)
+    seam = "" if prompt[-1].isspace() or completion[0].isspace() else "\n"
     assert trained_text(row, tokenizer) == completion + "</s>"
-    assert text(row, tokenizer) == f"{prompt}\n{completion}</s>"
-    assert tokenizer.decode(row.prompt_ids) == f"{prompt}\n"
+    assert text(row, tokenizer) == f"{prompt}{seam}{completion}</s>"
+    assert tokenizer.decode(row.prompt_ids) == f"{prompt}{seam}"
     assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
 
 
 def test_separator_instruction_and_text(tokenizer: PreTrainedTokenizerFast) -> None:
     row = tokenise_row({"prompt": "q:", "completion": " a"}, tokenizer, separator="")
     assert text(row, tokenizer) == "q: a</s>"
+    for prompt, completion, expected in (
+        ("Q: 1+1\nA:\n", "2", "Q: 1+1\nA:\n2</s>"), ("Q: 7-2\nA:", " 5", "Q: 7-2\nA: 5</s>"),
+        ("Q:\u00a0", "2", "Q:\u00a02</s>"), ("", "2", "2</s>"), ("Q", "2", "Q\n2</s>"),
+    ):  # fmt: skip
+        assert text(tokenise_row({"prompt": prompt, "completion": completion}, tokenizer), tokenizer) == expected
+    row = tokenise_row({"prompt": "q\n", "completion": " a"}, tokenizer, separator="=>")
+    assert text(row, tokenizer) == "q\n=> a</s>"  # a separator that says something always stands
     row = tokenise_row({"instruction": "add", "input": "1 2", "output": "3"}, tokenizer)
     assert (text(row, tokenizer), trained_text(row, tokenizer)) == ("add\n\n1 2\n3</s>", "3</s>")
     row = tokenise_row({"text": "all of it"}, tokenizer)
@@ -161,6 +169,11 @@ FORGETFUL = (  # as some reasoning models: earlier answers are shortened once a 
     "{% if m['role'] == 'assistant' and loop.last %}thought{% endif %}{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>thought{% endif %}"
 )
+COUNTING = (  # the end of a turn depends on what follows, so that no form of it fits into the whole
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% if loop.last %}<|end|>{% else %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 EAGER = (  # opens the turn further than a finished turn goes
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>[think]{% endif %}"
@@ -170,8 +183,14 @@ STRICT = "{% for m in messages %}{{ raise_exception('no system turns, please') }
 
 def test_templates_that_do_not_grow(tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"messages": chat("user", "assistant", "user", "assistant")}
-    with pytest.raises(DataError, match=r"turn 2 cannot be found.*train_turns"):
-        tokenise_row(row, tokenizer, chat_template=FORGETFUL)
+    both = tokenise_row(row, tokenizer, chat_template=FORGETFUL)
+    assert text(both, tokenizer) == (
+        "<|user|>question 0?<|end|><|assistant|>thoughtanswer 1 ok<|end|>"
+        "<|user|>question 2?<|end|><|assistant|>thoughtanswer 3 ok<|end|>"
+    )
+    assert trained_text(both, tokenizer) == "answer 1 ok<|end|>answer 3 ok<|end|>"
+    with pytest.raises(DataError, match=r"turn 2 otherwise.*`train_turns: each`, which keeps all answers"):
+        tokenise_row(row, tokenizer, chat_template=COUNTING)
     last = tokenise_row(row, tokenizer, chat_template=FORGETFUL, train_turns="last")
     assert trained_text(last, tokenizer) == "answer 3 ok<|end|>"
     eager = tokenise_row(row, tokenizer, chat_template=EAGER)

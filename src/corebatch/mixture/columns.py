@@ -1,0 +1,124 @@
+"""A file's columns -> ours: renamed by `columns`, left out by `ignore_columns`, and nothing lost in silence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from corebatch.errors import ConfigError, DataError
+from corebatch.mixture.cells import without_nulls
+from corebatch.mixture.formats import FORMS, Form, detect_form
+from corebatch.mixture.keys import KNOWN_OF_ROWS, KNOWN_OF_TURNS, TEMPLATE_OPTIONS, TOOLS, refusal
+from corebatch.mixture.rows import RawRow
+from corebatch.mixture.spec import DatasetSpec
+
+OF_FORMS = frozenset(name for form in FORMS for name in form.columns + form.optional)
+KNOWN = OF_FORMS | frozenset(KNOWN_OF_ROWS)
+OF_TURNS = ("messages", "conversations", "prompt", "completion")
+NESTED = (*OF_TURNS, *TOOLS, *TEMPLATE_OPTIONS, "documents", "history")
+
+
+@dataclass(slots=True)
+class Columns:
+    """The columns of one data set, and which of them no row's tokens come from.
+
+    Attributes:
+        columns: our name -> the file's.
+        ignored: names of columns, and of keys of turns, that are left out on purpose.
+        source_column: holds a row's source, under our name.
+        unused: names seen in rows, or in turns as "messages.NAME", to which nothing here gives a meaning.
+    """
+
+    columns: Mapping[str, str]
+    ignored: frozenset[str]
+    source_column: str
+    unused: set[str] = field(default_factory=set)
+    _checked: bool = False
+
+    @classmethod
+    def of(cls, spec: DatasetSpec, source_column: str) -> Columns:
+        """Of one entry of `datasets:`.
+
+        Raises:
+            ConfigError: `columns` has a name that nothing here reads.
+        """
+        known = KNOWN | {source_column}
+        for name in spec.columns:
+            if name not in known:
+                raise ConfigError(
+                    f"datasets: `columns` of {spec.path!r} should map names known here, such as prompt: question. "
+                    f"Found {name!r}{_near(name, known)}. Known are {', '.join(sorted(known))}."
+                )
+        return cls(dict(spec.columns), frozenset(spec.ignore_columns), source_column)
+
+    def wanted(self) -> frozenset[str]:
+        """The file's columns that have to be read."""
+        return (KNOWN | {self.source_column} | frozenset(self.columns.values())) - self.ignored
+
+    def form(self, found: Collection[str], where: str) -> Form:
+        """The form of a part with the columns found in the file.
+
+        Raises:
+            DataError: no form fits, or a column that `columns` names is not there.
+        """
+        for ours, theirs in self.columns.items():
+            if theirs not in found:
+                raise DataError(
+                    f"{where}: `columns` maps {ours} to {theirs!r}, which is not there{_near(theirs, found)}. "
+                    f"Found {', '.join(map(repr, found)) or 'none'}."
+                )
+        return detect_form(list(self._names(found)), where)
+
+    def note(self, found: Collection[str], form: Form) -> None:
+        """Remembers which of the columns found in the file no row of this form uses."""
+        used = {self.columns.get(name, name) for name in (*form.columns, *form.optional, self.source_column)}
+        shadowed = {name for name in self.columns if name in found and name not in self.columns.values()}
+        self.unused |= (set(found) - used - self.ignored) | shadowed
+
+    def row(self, raw: RawRow, form: Form, from_table: bool) -> Mapping[str, Any]:
+        """The row's cells under our names; `from_table`: without the nulls that Arrow fills into nested cells.
+
+        Raises:
+            DataError: a known key that says something and would be lost.
+        """
+        values = {ours: raw.values[theirs] for ours, theirs in self._names(raw.values).items()}
+        for ours in form.columns:
+            if ours not in values and ours in self.columns:
+                found = ", ".join(map(repr, raw.values)) or "none"
+                raise DataError(f"{raw.where}: the column {self.columns[ours]!r} ({ours}) is missing. Found {found}.")
+        self._refuse_lost(values, form, raw.where)
+        for name in OF_TURNS:
+            if isinstance(values.get(name), list):
+                values[name] = [self._turn(turn, name) for turn in values[name]]
+        if from_table:
+            values |= {name: without_nulls(values[name]) for name in NESTED if name in values}
+        return values
+
+    def _names(self, found: Collection[str]) -> dict[str, str]:
+        """Our name -> the file's, of all columns but those left out and those taken under another name."""
+        taken = set(self.columns.values())
+        names = {name: name for name in found if name not in taken and name not in self.ignored}
+        return names | {ours: theirs for ours, theirs in self.columns.items() if theirs in found}
+
+    def _refuse_lost(self, values: Mapping[str, Any], form: Form, where: str) -> None:
+        for name in KNOWN_OF_ROWS.keys() & values.keys():
+            if name in form.columns or name in form.optional or name == self.source_column:
+                continue
+            key = KNOWN_OF_ROWS[name]
+            if key.says_something(values[name]):
+                raise DataError(refusal(where, name, key, form.name))
+
+    def _turn(self, turn: Any, column: str) -> Any:
+        if not isinstance(turn, Mapping):
+            return turn
+        strange = turn.keys() - KNOWN_OF_TURNS.keys() - self.ignored
+        if strange:
+            self.unused.update(f"{column}.{name}" for name in strange if turn[name] is not None)
+        return {key: value for key, value in turn.items() if key not in self.ignored} if self.ignored else turn
+
+
+def _near(name: str, names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, [str(known) for known in names], n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,154 @@
+"""Every key of a row or of a turn to which a common tool or chat template gives a meaning.
+
+One table, two uses. A key that the row's form reads is honoured there. A key of this table that the row's
+form does not read, but that says something (`given`), stops the reading: it would be lost in silence. What
+stands in no line here is the user's own and stays out of the tokens; `validate` lists it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from corebatch.mixture.cells import given
+
+
+def _is_verdict(value: Any) -> bool:
+    """A boolean, or one in the guise of CSV or of 0 and 1: the mark of unpaired preference data."""
+    return value in (0, 1) if isinstance(value, int | float) else str(value).strip().lower() in ("true", "false")
+
+
+def _not_one(value: Any) -> bool:
+    return given(value) and not (isinstance(value, int | float) and value == 1)
+
+
+def _any_but_zeros(value: Any) -> bool:
+    return not (isinstance(value, list) and not any(value)) and given(value)
+
+
+def _is_packed(value: Any) -> bool:
+    return given(value) and not (isinstance(value, list) and value == list(range(len(value))))
+
+
+def _true(value: Any) -> bool:
+    return bool(given(value) and value is not False and value != 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A known key.
+
+    Attributes:
+        names: under which it is met.
+        meaning: what tools and templates take it for.
+        honoured: where and how it is used here; "": nowhere.
+        advice: how a user goes on whose row has it where it is not used.
+        says_something: whether a value asks for anything.
+    """
+
+    names: tuple[str, ...]
+    meaning: str
+    honoured: str = ""
+    advice: str = ""
+    says_something: Callable[[Any], bool] = given
+
+
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+TEMPLATE_OPTIONS = ("chat_template_kwargs", "enable_thinking")
+MASKS = ("completion_mask", "assistant_masks", "loss_mask")
+WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask", "step_loss_mask")
+
+_PREFERENCE = "Rows of preferences are not trained on; keep the answers to learn, as 'completion' or as a turn"
+_TEXT_ONLY = "Only text is trained"
+
+ROW_KEYS: tuple[Key, ...] = (
+    Key(SYSTEM, "system prompt", "the first turn of conversations, and of other rows with `apply_chat_template`"),
+    Key(TOOLS, "tools that the assistant may call", "given to the chat template"),
+    Key(("documents",), "documents to answer from", "given to the chat template"),
+    Key(TEMPLATE_OPTIONS, "options of the chat template", "given to the chat template"),
+    Key(("history",), "earlier turns, as pairs", "turns before the row's own, with `apply_chat_template`"),
+    Key(THOUGHTS, "the thoughts before the answer", "the answer's thoughts, with `apply_chat_template`"),
+    Key(MASKS, "which tokens are trained", "with `input_ids`: where 0, not trained"),
+    Key(
+        ("chosen", "rejected", "rejected_response", "rejected_messages", "chosen_response"),
+        "a preferred and a refused answer (DPO)",
+        advice=_PREFERENCE,
+    ),
+    Key(
+        ("label", "kto_tag"),
+        "whether the answer is wanted (KTO: unpaired preference data)",
+        advice=f"Rows whose answer is not wanted would be trained too. Take them out. {_PREFERENCE}",
+        says_something=_is_verdict,
+    ),
+    Key(
+        ("score", "reward", "margin"),
+        "how good the answer is",
+        advice="No row is weighted by it. Take out the rows that should not be learnt",
+    ),
+    Key(
+        ("weight", "sample_weight", "loss_weight", "loss_scale"),
+        "how much the row counts",
+        advice="Rows are not weighted one by one. Give the `weight` of a whole data set",
+        says_something=_not_one,
+    ),
+    Key(
+        ("image", "images", "video", "videos", "audio", "audios", "pixel_values"),
+        "pictures, films, sound",
+        advice=_TEXT_ONLY,
+    ),
+    Key(
+        ("position_ids", "seq_lengths"),
+        "several examples packed into a row",
+        advice="Give one example a row; rows are put together without padding by `padding_free`",
+        says_something=_is_packed,
+    ),
+    Key(
+        ("token_type_ids",), "parts of a row, for some models", advice="They are not given to the model",
+        says_something=_any_but_zeros,
+    ),
+)  # fmt: skip
+
+TURN_KEYS: tuple[Key, ...] = (
+    Key(("role", "from"), "who speaks", "by the chat template"),
+    Key(("content", "value"), "what is said: a string, or a list of text parts", "by the chat template"),
+    Key(WEIGHTS, "whether the turn is trained", "0 or false: nothing of it is; 1 or true: all of an assistant's"),
+    Key(THOUGHTS, "the thoughts before the answer", "by the chat template, under the name that it reads"),
+    Key(("tool_calls", "function_call"), "the assistant's calls of tools", "by the chat template, and trained"),
+    Key(("tool_call_id",), "which call a tool answers", "given to the chat template"),
+    Key(("name",), "the tool's or the speaker's name", "given to the chat template"),
+    Key(
+        ("tools", "functions"), "tools that the assistant may call",
+        advice="Give them in a column 'tools' of the row",
+    ),
+    Key(("rejected", "chosen", "label"), "preferences", advice=_PREFERENCE),
+    Key(("refusal",), "the assistant's refusal", advice="Give its text as 'content'"),
+    Key(
+        ("prefix", "continue_final_message"), "a turn to be continued", advice="Give the whole turn as 'content'",
+        says_something=_true,
+    ),
+    Key(
+        ("train_detail", "training_detail", "loss_scale"), "which parts of the turn are trained",
+        advice="Turns are trained whole or not at all, by 'weight': 1 or 0", says_something=_not_one,
+    ),
+    Key(("mask", "masked", "ignore"), "whether the turn is left out", advice="Use 'weight': 0", says_something=_true),
+    Key(
+        ("image", "images", "video", "videos", "audio", "audios", "input_audio"), "pictures, films, sound",
+        advice=_TEXT_ONLY,
+    ),
+)  # fmt: skip
+
+KNOWN_OF_ROWS: dict[str, Key] = {name: key for key in ROW_KEYS for name in key.names}
+KNOWN_OF_TURNS: dict[str, Key] = {name: key for key in TURN_KEYS for name in key.names}
+REFUSED_OF_TURNS = frozenset(name for key in TURN_KEYS if not key.honoured for name in key.names)
+
+
+def refusal(where: str, name: str, key: Key, form: str) -> str:
+    """The words with which a key that would be lost is refused."""
+    advice = f" {key.advice}." if key.advice else f" It is {key.honoured}."
+    return (
+        f"{where}: {name!r} ({key.meaning}) is not used by rows of the form {form}.{advice} "
+        f"Or leave it out on purpose: `ignore_columns: [{name}]` of the data set."
+    )
