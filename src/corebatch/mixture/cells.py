@@ -74,8 +74,8 @@ def mappings(value: Any, name: str, where: str) -> list[dict[str, Any]]:
 
 
 def given(value: Any) -> bool:
-    """Whether a cell says something: not null, not blank, not an empty list or mapping."""
-    if value is None:
+    """Whether a cell says something: not null or NaN, not blank, not an empty list or mapping."""
+    if value is None or value != value:
         return False
     if isinstance(value, str):
         return bool(value.strip())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.mixture.cells import without_nulls
+from corebatch.mixture.cells import given, without_nulls
 from corebatch.mixture.formats import FORMS, Form, detect_form
 from corebatch.mixture.keys import KNOWN_OF_ROWS, KNOWN_OF_TURNS, TEMPLATE_OPTIONS, TOOLS, refusal
 from corebatch.mixture.rows import RawRow
@@ -16,6 +16,7 @@ from corebatch.mixture.spec import DatasetSpec
 
 OF_FORMS = frozenset(name for form in FORMS for name in form.columns + form.optional)
 KNOWN = OF_FORMS | frozenset(KNOWN_OF_ROWS)
+WITHOUT_ANSWERS = ("text", "tokens")
 OF_TURNS = ("messages", "conversations", "prompt", "completion")
 NESTED = (*OF_TURNS, *TOOLS, *TEMPLATE_OPTIONS, "documents", "history")
 
@@ -35,7 +36,6 @@ class Columns:
     ignored: frozenset[str]
     source_column: str
     unused: set[str] = field(default_factory=set)
-    _checked: bool = False
 
     @classmethod
     def of(cls, spec: DatasetSpec, source_column: str) -> Columns:
@@ -48,7 +48,7 @@ class Columns:
         for name in spec.columns:
             if name not in known:
                 raise ConfigError(
-                    f"datasets: `columns` of {spec.path!r} should map names known here, such as prompt: question. "
+                    f"datasets: `columns` of {spec.label} should map names known here, such as prompt: question. "
                     f"Found {name!r}{_near(name, known)}. Known are {', '.join(sorted(known))}."
                 )
         return cls(dict(spec.columns), frozenset(spec.ignore_columns), source_column)
@@ -75,7 +75,7 @@ class Columns:
         """Remembers which of the columns found in the file no row of this form uses."""
         used = {self.columns.get(name, name) for name in (*form.columns, *form.optional, self.source_column)}
         shadowed = {name for name in self.columns if name in found and name not in self.columns.values()}
-        self.unused |= (set(found) - used - self.ignored) | shadowed
+        self.unused |= (set(found) - used - self.ignored - KNOWN_OF_ROWS.keys()) | shadowed
 
     def row(self, raw: RawRow, form: Form, from_table: bool) -> Mapping[str, Any]:
         """The row's cells under our names; `from_table`: without the nulls that Arrow fills into nested cells.
@@ -104,11 +104,13 @@ class Columns:
 
     def _refuse_lost(self, values: Mapping[str, Any], form: Form, where: str) -> None:
         for name in KNOWN_OF_ROWS.keys() & values.keys():
+            key = KNOWN_OF_ROWS[name]
             if name in form.columns or name in form.optional or name == self.source_column:
                 continue
-            key = KNOWN_OF_ROWS[name]
-            if key.says_something(values[name]):
+            if key.says_something(values[name]) and not (key.of_answers and form.name in WITHOUT_ANSWERS):
                 raise DataError(refusal(where, name, key, form.name))
+            if given(values[name]):
+                self.unused.add(self.columns.get(name, name))
 
     def _turn(self, turn: Any, column: str) -> Any:
         if not isinstance(turn, Mapping):

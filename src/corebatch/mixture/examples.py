@@ -32,7 +32,7 @@ def read_examples(
     """All rows of a spec.
 
     A row's source is `spec.source` if given; else the row's own `source_column` where it is there and not
-    null; else the file's or data set's name. `unused`, once all rows are read: the spec's path -> its columns
+    null; else the file's or data set's name. `unused`, once all rows are read: the spec's label -> its columns
     (and "messages.NAME" of turns) to which nothing here gives a meaning.
 
     Raises:
@@ -45,7 +45,7 @@ def read_examples(
             empty = False
             yield example
     if unused is not None and columns.unused:
-        unused[spec.path] = tuple(sorted({*unused.get(spec.path, ()), *columns.unused}))
+        unused[spec.label] = tuple(sorted({*unused.get(spec.label, ()), *columns.unused}))
     if empty:
         split = f" (split {spec.split!r})" if spec.split else ""
         raise DataError(f"{spec.label}{split}: should have at least one row. Found none.")

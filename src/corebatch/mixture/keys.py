@@ -45,6 +45,7 @@ class Key:
         honoured: where and how it is used here; "": nowhere.
         advice: how a user goes on whose row has it where it is not used.
         says_something: whether a value asks for anything.
+        of_answers: means this beside an answer only; beside running text it is the user's own.
     """
 
     names: tuple[str, ...]
@@ -52,6 +53,7 @@ class Key:
     honoured: str = ""
     advice: str = ""
     says_something: Callable[[Any], bool] = given
+    of_answers: bool = False
 
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -82,11 +84,13 @@ ROW_KEYS: tuple[Key, ...] = (
         "whether the answer is wanted (KTO: unpaired preference data)",
         advice=f"Rows whose answer is not wanted would be trained too. Take them out. {_PREFERENCE}",
         says_something=_is_verdict,
+        of_answers=True,
     ),
     Key(
         ("score", "reward", "margin"),
         "how good the answer is",
         advice="No row is weighted by it. Take out the rows that should not be learnt",
+        of_answers=True,
     ),
     Key(
         ("weight", "sample_weight", "loss_weight", "loss_scale"),

@@ -36,8 +36,8 @@ class Mixture:
         specs: what was asked for.
         options: how rows were tokenised.
         seed: of the draws that weights below or between whole numbers make.
-        unused_columns: path of a spec -> its columns, and keys of turns as "messages.NAME", to which nothing
-            here gives a meaning.
+        unused_columns: label of a spec (its path) -> its columns, and keys of turns as "messages.NAME", to
+            which nothing here gives a meaning.
     """
 
     dataset: Any

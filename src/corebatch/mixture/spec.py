@@ -32,7 +32,7 @@ class DatasetSpec:
     split: str | None = None
     source: str | None = None
     weight: float = 1.0
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     ignore_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -232,6 +232,10 @@ def test_columns_that_would_be_lost_are_refused(
 
 
 def test_text_cannot_show_a_system_prompt(tokenizer: PreTrainedTokenizerFast, write_jsonl: WriteLines) -> None:
+    path = write_jsonl("labels.jsonl", [{"text": "t", "label": 0, "score": 0.5}])  # of a classifier: not ours
+    assert load_mixture([str(path)], tokenizer).unused_columns == {str(path): ("label", "score")}
+    path = write_jsonl("names.jsonl", [{"prompt": "t", "completion": "a", "label": "sports", "weight": 1}])
+    assert load_mixture([str(path)], tokenizer).unused_columns == {str(path): ("label", "weight")}
     path = write_jsonl("data.jsonl", [{"text": "t", "system": "s", "label": 3}])
     with pytest.raises(DataError, match=r"line 1: 'system' \(system prompt\) is not used by rows of the form text"):
         load_mixture([str(path)], tokenizer)
