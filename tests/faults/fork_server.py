@@ -5,8 +5,9 @@ Reads jobs from standard input and answers on standard output, a JSON object a l
     {"runs": [{"case", "folder", "settings", "resume", "rank", "world", "port", ...}, ...],
      "kill": {"run": 0, "delay": seconds}, "seconds": bound}
 
-with a run for each process. `kill` kills a process by SIGKILL so long after it has told that its moment has come (see
-`cases.py`). What the processes leave is in `result.json` and `life.log` beside their folders.
+with a run for each process. `kill` kills a process by SIGKILL, or by the `signal` that it names, so long after it has
+told that its moment has come (see `cases.py`). What the processes leave is in `result.json` and `life.log` beside their
+folders.
 """
 
 import gc
@@ -55,7 +56,9 @@ def serve(job: dict) -> dict:
         if kill is not None and told is None and read_all(pipes[kill["run"]]):
             told = now
         if told is not None and now - told >= kill.get("delay", 0.0) and codes[kill["run"]] is None:
-            os.kill(pids[kill["run"]], signal.SIGKILL)  # not yet waited for, so the number is still its own
+            os.kill(
+                pids[kill["run"]], signal.Signals[kill.get("signal", "SIGKILL")]
+            )  # not yet waited for, so the number is still its own
             kill, told, began = None, None, now
         for i, pid in enumerate(pids):
             texts[i] += read_all(logs[i])

@@ -43,6 +43,7 @@ from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
+from corebatch.trainer.run_control import controlled
 from corebatch.trainer.run_identity import describe_run
 from corebatch.trainer.saving import Saving, check_writable, saving_failed
 from corebatch.trainer.scoring_config import ScoringConfig
@@ -98,6 +99,8 @@ class CoresetMixin(_Base):
     _train_batch_size: int
     _states: BlockStates | None
     _limits: RowLimits | None
+    handle_signals = True
+    """Whether SIGTERM and SIGHUP finish the step, save and end the process."""
     _resumed: str | None = None
     _saving: Saving | None = None
     _run: dict[str, Any] | None = None
@@ -659,12 +662,20 @@ class CoresetMixin(_Base):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's. Resuming takes the last complete checkpoint, checks it before anything changes, and cuts
-        `selection.jsonl` back to its step.
+        `selection.jsonl` back to its step; a run that has made all its steps does nothing. At SIGTERM or SIGHUP the
+        step is finished and saved (`handle_signals`).
 
         Raises:
             CheckpointError: there is no complete checkpoint, or it is another run's; output_dir cannot be written;
                 a checkpoint or the record could not be written on the way.
+            ConfigError: another process trains in output_dir.
+            SystemExit: after a signal, with 128 + its number.
         """
+        resume = resume_from_checkpoint
+        return controlled(self, lambda: self._train(resume, *args, **kwargs), resume, signals=self.handle_signals)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> Any:
+        """The parent's training between what begins and what ends the record."""
         if self.coreset.pool_factor > 1:
             self._start_over()
             self._resumed = resume_from_checkpoint = self._begin(resume_from_checkpoint)
@@ -712,9 +723,6 @@ class CoresetMixin(_Base):
                     f"All ranks should resume from the same checkpoint. Found {folder} on rank "
                     f"{self.accelerator.process_index}, and a later one on another."
                 )
-        with self._ranks.together(f"Cutting {record.LOG}"):
-            if self.is_world_process_zero():
-                record.start_log(output_dir, steps)
         if folder is not None and self.args.ignore_data_skip and self.is_world_process_zero():
             logger.warning(
                 "ignore_data_skip is true: the epoch of %s begins again at its first row, so the run will not be the "

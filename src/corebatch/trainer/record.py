@@ -166,6 +166,9 @@ class Recorder(TrainerCallback):
         self._flops = model_flops(model)  # until a row has shown what runs
         self._peak = peak_flops(args.device, _training_type(args, model))
         self.step, self._since_log, self.losses = None, [], []
+        with self._trainer._ranks.together(f"Cutting {LOG}"):
+            if state.is_world_process_zero:
+                start_log(Path(args.output_dir), state.global_step)
         self._log = StepLog(Path(args.output_dir) / LOG if state.is_world_process_zero else None)
         # Training may also end by an error that no callback hears of: what is held back is written when the recorder
         # goes, or the process.
