@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from corebatch.errors import DataError
@@ -185,15 +186,12 @@ def _mask(row: Mapping[str, Any], name: str, ids: list[int], where: str) -> list
     return mask
 
 
-def _parse_conversation(column: str) -> Callable[[Mapping[str, Any], str], Chat]:
-    def parse(row: Mapping[str, Any], where: str) -> Chat:
-        turns, (name, system) = parse_turns(row[column], column, where), _system(row, where)
-        messages = with_system(turns.messages, system, name, where)
-        moved = len(messages) - len(turns.messages)
-        untrained = frozenset(i + moved for i in turns.untrained)
-        return Chat(messages, 0, untrained, *_shown_by_templates(row, where))
-
-    return parse
+def _parse_conversation(column: str, row: Mapping[str, Any], where: str) -> Chat:
+    turns, (name, system) = parse_turns(row[column], column, where), _system(row, where)
+    messages = with_system(turns.messages, system, name, where)
+    moved = len(messages) - len(turns.messages)
+    untrained = frozenset(i + moved for i in turns.untrained)
+    return Chat(messages, 0, untrained, *_shown_by_templates(row, where))
 
 
 def _parse_completion(row: Mapping[str, Any], where: str) -> Canonical:
@@ -264,9 +262,10 @@ PROMPT_NAMES = ("prompt", "question", "query", "instruction", "problem", "input"
 COMPLETION_NAMES = ("completion", "answer", "response", "solution", "output", "target")
 FORMS: tuple[Form, ...] = (
     Form("tokens", ("input_ids",), _parse_tokens, optional=("labels", "attention_mask", *MASKS)),
-    Form("messages", ("messages",), _parse_conversation("messages"), optional=FOR_TEMPLATES),
+    Form("messages", ("messages",), partial(_parse_conversation, "messages"), optional=FOR_TEMPLATES),
     Form(
-        "conversations (ShareGPT)", ("conversations",), _parse_conversation("conversations"), optional=FOR_TEMPLATES
+        "conversations (ShareGPT)", ("conversations",), partial(_parse_conversation, "conversations"),
+        optional=FOR_TEMPLATES,
     ),
     Form(
         "prompt and completion", ("prompt", "completion"), _parse_completion,

@@ -69,7 +69,7 @@ def _behind(chat: Chat, i: int, stop: int, template: ChatTemplate, where: str) -
     if last.count(_PLACE) != 1 or going_on.count(_PLACE) != 1:
         raise _unfit(where, i)
     end, rest = last.partition(_PLACE)[2], going_on.partition(_PLACE)[2]
-    kept = template.common_tokens(end, rest)
+    kept = len(end) if rest.startswith(end) else template.common_tokens(end, rest)
     if not kept:  # the turn's end cannot be told from what follows it
         raise _unfit(where, i)
     return rest[kept:], len(end) - kept

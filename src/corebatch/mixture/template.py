@@ -43,9 +43,11 @@ def read_template(given: str | None) -> str | None:
     Raises:
         ConfigError: the file is not text, or is empty.
     """
-    if given is None or "{" in given or "\n" in given or not Path(given).expanduser().is_file():
+    if given is None or "{" in given or "\n" in given:
         return given
     try:
+        if not Path(given).expanduser().is_file():
+            return given
         text = Path(given).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"`chat_template`: the file {given} cannot be read: {error}.") from error

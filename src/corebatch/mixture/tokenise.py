@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,8 @@ from corebatch.mixture.chat import one_by_one, trained_tokens
 from corebatch.mixture.conversations import Conversations
 from corebatch.mixture.formats import IGNORED_LABEL, Canonical, Chat, Completion, Text, TokenIds, canonical
 from corebatch.mixture.template import read_template
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,7 @@ class Tokeniser:
         self._eos: int | None = tokenizer.eos_token_id
         self._start = _start_ids(tokenizer)
         self._vocabulary = len(tokenizer)
+        self._warned = False
         self._conversations = Conversations(tokenizer, options.chat_template, options.train_turns)
 
     def __call__(self, rows: Sequence[Canonical], wheres: Sequence[str]) -> list[TokenRow]:
@@ -128,6 +132,12 @@ class Tokeniser:
             return row
         if self.options.apply_chat_template:
             return row.as_chat()
+        if self.options.chat_template is not None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: prompt and completion are not put into the `chat_template`. Set `apply_chat_template: true` "
+                "for that.", where,
+            )  # fmt: skip
         if row.context is not None:
             names = row.context.names
             raise DataError(
