@@ -12,10 +12,30 @@ One step:
 `corebatch.trainer` has the trainers, `corebatch.scoring` and `corebatch.selectors` the methods by name.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from corebatch.errors import CorebatchError
-from corebatch.step import select
-from corebatch.types import Selection, SourceGroup
+
+if TYPE_CHECKING:
+    from corebatch.step import select
+    from corebatch.types import Selection, SourceGroup
 
 __version__ = "0.1.0.dev0"
 
 __all__ = ["CorebatchError", "Selection", "SourceGroup", "__version__", "select"]
+
+_WHERE = {"select": "corebatch.step", "Selection": "corebatch.types", "SourceGroup": "corebatch.types"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is asked for, so that the command line answers at once."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,7 +23,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             revision=settings.model_revision,
             trust_remote_code=settings.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes other packages raise
         raise ConfigError(_missing("tokenizer", settings, error)) from error
     _set_special_tokens(tokenizer, settings)
     return tokenizer
@@ -61,9 +61,15 @@ def load_model(settings: Settings) -> Any:
     own = settings.model
     options = _model_options(own)
     try:
-        model = AutoModelForCausalLM.from_pretrained(own.model_name_or_path, **options)
-    except (OSError, ValueError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(own.model_name_or_path, output_loading_info=True, **options)
+    except Exception as error:  # whatever a damaged file makes other packages raise
         raise ConfigError(_missing("model", own, error)) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"model_name_or_path: the weights of {own.model_name_or_path} should be those of a "
+            f"{type(model).__name__}, or untrained numbers would stand in for them. Found none for "
+            f"{', '.join(missing[:4])}{f' and {len(missing) - 4} more' if len(missing) > 4 else ''}."
+        )
     if (
         own.load_in_4bit
     ):  # norms, embedding and head in float32; with checkpointing, an embedding that asks for gradients
@@ -86,7 +92,7 @@ def skeleton(settings: Settings) -> Any:
         config = AutoConfig.from_pretrained(
             own.model_name_or_path, revision=own.model_revision, trust_remote_code=own.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise ConfigError(_missing("model", own, error)) from error
     dtype = getattr(config, "dtype", None) or torch.float32 if own.dtype == "auto" else getattr(torch, own.dtype)
     with torch.device("meta"):
@@ -110,7 +116,7 @@ def with_adapters(model: Any, settings: Settings) -> Any:
             target_modules=own.lora_target_modules,
         )
         return get_peft_model(model, config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise ConfigError(f"peft refuses the LoRA settings: {error}") from error
 
 
@@ -166,4 +172,5 @@ def _missing(what: str, own: ModelSettings, error: Exception) -> str:
     path = Path(own.model_name_or_path)
     local = path.exists() or own.model_name_or_path.startswith((".", "/", "~"))
     kind = "folder" if local else "folder or hub id"
-    return f"model_name_or_path: no {what} can be loaded from the {kind} {own.model_name_or_path!r}: {error}"
+    found = str(error) or type(error).__name__
+    return f"model_name_or_path: no {what} can be loaded from the {kind} {own.model_name_or_path!r}: {found}"

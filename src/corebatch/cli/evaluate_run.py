@@ -222,7 +222,7 @@ def load_trained(
 def _loaded(what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever a damaged file makes other packages raise
         raise ConfigError(f"Cannot load {what}: {error}") from error
 
 

@@ -1,10 +1,13 @@
-"""Held-out sets by source: a loss for each, and one for all."""
+"""The Trainer of the command line: held-out sets by source, and refusals that name the settings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from corebatch.cli.settings import Settings
+from corebatch.errors import ConfigError, CorebatchError
 from corebatch.trainer import CoresetTrainer
 
 
@@ -16,6 +19,16 @@ class TrainerBySource(CoresetTrainer):
     """
 
     control: Any
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's. Raises ConfigError with its words if it refuses `optim` or its options."""
+        with refused("optim and optim_args"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's. Raises ConfigError with its words if it refuses the schedule or its options."""
+        with refused("lr_scheduler_type and lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -34,6 +47,17 @@ class TrainerBySource(CoresetTrainer):
         self.log(dict(overall))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(overall))
         return metrics | overall
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """What transformers, Accelerate and what they use say against settings, as a ConfigError; our own errors stay."""
+    try:
+        yield
+    except CorebatchError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
+        raise ConfigError(f"{what} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def sets_by_source(dataset: Any, settings: Settings) -> Any:

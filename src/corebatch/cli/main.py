@@ -1,19 +1,27 @@
-"""The command line. Errors about input are one message and exit code 2, never a traceback."""
+"""The command line. Errors about input are one message and exit code 2, never a traceback.
+
+Nothing here imports torch or transformers: each command imports what it needs, so that help is there at once.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
+from corebatch import __version__
+from corebatch.cli.bench import app as bench
 from corebatch.cli.evaluate import evaluate
-from corebatch.errors import CorebatchError
+from corebatch.cli.failures import message
+from corebatch.text import visible
 
 app = typer.Typer(
     add_completion=False,
@@ -25,12 +33,37 @@ _PASS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _CONFIG = Annotated[Path, typer.Argument(help="a YAML file; its keys are Hugging Face's own", metavar="CONFIG")]
 
 
+class WithKeys(TyperCommand):
+    """Help that ends with the keys of the config."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from corebatch.cli.key_help import print_keys
+
+        print_keys(console())
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"corebatch {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune on a large batch's update at a small batch's price."""
+
+
 def console() -> Console:
     """Where results go; 100 columns where there is no terminal."""
     return Console(width=None if sys.stdout.isatty() else 100)
 
 
-@app.command(context_settings=_PASS)
+@app.command(context_settings=_PASS, cls=WithKeys)
 def train(context: typer.Context, config: _CONFIG) -> None:
     """Fine-tune by a config file; `--key value` pairs change its keys (`--coreset.pool_factor 4`)."""
     from corebatch.cli.settings import load_settings
@@ -39,7 +72,7 @@ def train(context: typer.Context, config: _CONFIG) -> None:
     run(load_settings(config, context.args), console())
 
 
-@app.command(context_settings=_PASS)
+@app.command(context_settings=_PASS, cls=WithKeys)
 def validate(
     context: typer.Context,
     config: _CONFIG,
@@ -79,12 +112,13 @@ def demo(
 def compare(context: typer.Context, config: _CONFIG) -> None:
     """Compare the config's selection with plain training and other arms, at equal budgets, tuned, over seeds."""
     from corebatch.cli.compare import compare as run
-    from corebatch.cli.settings import read_values
+    from corebatch.cli.values import read_values
 
     run(*read_values(config, context.args), console())
 
 
 app.command(name="evaluate")(evaluate)
+app.add_typer(bench, name="bench")
 
 
 @app.command()
@@ -93,12 +127,6 @@ def env() -> None:
     from corebatch.cli.env import env as show
 
     show(console())
-
-
-def _add_bench() -> None:
-    from corebatch.cli.bench import app as bench
-
-    app.add_typer(bench, name="bench")
 
 
 def hush() -> None:
@@ -110,21 +138,37 @@ def hush() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
+class _Plain(logging.Formatter):
+    """Names of users come into warnings too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), lines=True)
+
+
+def _show_all_text() -> None:
+    """What the terminal's encoding has not is written out, and warnings are plain text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Plain())
+
+
 def main() -> None:
-    """The entry point `corebatch`."""
+    """The entry point `corebatch`. With COREBATCH_TRACEBACK set, every error shows where it was raised."""
     hush()
-    if "bench" in sys.argv[1:2] or not sys.argv[1:] or "--help" in sys.argv[1:2]:
-        _add_bench()  # it imports torch and transformers, which `corebatch report` need not wait for
+    _show_all_text()
     try:
         app()
-    except (CorebatchError, ImportError) as error:
-        if isinstance(error, ImportError) and "pip install" not in str(error):
-            raise
-        print(f"corebatch: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("corebatch: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        told = None if os.environ.get("COREBATCH_TRACEBACK") else message(error)
+        if told is None:
+            raise
+        print(f"corebatch: {told}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

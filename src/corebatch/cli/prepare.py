@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.evaluate_run import BeforeAndAfter
-from corebatch.cli.held_out import TrainerBySource, sets_by_source
+from corebatch.cli.held_out import TrainerBySource, refused, sets_by_source
 from corebatch.cli.settings import Settings
 from corebatch.cli.tables import source_rows, table
 from corebatch.errors import ConfigError
@@ -74,15 +74,17 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
     elif first:
         tell_mixture(mixture, tokenizer, console)
     set_seed(args.seed)  # adapters are drawn before the Trainer seeds: the same config is the same run in any process
-    trainer = TrainerBySource(
-        model=load_model(settings),
-        args=args,
-        train_dataset=mixture.dataset,
-        eval_dataset=eval_dataset,
-        data_collator=PaddingCollator(tokenizer),
-        processing_class=tokenizer,
-        coreset=settings.coreset,
-    )
+    model = load_model(settings)
+    with refused("These training settings"):
+        trainer = TrainerBySource(
+            model=model,
+            args=args,
+            train_dataset=mixture.dataset,
+            eval_dataset=eval_dataset,
+            data_collator=PaddingCollator(tokenizer),
+            processing_class=tokenizer,
+            coreset=settings.coreset,
+        )
     return Run(trainer=trainer, tokenizer=tokenizer, mixture=mixture, held_out=held_out, tasks=tasks, first=first)
 
 

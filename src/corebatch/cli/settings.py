@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from transformers import TrainingArguments
 
 from corebatch._registry import hint
+from corebatch.cli.bounds import check_number
+from corebatch.cli.coerce import coerce, members
+from corebatch.cli.other_names import other_name
+from corebatch.cli.values import place, read_values
 from corebatch.errors import ConfigError
 from corebatch.mixture import DatasetSpec, parse_specs
 from corebatch.trainer import CoresetConfig
@@ -87,7 +89,7 @@ class Settings:
         """Raises ConfigError with transformers' own words if it refuses a value."""
         try:
             return TrainingArguments(**self.training)
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
             raise ConfigError(f"transformers refuses these training settings: {error}") from error
 
 
@@ -103,6 +105,13 @@ _MODEL = {f.name: f for f in dataclasses.fields(ModelSettings)}
 _DATA = {f.name: f for f in dataclasses.fields(DataSettings)}
 _TRAINING = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
 _LISTS = ("datasets", "eval_datasets")
+_PLAIN: dict[str, Any] = {
+    key: annotation
+    for kind in (TrainingArguments, DataSettings, ModelSettings)
+    for key, annotation in typing.get_type_hints(kind).items()
+    if key in {**_MODEL, **_DATA, **_TRAINING} and key not in (*_LISTS, "eval_tasks")
+}
+"""The keys that hold one value, with its type."""
 KEYS = (*_MODEL, *_DATA, *_TRAINING, "coreset")
 
 
@@ -115,15 +124,6 @@ def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Setting
     return settings_from(*read_values(config, overrides))
 
 
-def read_values(config: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """The keys of a YAML file, changed by `--key value` pairs, and where they come from, for errors."""
-    values = read_config(config) if config is not None else {}
-    for key, value in parse_overrides(overrides):
-        _expand(values, key)
-        _set(values, key.split("."), value, key)
-    return values, str(config) if config is not None else "the command line"
-
-
 def settings_from(values: dict[str, Any], where: str) -> Settings:
     """Settings from keys and values; the block `compare` is left to `corebatch compare`.
 
@@ -133,22 +133,20 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
     values = {key: value for key, value in values.items() if key != "compare"}
     for key in values:
         if key not in KEYS:
-            raise ConfigError(f"{where}: unknown key {key!r}.{hint(key, KEYS)}")
+            raise ConfigError(f"{place(where, key)}: unknown key {key!r}.{_advice(key)}")
     for key in ("model_name_or_path", "datasets", "output_dir"):
         if not values.get(key):
             raise ConfigError(f"{where}: the key {key!r} is missing.")
-    hints = typing.get_type_hints(ModelSettings)
-    model = ModelSettings(**{k: coerce(values[k], hints[k], k) for k in _MODEL if k in values})
-    hints = typing.get_type_hints(DataSettings)
+    given = {
+        **_PLAIN,
+        "resume_from_checkpoint": bool | str | None,
+    }  # the Trainer's `train` takes "the last one" as well
+    checked = {k: _checked(values[k], given[k], k, where) for k in given if k in values}
+    model = ModelSettings(**{k: checked[k] for k in _MODEL if k in checked})
     lists: dict[str, Any] = {k: tuple(parse_specs(values[k])) for k in _LISTS if values.get(k)}
-    plain: dict[str, Any] = {
-        k: coerce(values[k], hints[k], k) for k in _DATA if k in values and k not in (*_LISTS, "eval_tasks")
-    }
-    plain["eval_tasks"] = _tasks(values.get("eval_tasks"))
-    data = DataSettings(**lists, **plain)
-    hints = typing.get_type_hints(TrainingArguments)
-    hints["resume_from_checkpoint"] = bool | str | None  # the Trainer's `train` takes "the last one" as well
-    training = {k: coerce(values[k], hints[k], k) for k in _TRAINING if k in values}
+    plain = {k: checked[k] for k in _DATA if k in checked}
+    data = DataSettings(**lists, **plain, eval_tasks=_tasks(values.get("eval_tasks")))
+    training = {k: checked[k] for k in _TRAINING if k in checked}
     lora = model.use_peft if model.use_peft is not None else any(key.startswith("lora_") for key in values)
     _check_four_bits(values, model, lora)
     return Settings(
@@ -158,6 +156,24 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         coreset=CoresetConfig.from_dict(values.get("coreset")),
         lora=lora,
     )
+
+
+def _checked(value: Any, annotation: Any, key: str, where: str) -> Any:
+    try:
+        found = coerce(value, annotation, key)
+        if found is None and not {type(None), Any} & set(members(annotation)):
+            raise ConfigError(f"{key} should have a value. Found none.")
+        check_number(key, found)
+    except ConfigError as error:
+        raise ConfigError(f"{place(where, key)}: {error}") from None
+    return found
+
+
+def _advice(key: str) -> str:
+    """What an unknown key is called here, or which known one is close."""
+    if key in {field.name for field in dataclasses.fields(CoresetConfig)} | {"recipe"}:
+        return f" It belongs to the block coreset: coreset.{key}."
+    return other_name(key, KEYS) or hint(key, KEYS)
 
 
 def _tasks(given: Any) -> tuple[Any, ...]:
@@ -177,118 +193,3 @@ def _check_four_bits(values: dict[str, Any], model: ModelSettings, lora: bool) -
         raise ConfigError(
             "load_in_4bit freezes the model's weights, so adapters should be trained: give lora_r. Found no LoRA."
         )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        ConfigError: missing, not YAML (with the line), or no block of keys.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no config file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} should hold keys and values. Found {type(values).__name__}.")
-    return {str(key): value for key, value in values.items()}
-
-
-def parse_overrides(arguments: Sequence[str]) -> Iterable[tuple[str, Any]]:
-    """`--key value`, `--key=value` and `--flag` as pairs; values are read as YAML."""
-    position = 0
-    while position < len(arguments):
-        word = arguments[position]
-        position += 1
-        if not word.startswith("--") or len(word) < 3:
-            raise ConfigError(f"Expected `--key value` after the config file. Found {word!r}.")
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            if position < len(arguments) and not arguments[position].startswith("--"):
-                text = arguments[position]
-                position += 1
-            else:
-                text = "true"
-        key = key.replace("-", "_")
-        yield key, _override(key, text)
-
-
-TEXTS = ("model_name_or_path", "output_dir", "run_name", "eos_token", "pad_token", "chat_template", "separator")
-"""Keys whose values are text on the command line also where YAML would read something else, as in `[PAD]`."""
-
-
-def _override(key: str, text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        if key in TEXTS:
-            return text
-        raise ConfigError(f"--{key}: {text!r} is not a YAML value: {error}") from error
-    return text if key in TEXTS and not isinstance(value, str) and text not in ("null", "~") else value
-
-
-def _expand(values: dict[str, Any], key: str) -> None:
-    """Where a key of `coreset.scoring` is given, a plain way that stands there becomes a block with the key `way`."""
-    block = values.get("coreset")
-    if key.startswith("coreset.scoring.") and isinstance(block, dict) and isinstance(block.get("scoring"), str):
-        block["scoring"] = {"way": block["scoring"]}
-
-
-def _set(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
-    for part in path[:-1]:
-        inner = values.setdefault(part, {})
-        if inner is None:
-            inner = values[part] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--{key}: {part!r} is no block of keys. Found {inner!r}.")
-        values = inner
-    values[path[-1]] = value
-
-
-def coerce(value: Any, annotation: Any, key: str) -> Any:
-    """A value of the annotated type; numbers that YAML reads as text, such as 5e-4, become numbers.
-
-    Raises:
-        ConfigError: the value is of another type; the key is named.
-    """
-    kinds = _members(annotation)
-    if value is None or Any in kinds:
-        return value
-    if isinstance(value, str) and not any(kind in kinds for kind in (str, dict, list)):
-        for kind in (int, float):
-            if kind in kinds:
-                try:
-                    return kind(value)
-                except ValueError:
-                    continue
-    literal = [kind for kind in kinds if not isinstance(kind, type)]
-    if value in literal:
-        return value
-    simple = [kind for kind in kinds if kind in (bool, int, float, str)]
-    if simple and len(simple) + len(literal) == len([kind for kind in kinds if kind is not type(None)]):
-        fits = any(
-            isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            for kind in simple + ([int] if float in simple else [])
-        )
-        if not fits:
-            wanted = " or ".join([kind.__name__ for kind in simple] + [repr(kind) for kind in literal])
-            raise ConfigError(f"{key} should be {wanted}. Found {value!r}.")
-    elif literal and not simple:
-        raise ConfigError(f"{key} should be one of {', '.join(map(repr, literal))}. Found {value!r}.")
-    return value
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, literals as their values, generic types as their origins."""
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
-    if origin is Literal:
-        return list(typing.get_args(annotation))
-    return [origin or annotation]

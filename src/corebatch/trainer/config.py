@@ -17,6 +17,9 @@ from corebatch.step import DEFAULT_SELECTOR, CoresetStep
 from corebatch.trainer.scoring_config import FROM_MEMORY, ScoringConfig
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
+MOST = 2**20
+"""Rows drawn for one that is trained, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoresetConfig:
@@ -65,10 +68,12 @@ class CoresetConfig:
     track_error: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("pool_factor", 1), ("seed", 0), ("track_error", 0)):
+        for name, least, most in (("pool_factor", 1, MOST), ("seed", 0, 2**63 - 1), ("track_error", 0, 10**9)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"coreset.{name} should be an integer of at least {least}. Found {value!r}.")
+            if value > most:
+                raise ConfigError(f"coreset.{name} should be at most {most:,}. Found {value:,}.")
         if self.loss not in ("token_mean", "example_mean"):
             raise ConfigError(f"coreset.loss should be token_mean or example_mean. Found {self.loss!r}.")
         if not isinstance(self.padding_free, bool) and self.padding_free != "auto":
