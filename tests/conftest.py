@@ -15,6 +15,12 @@ def variables_of_its_own():
     os.environ.update({name: value for name, value in before.items() if name.startswith("ACCELERATE_")})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def rows_kept_apart(tmp_path_factory):
+    """Tokenised rows of tests are not kept where a user's are."""
+    os.environ["COREBATCH_CACHE"] = str(tmp_path_factory.mktemp("kept"))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Sums in the order of one thread: bit for bit the same, and quick for tiny models."""

@@ -123,7 +123,13 @@ def with_adapters(model: Any, settings: Settings) -> Any:
 def read_mixture(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> Mixture:
     """The data of a run, tokenised."""
     specs = settings.data.eval_datasets if evaluation else settings.data.datasets
-    return load_mixture(list(specs), tokenizer, **_how_rows_are_read(settings))
+    return load_mixture(
+        list(specs),
+        tokenizer,
+        dataset_num_proc=settings.data.dataset_num_proc,
+        cache=settings.data.dataset_cache,
+        **_how_rows_are_read(settings),
+    )
 
 
 def preview(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> MixturePreview:

@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from corebatch import __version__
 from corebatch.cli.bench import app as bench
+from corebatch.cli.cache import app as cache
 from corebatch.cli.evaluate import evaluate
 from corebatch.cli.failures import message
 from corebatch.text import visible
@@ -119,6 +120,7 @@ def compare(context: typer.Context, config: _CONFIG) -> None:
 
 app.command(name="evaluate")(evaluate)
 app.add_typer(bench, name="bench")
+app.add_typer(cache, name="cache")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from corebatch.cli.coerce import coerce, members
 from corebatch.cli.other_names import other_name
 from corebatch.cli.values import place, read_values
 from corebatch.errors import ConfigError
-from corebatch.mixture import DatasetSpec, parse_specs
+from corebatch.mixture import DatasetSpec, check_processes, parse_specs
 from corebatch.trainer import CoresetConfig
 
 
@@ -57,6 +57,8 @@ class DataSettings:
         eval_by_source: the held-out loss is logged by source as well, if there are several; every row is still
             evaluated once.
         eval_tasks: lines or mappings as in `corebatch.evaluation.parse_task`, measured before and after training.
+        dataset_num_proc: processes that tokenise; the rows are the same with any number.
+        dataset_cache: whether tokenised rows are kept for the next start, or the folder that they are kept in.
     """
 
     datasets: tuple[DatasetSpec, ...]
@@ -68,6 +70,11 @@ class DataSettings:
     chat_template: str | None = None
     separator: str = "\n"
     train_turns: str = "all"
+    dataset_num_proc: int | None = None
+    dataset_cache: bool | str = True
+
+    def __post_init__(self) -> None:
+        check_processes(self.dataset_num_proc)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from corebatch.mixture.collator import PaddingCollator
 from corebatch.mixture.counts import SourceCounts
 from corebatch.mixture.formats import FORMS, Chat, Completion, Form, Text, TokenIds, canonical, detect_form
 from corebatch.mixture.load import Mixture, load_mixture
+from corebatch.mixture.parallel import check_processes
 from corebatch.mixture.preview import MixturePreview, SourcePreview, preview_mixture
 from corebatch.mixture.spec import DatasetSpec, parse_spec, parse_specs
 from corebatch.mixture.template import PLAIN_CHAT_TEMPLATE
@@ -34,6 +35,7 @@ __all__ = [
     "TokenRow",
     "TokeniseOptions",
     "canonical",
+    "check_processes",
     "detect_form",
     "load_mixture",
     "parse_spec",

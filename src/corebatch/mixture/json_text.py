@@ -19,7 +19,7 @@ def parse(text: str, where: str, advice: str = "") -> Any:
             same key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if "\n" not in text else f"line {error.lineno}, column {error.colno}"
         reason = f"{error.msg} at {place}"
@@ -74,3 +74,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _SameKey(next(name for name in names if names.count(name) > 1))
     return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from corebatch.errors import DataError
-from corebatch.mixture.counts import SourceCounts, length_quantiles, table_row
+from corebatch.mixture.blocks import tokenise_block
+from corebatch.mixture.cache import RowCache, read_record, temporary_rows, write_record
+from corebatch.mixture.counts import SourceCounts, table_row
+from corebatch.mixture.digests import Memo, rows_key
 from corebatch.mixture.examples import batches, one_answer_each, read_examples
-from corebatch.mixture.many_sources import check_sources
+from corebatch.mixture.many_sources import check_sources, warn_of_many
+from corebatch.mixture.parallel import check_processes, in_order
 from corebatch.mixture.spec import DatasetSpec, parse_specs
-from corebatch.mixture.store import RowStore
-from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
+from corebatch.mixture.store import RowStore, mapped_rows
+from corebatch.mixture.tally import Tally
+from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser
 from corebatch.mixture.weights import weighted_rows
-
-logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 512
 
@@ -68,6 +67,8 @@ def load_mixture(
     separator: str = "\n",
     train_turns: str = "all",
     seed: int = 0,
+    dataset_num_proc: int | None = None,
+    cache: bool | str | Path | None = None,
     work_dir: str | Path | None = None,
 ) -> Mixture:
     """Reads and tokenises all data sets, one after another: a union without replacement, not shuffled.
@@ -77,13 +78,15 @@ def load_mixture(
 
     Args:
         specs: at least one DatasetSpec, mapping of its fields, or path.
-        tokenizer: a Hugging Face tokenizer. Fast ones tokenise on all cores by themselves.
+        tokenizer: a Hugging Face tokenizer. Fast ones may tokenise on all cores by themselves.
         max_length: tokens; longer rows keep their beginning and are counted.
         source_column: the rows' own column with the name of their source.
         apply_chat_template, chat_template, separator, train_turns: see TokeniseOptions.
         seed: of the draws made for weights.
-        work_dir: where the tokenised rows are kept until the process ends; None: the system's temporary
-            folder.
+        dataset_num_proc: processes that tokenise; the rows and their order are those of one.
+        cache: whether tokenised rows are kept for the next start and other processes, or the folder that they are
+            kept in (True: see RowCache). None: yes, unless `work_dir` is given.
+        work_dir: where rows that are not kept are until the process ends; None: the system's temporary folder.
 
     Raises:
         ConfigError: a bad setting, an unknown key, or conversations without a chat template.
@@ -97,98 +100,70 @@ def load_mixture(
         separator=separator,
         train_turns=train_turns,
     )
-    tokeniser = Tokeniser(tokenizer, options)
-    tally = _Tally()
-    unused: dict[str, tuple[str, ...]] = {}
-    with RowStore(work_dir) as store:
-        for position, spec in enumerate(parsed):
-            first = len(tally.source)
-            for source, row in _token_rows(spec, source_column, tokeniser, unused):
-                if tally.add(source, row):
-                    store.append(row, source)
-            chosen = weighted_rows(tally.source[first:], spec.weight, seed, position)
-            tally.chosen.extend(first + i for i in chosen)
-        check_sources(tally.names, sum(tally.read), source_column)
-        counts = tally.counts(max_length)
-        dataset = store.dataset()
-    if tally.weighted:
-        dataset = dataset.select(tally.chosen)
+    plan = _Plan(tuple(parsed), source_column, options, tokenizer, check_processes(dataset_num_proc))
+    folder = _folder(plan, cache, work_dir)
+    record = read_record(folder)
+    tally = Tally.load(folder, record["tally"])
+    warn_of_many(tally.names, sum(tally.read), source_column)
+    dataset, chosen = mapped_rows(folder), _chosen(parsed, tally, seed)
     return Mixture(
-        dataset=dataset, counts=counts, specs=tuple(parsed), options=options, seed=seed, unused_columns=unused
+        dataset=dataset if chosen is None else dataset.select(chosen),
+        counts=tally.counts(max_length, chosen),
+        specs=tuple(parsed),
+        options=options,
+        seed=seed,
+        unused_columns={label: tuple(names) for label, names in record["unused"].items()},
     )
 
 
-def _token_rows(
-    spec: DatasetSpec, source_column: str, tokeniser: Tokeniser, unused: dict[str, tuple[str, ...]]
-) -> Iterator[tuple[str, TokenRow]]:
-    examples = one_answer_each(read_examples(spec, source_column, unused), tokeniser.each)
-    for batch in batches(examples, ROWS_AT_ONCE):
-        rows = tokeniser([example.row for example in batch], [example.where for example in batch])
-        yield from zip((example.source for example in batch), rows, strict=True)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that the rows before weights depend on, and in how many processes they are made."""
+
+    specs: tuple[DatasetSpec, ...]
+    source_column: str
+    options: TokeniseOptions
+    tokenizer: Any
+    processes: int
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Per source what was read, dropped and cut; per kept row its source, length and trained tokens."""
+def _folder(plan: _Plan, cache: bool | str | Path | None, work_dir: str | Path | None) -> Path:
+    """The folder with the plan's rows, kept or made."""
+    if cache is False or (cache is None and work_dir is not None):
+        return temporary_rows(lambda folder: _write_rows(plan, folder, None), work_dir)
+    kept = RowCache(cache if isinstance(cache, str | Path) else None)
+    memo = Memo(kept.folder / "digests")
+    key = rows_key(plan.specs, plan.source_column, plan.options, plan.tokenizer, memo)
+    if key is None:
+        return temporary_rows(lambda folder: _write_rows(plan, folder, None))
+    return kept.folder_for(key, lambda folder: _write_rows(plan, folder, memo))
 
-    names: dict[str, int] = field(default_factory=dict)
-    read: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
-    source: array[int] = field(default_factory=lambda: array("i"))
-    length: array[int] = field(default_factory=lambda: array("i"))
-    trained: array[int] = field(default_factory=lambda: array("i"))
-    chosen: array[int] = field(default_factory=lambda: array("q"))
 
-    def add(self, source: str, row: TokenRow) -> bool:
-        """Counts one row; whether it is kept."""
-        number = self.names.setdefault(source, len(self.names))
-        if number == len(self.read):
-            for column in (self.read, self.dropped, self.truncated):
-                column.append(0)
-        self.read[number] += 1
-        self.truncated[number] += row.truncated
-        trained = row.trained
-        if not trained:
-            self.dropped[number] += 1
-            return False
-        self.source.append(number)
-        self.length.append(len(row.input_ids))
-        self.trained.append(trained)
-        return True
+def _write_rows(plan: _Plan, folder: Path, memo: Memo | None) -> bool:
+    """Tokenises everything into a folder; whether it may be kept: not if a file changed meanwhile."""
+    tokeniser = Tokeniser(plan.tokenizer, plan.options)
+    tally, unused = Tally(), dict[str, tuple[str, ...]]()
+    with RowStore(folder) as store:
+        for spec in plan.specs:
+            examples = one_answer_each(read_examples(spec, plan.source_column, unused), tokeniser.each)
+            work = batches(examples, ROWS_AT_ONCE)
+            for block in in_order(partial(tokenise_block, tokeniser), work, plan.processes):
+                tally.add(block)
+                store.append(block.batch)
+            tally.end_spec()
+    check_sources(tally.names, sum(tally.read), plan.source_column)
+    tally.check(plan.options.max_length)
+    write_record(folder, {"specs": [spec.label for spec in plan.specs], "tally": tally.save(folder), "unused": unused})
+    return memo is not None and memo.unchanged()
 
-    @property
-    def weighted(self) -> bool:
-        """Whether weights changed anything."""
-        return len(self.chosen) != len(self.source) or any(i != row for i, row in enumerate(self.chosen))
 
-    def counts(self, max_length: int) -> dict[str, SourceCounts]:
-        chosen = np.asarray(self.chosen, dtype=np.int64)
-        source, length, trained = (
-            np.asarray(column, dtype=np.int64)[chosen] for column in (self.source, self.length, self.trained)
-        )
-        order = np.argsort(source, kind="stable")
-        ends = np.cumsum(np.bincount(source, minlength=len(self.names)))
-        counts = {}
-        for name, number in self.names.items():
-            own = order[ends[number - 1] if number else 0 : ends[number]]
-            if not len(own):
-                raise DataError(
-                    f"The source {name!r} has no rows left: of {self.read[number]} read, "
-                    f"{self.dropped[number]} have "
-                    f"no trained token within max_length = {max_length}. Raise max_length, or look whether answers "
-                    "are blank."
-                )
-            counts[name] = SourceCounts(
-                rows_read=self.read[number],
-                rows_dropped=self.dropped[number],
-                rows_truncated=self.truncated[number],
-                rows=len(own),
-                tokens=int(length[own].sum()),
-                trained_tokens=int(trained[own].sum()),
-                lengths=length_quantiles(length[own].tolist()),
-            )
-        dropped, cut = sum(self.dropped), sum(self.truncated)
-        if dropped or cut:
-            logger.info("of %d rows, %d cut at %d tokens, %d dropped", sum(self.read), cut, max_length, dropped)
-        return counts
+def _chosen(specs: Sequence[DatasetSpec], tally: Tally, seed: int) -> list[int] | None:
+    """The rows that weights leave, repeat and draw; None if these are all rows, once each."""
+    if all(spec.weight == 1 for spec in specs):
+        return None
+    chosen: list[int] = []
+    starts = [0, *tally.ends]
+    for position, (spec, start, end) in enumerate(zip(specs, starts, tally.ends, strict=False)):
+        sources = tally.rows[0, start:end].tolist()
+        chosen.extend(start + row for row in weighted_rows(sources, spec.weight, seed, position))
+    return chosen

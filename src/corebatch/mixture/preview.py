@@ -12,7 +12,7 @@ import datasets
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.counts import length_quantiles, table_row
 from corebatch.mixture.examples import Example, one_answer_each, read_examples
-from corebatch.mixture.many_sources import check_sources
+from corebatch.mixture.many_sources import check_sources, warn_of_many
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import COLUMNS
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
@@ -102,7 +102,9 @@ def preview_mixture(
             if example.source not in samples:
                 samples[example.source] = _Sample(rows_per_source, f"mixture preview {seed} {example.source}")
             samples[example.source].add(example, spec.weight)
-    check_sources(samples, sum(sample.read for sample in samples.values()), source_column)
+    read = sum(sample.read for sample in samples.values())
+    check_sources(samples, read, source_column)
+    warn_of_many(samples, read, source_column)
     sources: dict[str, SourcePreview] = {}
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for name, sample in samples.items():

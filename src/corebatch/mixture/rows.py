@@ -37,11 +37,13 @@ class RowReader(ABC):
     Attributes:
         label: how messages call it.
         files: what the rows are read from, where that is files.
+        identity: what else tells which rows these are; None where the files do, or nothing does.
         columns: all columns, where the file states them; None where every row has its own.
     """
 
     label: str
     files: tuple[Path, ...] = ()
+    identity: str | None = None
     columns: tuple[str, ...] | None = None
 
     @abstractmethod

@@ -119,6 +119,7 @@ class DatasetReader(RowReader):
         self.label = label
         self.columns = tuple(dataset.column_names)
         self.files = tuple(dict.fromkeys(Path(file["filename"]) for file in dataset.cache_files))
+        self.identity = getattr(dataset, "_fingerprint", None)  # of slices as well, which have the same files
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
         # Only what is asked for is decoded: a column of images must not be opened on the way.
@@ -154,7 +155,7 @@ class FolderColumnsReader(RowReader):
 
     def __init__(self, inner: RowReader, stated: dict[str, str | None]) -> None:
         self.inner, self.stated = inner, stated
-        self.label, self.files = inner.label, inner.files
+        self.label, self.files, self.identity = inner.label, inner.files, inner.identity
         if inner.columns is not None:
             self.columns = tuple(dict.fromkeys((*inner.columns, *stated)))
 

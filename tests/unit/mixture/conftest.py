@@ -30,6 +30,14 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which this test's tokenised rows are kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    monkeypatch.setenv("COREBATCH_CACHE", str(folder))
+    return folder
+
+
 def byte_tokenizer(*, bos: bool = False, trim_offsets: bool = False) -> Tokenizer:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

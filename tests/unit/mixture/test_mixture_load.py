@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture import load_mixture, preview_mixture
-from corebatch.mixture.store import RowStore
+from corebatch.mixture.blocks import arrow_batch
+from corebatch.mixture.store import RowStore, mapped_rows
 from corebatch.mixture.tokenise import TokenRow
 from corebatch.mixture.weights import weighted_rows
 
@@ -220,12 +221,12 @@ def test_unknown_keys_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_the_store_is_removed_with_its_process(tmp_path: Path) -> None:
-    from corebatch.mixture.store import _remove
+    from corebatch.mixture.scratch import _remove, scratch_folder
 
-    with RowStore(tmp_path) as store:
-        store.append(TokenRow([1, 2], [-100, 2]), "s")
-        rows = store.dataset()
-    (folder,) = tmp_path.iterdir()
+    folder = scratch_folder(tmp_path, "rows-")
+    with RowStore(folder) as store:
+        store.append(arrow_batch([TokenRow([1, 2], [-100, 2])], ["s"]))
+    rows = mapped_rows(folder)
     _remove(str(folder), os.getpid() + 1)
     assert folder.exists()
     _remove(str(folder), os.getpid())

@@ -9,7 +9,7 @@ from mixture_rows import WriteLines, qa
 
 from corebatch.errors import DataError
 from corebatch.mixture import DatasetSpec, load_mixture
-from corebatch.mixture.many_sources import check_sources
+from corebatch.mixture.many_sources import warn_of_many
 from corebatch.mixture.names import source_of, split_of
 from corebatch.mixture.reading import read_parts
 
@@ -96,7 +96,7 @@ def test_a_column_of_ids_is_no_column_of_sources(write_jsonl: WriteLines, tokeni
 
 
 def test_many_sources_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    check_sources([str(i) for i in range(1000)], 3000, "source")
+    warn_of_many([str(i) for i in range(1000)], 3000, "source")
     assert not caplog.records
-    check_sources([str(i) for i in range(1001)], 3000, "source")
+    warn_of_many([str(i) for i in range(1001)], 3000, "source")
     assert "1,001 sources in 3,000 rows" in caplog.text
