@@ -21,8 +21,6 @@ from corebatch.mixture import Mixture, PaddingCollator
 from corebatch.mixture.ends import endless_sources
 from corebatch.text import say
 
-MANY_SOURCES = 1000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -90,15 +88,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
 
 def tell_mixture(mixture: Any, tokenizer: Any, console: Console, title: str = "Mixture (lengths in tokens)") -> None:
     """The sources of a Mixture or MixturePreview, a row each, and what should be known of them."""
-    found = mixture.summary()
-    console.print(table(title, source_rows(found)))
-    if len(found) > MANY_SOURCES:
-        say(
-            console,
-            f"Warning: {len(found):,} sources. If their column holds ids, name another by coreset.source_column, or "
-            "give the data set a `source`.",
-            "yellow",
-        )
+    console.print(table(title, source_rows(mixture.summary())))
     rows = getattr(mixture, "dataset", None)
     options = mixture.options
     for source in endless_sources(rows if rows is not None else mixture.sample, tokenizer, options.max_length):

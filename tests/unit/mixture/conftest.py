@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ def wrap(tokenizer: Tokenizer, **changes: Any) -> PreTrainedTokenizerFast:
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """make_tokenizer(bos=True, eos_token="<pad>"): one of its own."""
+    return lambda bos=False, **changes: wrap(byte_tokenizer(bos=bos), **changes)
 
 
 @pytest.fixture(scope="session")

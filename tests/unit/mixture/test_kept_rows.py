@@ -25,7 +25,6 @@ import pytest
 from mixture_rows import WriteLines, qa
 from transformers import AutoTokenizer
 
-from conftest import byte_tokenizer, wrap
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture import Mixture, cache, digests, load_mixture, scratch
 from corebatch.mixture.cache import RowCache, write_record
@@ -34,7 +33,7 @@ from corebatch.mixture.parallel import in_order
 from corebatch.mixture.tally import Tally
 from corebatch.mixture.tokenise import Tokeniser
 
-ROWS = [*qa(40, source="a"), *qa(7, source="b"), {"prompt": "q", "completion": " ", "source": "b"}]
+ROWS = [*qa(40, source="a"), *qa(7, source="b"), {"prompt": "q", "completion": " ", "source": "b", "note": 1}]
 
 
 def table(mixture: Mixture) -> Any:
@@ -48,7 +47,7 @@ def same(one: Mixture, other: Mixture) -> bool:
         and one.counts == other.counts
         and list(one.counts) == list(other.counts)
         and one.summary() == other.summary()
-        and getattr(one, "unused_columns", None) == getattr(other, "unused_columns", None)
+        and one.unused_columns == other.unused_columns
     )
 
 
@@ -87,6 +86,7 @@ def test_kept_rows_are_those_that_are_made(
     assert same(anew, first)
     assert same(anew, second)
     assert second.counts["b"].rows_dropped == 1
+    assert second.unused_columns == {specs[0]["path"]: ("note",)}
     folder = Path(second.dataset.cache_files[0]["filename"]).parent
     assert isinstance(Tally.load(folder, cache.read_record(folder)["tally"]).rows, np.memmap)
 
@@ -121,28 +121,28 @@ def test_another_setting_makes_other_rows(
     assert len(entries(kept)) == 2
 
 
-def test_another_tokenizer_makes_other_rows(write_jsonl: WriteLines, kept: Path) -> None:
+def test_another_tokenizer_makes_other_rows(write_jsonl: WriteLines, kept: Path, make_tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     specs = [str(write_jsonl("a.jsonl", [{"messages": turns}, {"text": "x"}][:1]))]
-    plain = wrap(byte_tokenizer())
-    other_template = wrap(byte_tokenizer())
+    plain = make_tokenizer()
+    other_template = make_tokenizer()
     other_template.chat_template = plain.chat_template.replace("<|end|>", "</s>")
-    with_token = wrap(byte_tokenizer())
+    with_token = make_tokenizer()
     with_token.add_tokens(["answer"])
     tokenizers = [
         plain,
         other_template,
         with_token,
-        wrap(byte_tokenizer(bos=True)),
-        wrap(byte_tokenizer(), eos_token="<pad>"),
+        make_tokenizer(bos=True),
+        make_tokenizer(eos_token="<pad>"),
     ]
     for number, one in enumerate(tokenizers, start=1):
         assert same(load_mixture(specs, one), load_mixture(specs, one, cache=False))
         assert len(entries(kept)) == number
 
 
-def test_a_tokenizer_is_the_same_after_use_and_in_another_process(tmp_path: Path) -> None:
-    one = wrap(byte_tokenizer())
+def test_a_tokenizer_is_the_same_after_use_and_in_another_process(tmp_path: Path, make_tokenizer: Any) -> None:
+    one = make_tokenizer()
     before = tokenizer_digest(one)
     one(["a", "b c d e"], padding=True, truncation=True, max_length=3, return_tensors="pt")
     one.apply_chat_template([{"role": "user", "content": "q"}], tokenize=True)
@@ -159,8 +159,10 @@ def test_a_tokenizer_is_the_same_after_use_and_in_another_process(tmp_path: Path
     assert elsewhere.strip() == tokenizer_digest(AutoTokenizer.from_pretrained(tmp_path / "saved"))
 
 
-def test_a_template_that_writes_the_date(write_jsonl: WriteLines, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = wrap(byte_tokenizer())
+def test_a_template_that_writes_the_date(
+    write_jsonl: WriteLines, kept: Path, make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_tokenizer()
     one.chat_template = "{{ strftime_now('%Y') }}" + one.chat_template
     specs = [str(write_jsonl("a.jsonl", qa(3)))]
     load_mixture(specs, one)
