@@ -128,8 +128,12 @@ def detect_form(columns: Collection[str], where: str) -> Form:
 def _hint(columns: Collection[str]) -> str:
     if "chosen" in columns:
         return (
-            " Rows of preferences are not trained on: `columns: {completion: chosen}` would train the chosen answers."
+            " Rows of preferences are not trained on; with `columns: {completion: chosen}` and "
+            "`ignore_columns: [rejected]` the chosen answers are."
         )
+    chat = next((name for name in CHAT_NAMES if name in columns), None)
+    if chat is not None:
+        return f" Perhaps `columns: {{messages: {chat}}}` (or conversations: {chat}) of the data set."
     prompt = next((name for name in PROMPT_NAMES if name in columns), None)
     completion = next((name for name in COMPLETION_NAMES if name in columns), None)
     if completion is None or prompt is None:
@@ -258,6 +262,7 @@ def _shown_by_templates(
 
 
 FOR_TEMPLATES = (*SYSTEM, *TOOLS, "documents", *TEMPLATE_OPTIONS)
+CHAT_NAMES = ("conversation", "dialog", "dialogue", "chat", "turns", "message", "chats")
 PROMPT_NAMES = ("prompt", "question", "query", "instruction", "problem", "input")
 COMPLETION_NAMES = ("completion", "answer", "response", "solution", "output", "target")
 FORMS: tuple[Form, ...] = (

@@ -56,7 +56,7 @@ class Key:
     of_answers: bool = False
 
 
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
 TEMPLATE_OPTIONS = ("chat_template_kwargs", "enable_thinking")
@@ -81,9 +81,15 @@ ROW_KEYS: tuple[Key, ...] = (
     ),
     Key(
         ("label", "kto_tag"),
-        "whether the answer is wanted (KTO: unpaired preference data)",
-        advice=f"Rows whose answer is not wanted would be trained too. Take them out. {_PREFERENCE}",
+        "whether the answer is wanted: unpaired preference data, as for KTO",
+        advice="Answers that are not wanted would be trained too: take those rows out of the file",
         says_something=_is_verdict,
+        of_answers=True,
+    ),
+    Key(
+        ("context",),
+        "what the question is about (Dolly, SQuAD)",
+        advice="Map it beside the others: `columns: {instruction: ..., input: context, output: ...}`",
         of_answers=True,
     ),
     Key(

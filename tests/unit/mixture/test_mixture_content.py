@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture import load_mixture, preview_mixture, tokenise_row
+from corebatch.mixture.keys import KNOWN_OF_ROWS, KNOWN_OF_TURNS
 
 U1, U2 = {"role": "user", "content": "q1"}, {"role": "user", "content": "q2"}
 A1, A2 = {"role": "assistant", "content": "bad"}, {"role": "assistant", "content": "good"}
@@ -212,7 +213,8 @@ def test_the_path_of_a_template(tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     [
         ({"label": False}, "label"), ({"label": "False"}, "label"), ({"label": 0}, "label"),
         ({"kto_tag": True}, "kto_tag"), ({"chosen": "a"}, "chosen"), ({"rejected": [A1]}, "rejected"),
-        ({"rejected_response": "x"}, "rejected_response"), ({"score": 0.5}, "score"), ({"images": ["a"]}, "images"),
+        ({"rejected_response": "x"}, "rejected_response"), ({"score": 0.5}, "score"),
+        ({"context": "x"}, "context"), ({"images": ["a"]}, "images"),
         ({"audios": ["a"]}, "audios"), ({"weight": 2}, "weight"), ({"sample_weight": 0.1}, "sample_weight"),
         ({"completion_mask": [1]}, "completion_mask"),
     ],
@@ -328,3 +330,9 @@ def test_masks_of_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenise_row({"input_ids": [7, 8, 9]}, tokenizer).labels == [7, 8, 9]
     with pytest.raises(DataError, match=r"'completion_mask' should hold 0 and 1. Found 2"):
         tokenise_row({"input_ids": [7, 8], "completion_mask": [0, 2]}, tokenizer)
+
+
+def test_the_docs_name_every_known_key() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    names = {*KNOWN_OF_ROWS, *KNOWN_OF_TURNS}
+    assert sorted(name for name in names if f"`{name}`" not in page) == []

@@ -54,6 +54,15 @@ def test_the_order_decides_between_forms() -> None:
 def test_no_form_lists_what_was_found_and_what_is_expected() -> None:
     with pytest.raises(DataError, match=r"row 3.*'question', 'answer'.*prompt \+ completion.*text"):
         canonical({"question": "q", "answer": "a"}, "row 3")
+    for row, hint in (
+        ({"question": "q", "answer": "a"}, r"columns: \{prompt: question, completion: answer\}"),
+        ({"instruction": "q", "response": "a"}, r"columns: \{prompt: instruction, completion: response\}"),
+        ({"dialog": []}, r"columns: \{messages: dialog\}"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"preferences.*columns: \{completion: chosen\}"),
+        ({"a": 1}, r"columns: \{prompt: \.\.\., completion"),
+    ):
+        with pytest.raises(DataError, match=hint):
+            canonical(row, "row 3")
 
 
 @pytest.mark.parametrize(
