@@ -40,6 +40,10 @@ class Conversations:
             self._template = ChatTemplate(self._tokenizer, self._given)
         template, chat = self._template, self._template.adapted(chat)
         text, spans = render_chat(chat, where, template, self._train_turns)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: the conversation holds half a surrogate pair: no tokenizer takes it.") from error
         check_shown(chat, text, frozenset(spans), where, template.source(chat))
         self._try_shape(chat, where, template)
         return text, [spans[i] for i in sorted(spans)]

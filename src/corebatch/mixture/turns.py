@@ -79,6 +79,8 @@ def _message(turn: Mapping[str, Any], at: str, roles: Mapping[str, str]) -> Mess
         raise DataError(f"{at}: {said_by!r} should be one of {', '.join(sorted(roles))}. Found {role!r}.")
     left_out = {said_by, said, *WEIGHTS, *REFUSED_OF_TURNS}
     others = {key: value for key, value in turn.items() if key not in left_out and value is not None}
+    for key in others.keys() & set(THOUGHTS):
+        string(others, key, at)
     message = {"role": roles[role], **_content(turn, said, at, role), **others}
     if role in CALL_ROLES or others.get("tool_calls") or others.get("function_call"):
         _set_calls(message, at, role)

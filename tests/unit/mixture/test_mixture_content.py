@@ -71,6 +71,7 @@ def test_a_turn_of_weight_0_is_not_trained(tokenizer: PreTrainedTokenizerFast, o
         ([U1, A1 | {"train_detail": [{"begin_offset": 0}]}], r"message 2 .*'train_detail'.*'weight'"),
         ([U1, A1 | {"prefix": True}], r"'prefix'.*continued"),
         ([U1, A1 | {"refusal": "no"}], r"'refusal'"),
+        ([U1, A1 | {"thinking": ["no"]}], r"'thinking' should be a string"),
         ([U1, A1 | {"images": ["a.png"]}], r"'images'.*Only text"),
         ([U1, A1 | {"rejected": "x"}], r"'rejected'"),
         ([{"role": "system", "content": "s", "tools": [TOOL]}, U1, A1], r"'tools'.*column 'tools'"),
