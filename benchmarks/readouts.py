@@ -31,8 +31,6 @@ from corebatch.scoring import Scores, make_scorer, seeded
 from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.scoring.sketch import count_sketch
 from corebatch.selectors import SELECTORS
-from corebatch.selectors._calibration import expand
-from corebatch.selectors._distances import gram
 from corebatch.selectors._inclusion import expansion_weights, inclusion_probabilities, systematic_sample
 from corebatch.selectors.balanced import balance
 
@@ -46,8 +44,7 @@ def together(features: Tensor, sizes: Tensor) -> Choose:
     def choose(pool: Tensor, budget: int, draw: int) -> tuple[Tensor, Tensor]:
         inclusion = inclusion_probabilities(sizes[pool].double().unsqueeze(1), budget, 0.1)
         start = systematic_sample(inclusion, budget, seeded(0, draw, "select"))
-        expanded, _ = expand(gram(features[pool].double()), inclusion)
-        rows = balance(expanded, inclusion, start, budget)
+        rows = balance(features[pool].double(), inclusion, start, budget)
         return rows, expansion_weights(inclusion, rows)
 
     return choose

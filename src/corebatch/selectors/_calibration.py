@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from corebatch.selectors import _blocks
 from corebatch.selectors._checks import check_number
+from corebatch.selectors._distances import gram, mean_norm, some
 from corebatch.selectors._inclusion import expansion_weights
 
 DEFAULT_RIDGE = 0.03
@@ -31,65 +33,70 @@ def check_calibrate(calibrate: object) -> None:
         check_number("calibrate", calibrate, low=LOWEST_RIDGE)
 
 
-def expand(gram_NN: Tensor, inclusion_N: Tensor) -> tuple[Tensor, float]:
-    """Turn inner products of the rows f_i into those of (f_i, c) / pi_i, in place.
-
-    Returns:
-        The matrix, float64 [N, N], and the constant c: the mean norm, or 1 if all rows are zero. In units of
-        1 / N the rows (f_i, c) / pi_i are what is summed, and sum_j pi_j z_j is what the sum should meet.
-    """
-    constant = float(gram_NN.diagonal().sqrt().mean()) or 1.0
-    return gram_NN.add_(constant**2).div_(inclusion_N[:, None]).div_(inclusion_N), constant
-
-
-def calibrated_weights(
-    expanded_NN: Tensor,
-    constant: float,
+def sample_weights(
+    features_NP: Tensor,
     inclusion_N: Tensor,
     rows_M: Tensor,
-    calibrate: bool | float = True,
+    calibrate: bool | float,
     max_weight: float = DEFAULT_MAX_WEIGHT,
 ) -> Tensor:
-    """Weights of a sample after calibration.
+    """The weights of a sample, M / (N pi) or what calibration makes of them: float64 [M], in the order of `rows_M`.
+
+    Above 4,096 rows chosen, parts of the sample are calibrated in turn, each to its share of what is missing then.
 
     Args:
-        expanded_NN: as `expand` gives it, with its `constant`.
-        constant: as above.
+        features_NP: float64.
         inclusion_N: float64 [N].
         rows_M: LongTensor [M], the sample.
         calibrate: the ridge lambda, as a share of the mean squared norm of the chosen f_i / (N pi_i); True is
-            the default.
-        max_weight: the largest weight.
+            the default, False none.
+        max_weight: the largest weight of a calibrated sample.
 
     Returns:
-        float64 [M], within [0, max_weight]; their mean is nearly 1.
+        float64 [M]; calibrated ones are within [0, max_weight], and their mean is nearly 1.
     """
-    ridge = DEFAULT_RIDGE if calibrate is True else float(calibrate)
     weights_M = expansion_weights(inclusion_N, rows_M)
-    normal_MM, slope_M = _normal_equations(expanded_NN, constant, inclusion_N, rows_M)
-    normal_MM.diagonal().add_(ridge * float(expanded_NN.diagonal()[rows_M].mean()))
-    change_M = _bounded_solution(normal_MM, slope_M, -torch.ones_like(weights_M), max_weight / weights_M - 1)
-    return (weights_M * (1.0 + change_M)).clamp(0.0, max_weight)
+    if calibrate is False:
+        return weights_M
+    ridge = DEFAULT_RIDGE if calibrate is True else float(calibrate)
+    terms_MQ, missing_Q, square = _terms(features_NP, inclusion_N, rows_M)
+    left = len(rows_M)
+    for part in _blocks.dealt(terms_MQ):
+        terms_KQ = some(terms_MQ, part)
+        normal_KK = gram(terms_KQ)
+        normal_KK.diagonal().add_(ridge * square)
+        wanted_K = (terms_KQ @ missing_Q).cpu() * (len(part) / left)
+        room_K = max_weight / weights_M[part] - 1
+        change_K = _bounded_solution(normal_KK, wanted_K, -torch.ones_like(room_K), room_K)
+        weights_M[part] = (weights_M[part] * (1.0 + change_K)).clamp(0.0, max_weight)
+        missing_Q = missing_Q - terms_KQ.T @ change_K.to(terms_KQ.device)
+        left -= len(part)
+    return weights_M
 
 
-def _normal_equations(
-    expanded_NN: Tensor, constant: float, inclusion_N: Tensor, rows_M: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The least-squares problem for the changes a - 1, without ridge: matrix [M, M] and right side [M]."""
-    target_N = expanded_NN @ inclusion_N  # z_i . t, where t = sum_j pi_j z_j is to be met
-    normal_MM = expanded_NN[rows_M[:, None], rows_M]
-    slope_M = target_N[rows_M] - normal_MM.sum(dim=1)
-    count_M = constant / inclusion_N[rows_M]
-    normal_MM += _KEEP * torch.outer(count_M, count_M)
-    slope_M += _KEEP * count_M * (constant * len(inclusion_N) - count_M.sum())
-    # Without the constant column: how far each row reaches along the mean of the features.
-    along_N = target_N - constant**2 * len(inclusion_N) / inclusion_N
-    squared = float(inclusion_N @ along_N)  # the squared length of what is to be met
-    if squared > 1e-12 * float(inclusion_N @ target_N):  # else the mean is zero and has no direction
-        along_M = along_N[rows_M] / squared**0.5
-        normal_MM += _KEEP * torch.outer(along_M, along_M)
-        slope_M += _KEEP * along_M * (squared**0.5 - along_M.sum())
-    return normal_MM, slope_M
+def _terms(features_NP: Tensor, inclusion_N: Tensor, rows_M: Tensor) -> tuple[Tensor, Tensor, float]:
+    """What each chosen row adds to the sums that are to be met, and what the sums are short of, in units of 1 / N.
+
+    The sums are of the features, of a constant (the mean norm) that keeps the mean weight, and of the length along the
+    large batch's mean. The last two count `_KEEP` times as much.
+
+    Returns:
+        float64 [M, P + 2] and [P + 2]; and the mean square of a row without the extra weight of the two.
+    """
+    device = features_NP.device
+    constant = mean_norm(features_NP)
+    sum_P = features_NP.sum(dim=0)
+    length, size = float(torch.linalg.vector_norm(sum_P)), constant * len(features_NP)
+    # If the mean is zero it has no direction.
+    unit_P = sum_P / length if length**2 > 1e-12 * (length**2 + size**2) else torch.zeros_like(sum_P)
+    terms_MP = features_NP[rows_M.to(device)] / inclusion_N[rows_M].to(device)[:, None]
+    count_M = constant / inclusion_N[rows_M].to(device)
+    square = float((torch.linalg.vector_norm(terms_MP, dim=1).square_() + count_M.square()).mean())
+    count, along = (1.0 + _KEEP) ** 0.5, _KEEP**0.5
+    extra_M2 = torch.stack([count * count_M, along * (terms_MP @ unit_P)], dim=1)
+    wanted = torch.cat([sum_P, torch.stack([sum_P.new_tensor(count * size), along * (sum_P @ unit_P)])])
+    terms_MQ = torch.cat([terms_MP, extra_M2], dim=1)
+    return terms_MQ, wanted - terms_MQ.sum(dim=0), square
 
 
 def _bounded_solution(matrix_MM: Tensor, right_M: Tensor, low_M: Tensor, high_M: Tensor) -> Tensor:

@@ -5,10 +5,13 @@ Shape suffixes: N rows, P columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from corebatch.selectors import _blocks
 
 Metric = Literal["l1", "l2", "cosine"]
 METRICS: tuple[str, ...] = get_args(Metric)
@@ -29,6 +32,32 @@ def gram(features_NP: Tensor) -> Tensor:
         rows = features_NP.numpy()
         return torch.from_numpy(rows @ rows.T)  # numpy sees that this is symmetric, and does half of the work
     return (features_NP @ features_NP.T).cpu()
+
+
+def some(features_NP: Tensor, rows: Tensor) -> Tensor:
+    """Those rows, given on the CPU in ascending order; without a copy if they are all."""
+    return features_NP if len(rows) == len(features_NP) else features_NP.index_select(0, rows.to(features_NP.device))
+
+
+def row_products(features_NP: Tensor) -> Callable[[int], Tensor]:
+    """A function from a row to its inner products with all rows, float64 [N] on the CPU.
+
+    From the matrix of all of them, or, where there are too many rows for that, computed when asked for.
+    """
+    if _blocks.fits(len(features_NP)):
+        gram_NN = gram(features_NP)
+        return lambda row: gram_NN[row]
+    return lambda row: (features_NP @ features_NP[row]).cpu()
+
+
+def mean_norm(features_NP: Tensor) -> float:
+    """The mean Euclidean norm of the rows, or 1 if all are zero."""
+    return float(torch.linalg.vector_norm(features_NP, dim=1).mean()) or 1.0
+
+
+def squared_norms(features_NP: Tensor) -> Tensor:
+    """Squared Euclidean norms of the rows: float64 [N] on the CPU."""
+    return torch.linalg.vector_norm(features_NP, dim=1).square_().cpu()
 
 
 def distances(features_NP: Tensor, metric: Metric) -> Tensor:

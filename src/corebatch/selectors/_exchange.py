@@ -21,7 +21,8 @@ def exchange_loop(distances_NN: NDArray[np.floating], start_M: _Ints, max_swaps:
     known, all exchanges are compared in O(N^2) together.
 
     Args:
-        distances_NN: symmetric, not negative, float32 or float64; sums are in float64.
+        distances_NN: entry [j, i] is what row i costs if it is represented by row j; not negative, float32 or
+            float64; sums are in float64.
         start_M: the medoids to start from. Not modified.
         max_swaps: stop after so many.
         relative: stop when no exchange lowers the sum by more than this share of the largest distance times N.
@@ -44,7 +45,7 @@ def exchange_loop(distances_NN: NDArray[np.floating], start_M: _Ints, max_swaps:
             chosen_N[medoids_M[m]] = True
         for i in range(count):
             for m in range(budget):
-                apart = distances_NN[i, medoids_M[m]]
+                apart = distances_NN[medoids_M[m], i]
                 if apart < first_N[i]:
                     if m > 0:
                         second_N[i] = first_N[i]
@@ -83,7 +84,7 @@ def exchange_numpy(distances_NN: NDArray[np.floating], start_M: _Ints, max_swaps
     largest = distances_NN.max()
     tolerance = relative * largest * count
     for _ in range(max_swaps):
-        apart_NM = distances_NN[:, medoids_M].astype(np.float64)
+        apart_NM = distances_NN[medoids_M].T.astype(np.float64)
         nearest_N = apart_NM.argmin(axis=1)
         first_N = apart_NM.min(axis=1)
         second_N = np.partition(apart_NM, 1, axis=1)[:, 1] if budget > 1 else np.full(count, largest, np.float64)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
+from corebatch.selectors import _blocks
+from corebatch.selectors._calibration import check_calibrate, sample_weights
 from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram
+from corebatch.selectors._distances import gram, mean_norm, some
 from corebatch.selectors._inclusion import (
     DEFAULT_FLOOR,
     check_floor,
-    expansion_weights,
     inclusion_probabilities,
     systematic_sample,
 )
@@ -37,6 +37,9 @@ class Balanced(Selector):
     to the mean in one step, and biased, since the swaps change the probabilities and the weights do not know: rows
     whose direction nothing else balances are taken too seldom or never, the more so the smaller the pool
     (docs/selectors.md). Rows with pi = 1 stay in, as they would be missed in every draw otherwise.
+
+    Above 4,096 rows swaps stay within blocks, each a cross-section of all rows that also makes up for the blocks
+    before it.
 
     A constant column, the mean norm, is added to the features, so that the weights keep averaging about 1;
     with that scale an error of the mean weight counts as much as one along a typical row.
@@ -76,31 +79,58 @@ class Balanced(Selector):
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
         start = systematic_sample(inclusion_N, budget, generator)
-        expanded_NN, constant = expand(gram(features), inclusion_N)
         max_swaps = budget if self.max_swaps is None else self.max_swaps
-        rows = balance(expanded_NN, inclusion_N, start, max_swaps)
-        if self.calibrate:
-            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
-        else:
-            weights = expansion_weights(inclusion_N, rows)
-        return Choice(rows=rows, weights=weights)
+        rows = balance(features, inclusion_N, start, max_swaps)
+        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
 
 
-def balance(expanded_NN: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
+def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
     """Improve a sample by swaps.
 
+    Minimises ||sum_S z_i - sum_N pi_i z_i|| for z_i = (f_i, c) / pi_i, with c the mean norm. Above 4,096 rows block by
+    block: rows are swapped within a block, which makes up for what the blocks before it are off by.
+
     Args:
-        expanded_NN: inner products of the rows to be summed, as `expand` gives them.
+        features_NP: float64.
         inclusion_N: float64 [N].
         start_M: LongTensor [M], the rows to start from.
-        max_swaps: stop after so many.
+        max_swaps: stop after so many; each block has its share.
 
     Returns:
-        LongTensor [M], ascending.
+        LongTensor [M].
     """
     chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
     chosen_N[start_M] = True
-    slope_N = expanded_NN @ (chosen_N.double() - inclusion_N)
+    constant = mean_norm(features_NP)
+    blocks = _blocks.dealt(features_NP)
+    off_P, off = features_NP.new_zeros(features_NP.shape[1]), 0.0  # sum_S f_i / pi_i - sum f_i so far; and of c
+    found: list[Tensor] = []
+    for inside, swaps in zip(blocks, _blocks.shares([len(block) for block in blocks], max_swaps), strict=True):
+        part, inclusion_B = some(features_NP, inside), inclusion_N[inside]
+        expanded_BB = gram(part).add_(constant**2).div_(inclusion_B[:, None]).div_(inclusion_B)
+        carried_B = ((part @ off_P).cpu() + constant * off) / inclusion_B
+        taken = swapped(expanded_BB, inclusion_B, chosen_N[inside], carried_B, swaps)
+        found.append(inside[taken])
+        extra_B = -torch.ones(len(inside), dtype=torch.float64)
+        extra_B[taken] += 1.0 / inclusion_B[taken]
+        off_P, off = off_P + part.T @ extra_B.to(part.device), off + constant * float(extra_B.sum())
+    return torch.cat(found)
+
+
+def swapped(expanded_NN: Tensor, inclusion_N: Tensor, chosen_N: Tensor, carried_N: Tensor, max_swaps: int) -> Tensor:
+    """Swap rows of one block.
+
+    Args:
+        expanded_NN: inner products z_i . z_j.
+        inclusion_N: float64 [N].
+        chosen_N: BoolTensor [N], the rows to start from.
+        carried_N: z_i . e, where e is what the sum is off by without these rows.
+        max_swaps: stop after so many.
+
+    Returns:
+        LongTensor, the rows taken, ascending and as many as before.
+    """
+    slope_N = expanded_NN @ (chosen_N.double() - inclusion_N) + carried_N
     scale = float(inclusion_N @ expanded_NN.diagonal())
     fixed_N = inclusion_N == 1.0
     taken_N = swap(expanded_NN.numpy(), slope_N.numpy(), chosen_N.numpy(), fixed_N.numpy(), max_swaps, _STOP * scale)

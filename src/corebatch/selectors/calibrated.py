@@ -11,15 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import (
-    DEFAULT_MAX_WEIGHT,
-    DEFAULT_RIDGE,
-    LOWEST_RIDGE,
-    calibrated_weights,
-    expand,
-)
+from corebatch.selectors._calibration import DEFAULT_MAX_WEIGHT, DEFAULT_RIDGE, LOWEST_RIDGE, sample_weights
 from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram
 from corebatch.selectors._inclusion import (
     DEFAULT_FLOOR,
     check_floor,
@@ -73,7 +66,6 @@ class Calibrated(Selector):
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
         start = systematic_sample(inclusion_N, budget, generator)
-        expanded_NN, constant = expand(gram(features), inclusion_N)
-        rows = balance(expanded_NN, inclusion_N, start, budget)
-        weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.ridge, self.max_weight)
+        rows = balance(features, inclusion_N, start, budget)
+        weights = sample_weights(features, inclusion_N, rows, self.ridge, self.max_weight)
         return Choice(rows=rows, weights=weights)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from corebatch.selectors._checks import check_choice
 from corebatch.selectors._distances import METRICS, Metric
+from corebatch.selectors._medoids import medoids
 from corebatch.selectors.base import Choice, Selector
-from corebatch.selectors.facility_location import FacilityLocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,5 +46,4 @@ class Craig(Selector):
         losses: Tensor | None,
         validation: Tensor | None,
     ) -> Choice:
-        medoids = FacilityLocation(metric=self.metric, weights="cluster_size")
-        return medoids._choose(features, budget, generator, losses=losses, validation=validation)
+        return medoids(features, budget, self.metric, weighted=True)

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
+from corebatch.selectors._calibration import check_calibrate, sample_weights
 from corebatch.selectors._checks import check_number
 from corebatch.selectors._distances import gram
 from corebatch.selectors._flight import fly
 from corebatch.selectors._inclusion import (
     DEFAULT_FLOOR,
     check_floor,
-    expansion_weights,
     inclusion_probabilities,
     random_order,
     uniforms,
@@ -83,12 +82,7 @@ class Cube(Selector):
         uniforms_N = uniforms(generator, count)
         taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), budget)
         rows = order[torch.from_numpy(np.flatnonzero(taken_N))]
-        if self.calibrate:
-            expanded_NN, constant = expand(gram(features), inclusion_N)
-            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
-        else:
-            weights = expansion_weights(inclusion_N, rows)
-        return Choice(rows=rows, weights=weights)
+        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
 
 
 def balancing_variables(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError
+from corebatch.selectors import _blocks
 from corebatch.selectors._checks import (
     check_budget,
     check_choice,
@@ -23,8 +24,9 @@ from corebatch.selectors._checks import (
     check_matrix,
     check_number,
 )
-from corebatch.selectors._distances import METRICS, Metric, distances
+from corebatch.selectors._distances import METRICS, Metric
 from corebatch.selectors._greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy, symmetric
+from corebatch.selectors._medoids import Problem, medoids
 from corebatch.selectors.base import Choice, Selector
 from corebatch.types import Selection
 
@@ -32,6 +34,9 @@ from corebatch.types import Selection
 @dataclass(frozen=True, kw_only=True)
 class FacilityLocation(Selector):
     """Maximise sum_i max_{s in S} (C - d(i, s)), with C the largest distance, by exact greedy.
+
+    Above 4,096 rows medoids are found within blocks of near rows and, if fewer than 4,096 are wanted, then among the
+    4,096 winners of the blocks; with `joint` within blocks alone, each with its share of every budget.
 
     Uniform weights favour examples of large norm: the mean of the chosen has the direction of the large
     batch's mean, and too great a length. "cluster_size" weights each medoid by M / N times the number of
@@ -89,14 +94,16 @@ class FacilityLocation(Selector):
         losses: Tensor | None,
         validation: Tensor | None,
     ) -> Choice:
-        similarities_NN = self._similarities(features)
         if self.stochastic is None:
-            rows, gains = _greedy_rows(similarities_NN, budget)
-        else:
-            chosen, found = stochastic_greedy(similarities_NN.numpy(), budget, self.stochastic, generator)
-            rows, gains = torch.from_numpy(chosen), torch.from_numpy(found)
-        weights = cluster_weights(similarities_NN, rows) if self.weighted else None
-        return Choice(rows=rows, weights=weights, gains=gains)
+            return medoids(features, budget, self.metric, weighted=self.weighted)
+        epsilon = self.stochastic
+        return medoids(
+            features,
+            budget,
+            self.metric,
+            greedy=lambda matrix, count: stochastic_greedy(matrix, count, epsilon, generator),
+            weighted=self.weighted,
+        )
 
     def _choose_groups(
         self,
@@ -115,18 +122,27 @@ class FacilityLocation(Selector):
         for group, inside in enumerate(members):
             group_N[inside] = group
             place_N[inside] = torch.arange(len(inside))
-        similarities = self._similarities(features).numpy()
-        chosen, found = greedy(similarities, group_N.numpy(), np.array(budgets), TOLERANCE)
-        rows, gains = torch.from_numpy(chosen), torch.from_numpy(found)
+        chosen, gains = self._jointly(features, group_N, budgets)
         return [
-            Choice(rows=place_N[rows[group_N[rows] == group]], gains=gains[group_N[rows] == group])
+            Choice(rows=place_N[chosen[group_N[chosen] == group]], gains=gains[group_N[chosen] == group])
             for group in range(len(members))
         ]
 
-    def _similarities(self, features: Tensor) -> Tensor:
-        similarities_NN = distances(features, self.metric)
-        largest = similarities_NN.max()
-        return similarities_NN.neg_().add_(largest)  # in place: there is one N x N matrix
+    def _jointly(self, features: Tensor, group_N: Tensor, budgets: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows in the order chosen, so many of each group, and their gains."""
+        blocks = [torch.arange(len(features))]
+        if not _blocks.fits(len(features)):
+            blocks = _blocks.near(features)
+        sizes_GB = torch.stack([torch.bincount(group_N[block], minlength=len(budgets)) for block in blocks], dim=1)
+        shares = [_blocks.shares(sizes, budget) for sizes, budget in zip(sizes_GB.tolist(), budgets, strict=True)]
+        rows, gains = [], []
+        for block, wanted in zip(blocks, np.array(shares).T, strict=True):
+            if wanted.sum():
+                problem = Problem.of(features, block, self.metric)
+                places, found = greedy(problem.similarities_CC, group_N[block].numpy(), wanted.copy(), TOLERANCE)
+                rows.append(block[torch.from_numpy(places)])
+                gains.append(torch.from_numpy(found))
+        return torch.cat(rows), torch.cat(gains)
 
 
 def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
@@ -174,12 +190,3 @@ def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
 def _greedy_rows(similarities_CN: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     chosen, gains = greedy_of_all(similarities_CN.numpy(), budget)
     return torch.from_numpy(chosen), torch.from_numpy(gains)
-
-
-def cluster_weights(similarities_NN: Tensor, rows_M: Tensor) -> Tensor:
-    """M / N times the number of rows that each chosen row is nearest to: float64 [M], average 1."""
-    similarities_MN = similarities_NN[rows_M]
-    best_N = similarities_MN.max(dim=0).values
-    nearest_MN = similarities_MN >= best_N - TOLERANCE * best_N.max()
-    sizes_M = (nearest_MN / nearest_MN.sum(dim=0)).double().sum(dim=1)
-    return sizes_M * (len(rows_M) / len(similarities_NN))

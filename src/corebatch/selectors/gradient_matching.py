@@ -5,6 +5,7 @@ Shape suffixes: N rows of the large batch, M rows of the small batch, K rows tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from corebatch.selectors import _blocks
 from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram
+from corebatch.selectors._distances import row_products, some, squared_norms
 from corebatch.selectors.base import Choice, Selector
 
 _TOLERANCE = 1e-10  # of the largest correlation: nearer than this counts as equal, and smaller as none
@@ -34,6 +36,9 @@ class GradientMatching(Selector):
     The weights are then scaled to average 1, which undoes the shrinkage by the ridge, and that of too few rows,
     in the mean weight. It does not do so for the length along the large batch's gradient: the rows taken are
     those that point along it, so the estimate is too long. Biased, as the same rows win each time.
+
+    More than 512 of more than 4,096 rows are taken from blocks, each a cross-section of all rows that meets its own
+    sum.
 
     Args:
         ridge: lambda, as a share of the mean squared norm of the rows, at least 0.0001. 0.5 is the value of the
@@ -61,29 +66,42 @@ class GradientMatching(Selector):
         losses: Tensor | None,
         validation: Tensor | None,
     ) -> Choice:
-        gram_NN = gram(features).numpy()
-        ridge = self.ridge * float(np.diagonal(gram_NN).mean())
-        rows, weights = pursue(gram_NN, budget, ridge)
-        total = weights.sum()
-        weights = weights * (budget / total) if total > 0.0 else np.ones(budget)
-        return Choice(rows=torch.from_numpy(rows), weights=torch.from_numpy(weights))
+        ridge = self.ridge * float(squared_norms(features).mean())
+        blocks = [torch.arange(len(features))] if budget <= _blocks.FEW else _blocks.dealt(features)
+        found, solved = [], []
+        for inside, count in zip(blocks, _blocks.shares([len(block) for block in blocks], budget), strict=True):
+            part = some(features, inside)
+            rows, weights = pursue(row_products(part), (part @ part.sum(dim=0)).cpu().numpy(), count, ridge)
+            found.append(inside[torch.from_numpy(rows)])
+            solved.append(torch.from_numpy(weights))
+        weights_M = torch.cat(solved)
+        total = float(weights_M.sum())
+        weights_M = weights_M * (budget / total) if total > 0.0 else torch.ones_like(weights_M)
+        return Choice(rows=torch.cat(found), weights=weights_M)
 
 
-def pursue(gram_NN: _Floats, budget: int, ridge: float) -> tuple[NDArray[np.int64], _Floats]:
+def pursue(
+    row_products: Callable[[int], Tensor], target_N: _Floats, budget: int, ridge: float
+) -> tuple[NDArray[np.int64], _Floats]:
     """Matching pursuit with weights that are not negative, given inner products.
 
     The inverse of the chosen rows' matrix is kept and changed by one row at a time, so a step takes
     O(K N) and not O(K^3).
 
+    Args:
+        row_products: from a row to its inner products with all rows.
+        target_N: inner products of each row with the sum that is to be met.
+        budget: M.
+        ridge: lambda.
+
     Returns:
         Rows int64 [M] in the order taken, and their weights, float64 [M].
     """
-    count = len(gram_NN)
-    target_N = gram_NN.sum(axis=1)
-    tolerance = _TOLERANCE * float(np.abs(target_N).max())
+    count = len(target_N)
+    tolerance = _TOLERANCE * float(np.abs(target_N).max(initial=0.0))
     rows = np.zeros(budget, np.int64)
     weights = np.zeros(budget)
-    products = np.zeros((budget, count))  # rows of gram_NN, in one piece of memory
+    products = np.zeros((budget, count))  # of the rows taken, in one piece of memory
     inverse = np.zeros((budget, budget))
     free_N = np.ones(count, dtype=bool)
     used = 0
@@ -103,11 +121,12 @@ def pursue(gram_NN: _Floats, budget: int, ridge: float) -> tuple[NDArray[np.int6
         row = int((asked_N >= best - tolerance).argmax())
         across_K = products[:used, row]
         along_K = inverse[:used, :used] @ across_K
-        left = gram_NN[row, row] + ridge - across_K @ along_K
+        products[used] = row_products(row).numpy()
+        left = products[used, row] + ridge - across_K @ along_K
         inverse[:used, :used] += np.outer(along_K, along_K) / left
         inverse[used, :used] = inverse[:used, used] = -along_K / left
         inverse[used, used] = 1.0 / left
-        rows[used], weights[used], products[used] = row, 0.0, gram_NN[row]
+        rows[used], weights[used] = row, 0.0
         free_N[row] = False
         used += 1
         while True:

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from corebatch.selectors import _blocks
 from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram
+from corebatch.selectors._distances import gram, row_products, some
 from corebatch.selectors.base import Choice, Selector
 
 _TOLERANCE = 1e-12  # of the largest score: nearer than this counts as equal
@@ -31,6 +32,9 @@ class Greats(Selector):
     `interaction` x mean |f_i . v| / (M x mean |f_i . f_j| over i != j). So with 1, a row that overlaps with all of
     the other rows as two rows do on average loses, at the end, what the average row gains. Features and
     validation gradients may come in any units.
+
+    More than 512 of more than 4,096 rows are taken from blocks in turn, each with as many rows of every alignment; what
+    the blocks before have done counts in the next.
 
     Heavily biased, on purpose: it follows the validation gradient and not the large batch's. Ties go to the
     smaller index.
@@ -61,23 +65,48 @@ class Greats(Selector):
     ) -> Choice:
         assert validation is not None  # required, so the base has seen to it
         score_N = (features @ validation.mean(dim=0)).cpu()
-        overlap_NN = gram(features)
-        overlap_NN *= self._coefficient(score_N, overlap_NN, budget)
+        blocks = [torch.arange(len(features))] if budget <= _blocks.FEW else _blocks.dealt(features, score_N)
+        coefficient = self._coefficient(score_N, features, budget)
         tolerance = _TOLERANCE * float(score_N.abs().max())
-        rows = torch.zeros(budget, dtype=torch.long)
-        gains = torch.zeros(budget, dtype=torch.float64)
-        for step in range(budget):
-            best = score_N.max()
-            row = int((score_N >= best - tolerance).int().argmax())
-            rows[step], gains[step] = row, score_N[row]
-            score_N -= overlap_NN[row]
-            score_N[rows[: step + 1]] = -torch.inf
-        return Choice(rows=rows, gains=gains)
+        done_P = torch.zeros_like(features[0])  # the sum of the rows that the blocks before took
+        found, gains = [], []
+        for inside, count in zip(blocks, _blocks.shares([len(block) for block in blocks], budget), strict=True):
+            part = some(features, inside)
+            left_N = score_N[inside] - coefficient * (part @ done_P).cpu()
+            rows, gained = best_aligned(part, count, left_N, coefficient, tolerance)
+            found.append(inside[rows])
+            gains.append(gained)
+            done_P = done_P + part[rows.to(part.device)].sum(dim=0)
+        return Choice(rows=torch.cat(found), gains=torch.cat(gains))
 
-    def _coefficient(self, score_N: Tensor, overlap_NN: Tensor, budget: int) -> float:
-        count = len(score_N)
+    def _coefficient(self, score_N: Tensor, features_NP: Tensor, budget: int) -> float:
+        """c, from all pairs of rows, or of a cross-section of the rows where there are too many."""
+        some_rows = some(features_NP, _blocks.dealt(features_NP, score_N)[0])
+        overlap_NN = gram(some_rows)
+        count = len(overlap_NN)
         between = float(overlap_NN.abs().sum() - overlap_NN.diagonal().sum()) / (count * (count - 1))
         # Rows that overlap only by rounding do not overlap.
         if between <= _TOLERANCE * float(overlap_NN.diagonal().mean()):
             return 0.0
         return self.interaction * float(score_N.abs().mean()) / (budget * between)
+
+
+def best_aligned(
+    features_NP: Tensor, budget: int, score_N: Tensor, coefficient: float, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Rows of largest score, each of which lowers the scores of those that overlap with it.
+
+    Returns:
+        LongTensor [M], rows as chosen; float64 [M], their scores then.
+    """
+    products = row_products(features_NP)
+    left_N = score_N.clone()
+    rows = torch.zeros(budget, dtype=torch.long)
+    gains = torch.zeros(budget, dtype=torch.float64)
+    for step in range(budget):
+        best = left_N.max()
+        row = int((left_N >= best - tolerance).int().argmax())
+        rows[step], gains[step] = row, left_N[row]
+        left_N -= coefficient * products(row)
+        left_N[rows[: step + 1]] = -torch.inf
+    return rows, gains

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._distances import gram
+from corebatch.selectors import _blocks
+from corebatch.selectors._distances import row_products, some, squared_norms
 from corebatch.selectors.base import Choice, Selector
 
 _TOLERANCE = 1e-12  # of the mean squared norm: errors nearer than this count as equal
@@ -24,6 +25,9 @@ class Herding(Selector):
     Welling 2009; Chen, Welling, Smola, "Super-Samples from Kernel Herding", UAI 2010, arXiv 1203.3472. Theirs
     supposes rows of equal norm; here the error ||sum_S f - |S| mean f||^2 itself is minimised, and no row is
     taken twice. Rows of small norm are favoured, so the result is too short. Ties go to the smaller index.
+
+    More than 512 of more than 4,096 rows are taken from blocks in turn, each a cross-section of all rows; the errors of
+    one are made up for by the next.
     """
 
     name: ClassVar[str] = "herding"
@@ -38,19 +42,41 @@ class Herding(Selector):
         losses: Tensor | None,
         validation: Tensor | None,
     ) -> Choice:
-        gram_NN = gram(features)
-        squares_N = gram_NN.diagonal()
-        mean_N = gram_NN.mean(dim=1)
-        tolerance = _TOLERANCE * float(squares_N.mean())
-        # f_j . (sum_chosen f - k mean f), where k counts the row that is added next
-        slope_N = torch.zeros_like(mean_N)
-        taken_N = torch.zeros(len(mean_N), dtype=torch.bool)
-        rows = torch.zeros(budget, dtype=torch.long)
-        for step in range(budget):
-            slope_N -= mean_N
-            error_N = (squares_N + 2.0 * slope_N).masked_fill_(taken_N, torch.inf)
-            row = int((error_N <= error_N.min() + tolerance).int().argmax())
-            rows[step] = row
-            taken_N[row] = True
-            slope_N += gram_NN[row]
-        return Choice(rows=rows)
+        blocks = [torch.arange(len(features))] if budget <= _blocks.FEW else _blocks.dealt(features)
+        mean_P = features.mean(dim=0)
+        tolerance = _TOLERANCE * float(squared_norms(features).mean())
+        off_P = torch.zeros_like(mean_P)  # sum_chosen f - k mean f over the blocks before
+        found: list[Tensor] = []
+        for inside, count in zip(blocks, _blocks.shares([len(block) for block in blocks], budget), strict=True):
+            part = some(features, inside)
+            rows = nearest_mean(part, count, mean_P, off_P, tolerance)
+            found.append(inside[rows])
+            off_P = off_P + part[rows.to(part.device)].sum(dim=0) - count * mean_P
+        return Choice(rows=torch.cat(found))
+
+
+def nearest_mean(features_NP: Tensor, budget: int, mean_P: Tensor, off_P: Tensor, tolerance: float) -> Tensor:
+    """Rows that, one after the other, keep ||off + sum_chosen f - k mean|| smallest: LongTensor [M], as chosen.
+
+    Args:
+        features_NP: float64.
+        budget: M.
+        mean_P: what the mean is to meet.
+        off_P: what a sum over rows chosen before is off by.
+        tolerance: errors nearer than this count as equal.
+    """
+    products = row_products(features_NP)
+    squares_N = squared_norms(features_NP)
+    mean_N = (features_NP @ mean_P).cpu()
+    # f_j . (sum_chosen f - k mean f), where k counts the row that is added next
+    slope_N = (features_NP @ off_P).cpu()
+    taken_N = torch.zeros(len(mean_N), dtype=torch.bool)
+    rows = torch.zeros(budget, dtype=torch.long)
+    for step in range(budget):
+        slope_N -= mean_N
+        error_N = (squares_N + 2.0 * slope_N).masked_fill_(taken_N, torch.inf)
+        row = int((error_N <= error_N.min() + tolerance).int().argmax())
+        rows[step] = row
+        taken_N[row] = True
+        slope_N += products(row)
+    return rows

@@ -8,15 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
-from corebatch.selectors._distances import gram
-from corebatch.selectors._inclusion import (
-    DEFAULT_FLOOR,
-    check_floor,
-    expansion_weights,
-    inclusion_probabilities,
-    systematic_sample,
-)
+from corebatch.selectors._calibration import check_calibrate, sample_weights
+from corebatch.selectors._inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, systematic_sample
 from corebatch.selectors.base import Choice, Selector
 
 
@@ -60,9 +53,4 @@ class Importance(Selector):
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
         rows = systematic_sample(inclusion_N, budget, generator)
-        if self.calibrate:
-            expanded_NN, constant = expand(gram(features), inclusion_N)
-            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
-        else:
-            weights = expansion_weights(inclusion_N, rows)
-        return Choice(rows=rows, weights=weights)
+        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))

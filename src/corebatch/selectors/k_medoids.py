@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from corebatch.selectors._checks import check_choice, check_number
-from corebatch.selectors._distances import METRICS, Metric, distances
+from corebatch.selectors._distances import METRICS, Metric
 from corebatch.selectors._exchange import exchange
-from corebatch.selectors._greedy import TOLERANCE, greedy_of_all
+from corebatch.selectors._greedy import TOLERANCE
+from corebatch.selectors._medoids import medoids
 from corebatch.selectors.base import Choice, Selector
 
 
@@ -24,7 +25,8 @@ class KMedoids(Selector):
 
     Kaufman, Rousseeuw 1990 (PAM), with the start that greedy facility location gives (the same objective, in
     other words) and the steepest exchange until none helps. As biased as facility location: a better optimum
-    of the same objective does not make the plain mean of medoids a better estimate.
+    of the same objective does not make the plain mean of medoids a better estimate. Above 4,096 rows as
+    `facility_location`: exchanges are among the winners of the blocks, or within the blocks.
 
     Args:
         metric: "l1", "l2" (Euclidean) or "cosine".
@@ -55,13 +57,10 @@ class KMedoids(Selector):
         losses: Tensor | None,
         validation: Tensor | None,
     ) -> Choice:
-        matrix_NN = distances(features, self.metric).numpy()
-        largest = matrix_NN.max()
-        # Similarities and back in place: there is one N x N matrix.
-        matrix_NN *= -1.0
-        matrix_NN += largest
-        start_M, _ = greedy_of_all(matrix_NN, budget)
-        matrix_NN *= -1.0
-        matrix_NN += largest
         max_swaps = len(features) if self.max_swaps is None else self.max_swaps
-        return Choice(rows=torch.from_numpy(exchange(matrix_NN, start_M, max_swaps, TOLERANCE)))
+        return medoids(
+            features,
+            budget,
+            self.metric,
+            improve=lambda matrix, start: exchange(matrix, start, max_swaps, TOLERANCE),
+        )

@@ -8,20 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import calibrated_weights, check_calibrate, expand
-from corebatch.selectors._distances import gram
-from corebatch.selectors._inclusion import (
-    DEFAULT_FLOOR,
-    check_floor,
-    expansion_weights,
-    inclusion_probabilities,
-    uniforms,
-)
-from corebatch.selectors._settle import settle
+from corebatch.selectors import _blocks
+from corebatch.selectors._calibration import check_calibrate, sample_weights
+from corebatch.selectors._distances import gram, some
+from corebatch.selectors._inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, uniforms
+from corebatch.selectors._settle import decide, settle
 from corebatch.selectors.base import Choice, Selector
 
 
@@ -33,7 +27,8 @@ class Pivotal(Selector):
     2012, method LPM2. A random undecided row meets its nearest undecided neighbour and one of the two is
     decided. LPM1 asks for mutual neighbours, spreads a little better, and needs several searches a meeting:
     LPM2 takes one, so the whole is O(N^2) after the distances. Inclusion probabilities are met exactly
-    either way.
+    either way. Above 4,096 rows neighbours meet within blocks of near rows, and then what the blocks leave undecided:
+    as unbiased, of the same size, a little less spread.
 
     Neighbours are near among the weighted rows f_i / (N pi_i), the terms of the sum that is estimated.
 
@@ -67,17 +62,13 @@ class Pivotal(Selector):
         validation: Tensor | None,
     ) -> Choice:
         inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        gram_NN = gram(features)
-        squared_NN = expanded_distances(gram_NN, inclusion_N)
-        uniforms_N2 = uniforms(generator, len(features), 2)
-        taken_N = settle(squared_NN.numpy(), inclusion_N.numpy(), uniforms_N2.numpy(), budget)
-        rows = torch.from_numpy(np.flatnonzero(taken_N))
-        if self.calibrate:
-            expanded_NN, constant = expand(gram_NN, inclusion_N)
-            weights = calibrated_weights(expanded_NN, constant, inclusion_N, rows, self.calibrate)
-        else:
-            weights = expansion_weights(inclusion_N, rows)
-        return Choice(rows=rows, weights=weights)
+
+        def meet(rows: Tensor, chance: Tensor) -> Tensor:
+            squared = expanded_distances(gram(some(features, rows)), inclusion_N[rows])
+            return torch.from_numpy(settle(squared.numpy(), chance.numpy(), uniforms(generator, len(rows), 2).numpy()))
+
+        rows = decide(features, inclusion_N, budget, meet, _blocks.BLOCK)
+        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
 
 
 def expanded_distances(gram_NN: Tensor, inclusion_N: Tensor) -> Tensor:

@@ -37,8 +37,9 @@ def test_meetings_agree(seed: int, budget: int) -> None:
     apart = expanded_distances(gram(features), inclusion).numpy()
     numbers = uniforms(torch.Generator().manual_seed(seed), len(features), 2).numpy()
     before = inclusion.clone()
-    found = [body(apart, inclusion.numpy(), numbers, budget) for body in (settle, settle_loop, settle_numpy)]
-    assert found[0].sum() == budget
+    found = [body(apart, inclusion.numpy(), numbers) for body in (settle, settle_loop, settle_numpy)]
+    assert found[0].sum() == pytest.approx(budget)
+    assert ((found[0] > 1e-9) & (found[0] < 1 - 1e-9)).sum() <= 1
     assert found[0].tolist() == found[1].tolist() == found[2].tolist()
     assert torch.equal(inclusion, before)
 
