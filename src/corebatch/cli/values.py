@@ -71,7 +71,7 @@ def _override(key: str, text: str) -> Any:
     except ConfigError as error:
         if key in TEXTS:
             return text
-        raise ConfigError(f"--{key}: {text[:200]!r}: {error}") from None
+        raise ConfigError(f"--{key}: {text[:40]!r}: {error}") from None
     return text if key in TEXTS and not isinstance(value, str) and text not in ("null", "~") else value
 
 
