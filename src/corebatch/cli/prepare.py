@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.evaluate_run import BeforeAndAfter
 from corebatch.cli.held_out import TrainerBySource, refused, sets_by_source
 from corebatch.cli.settings import Settings
-from corebatch.cli.tables import source_rows, table
+from corebatch.cli.tables import MOST_SOURCES, source_rows, table
 from corebatch.errors import ConfigError
 from corebatch.mixture import Mixture, PaddingCollator
 from corebatch.mixture.ends import endless_sources
@@ -88,16 +88,44 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
 
 def tell_mixture(mixture: Any, tokenizer: Any, console: Console, title: str = "Mixture (lengths in tokens)") -> None:
     """The sources of a Mixture or MixturePreview, a row each, and what should be known of them."""
-    console.print(table(title, source_rows(mixture.summary())))
+    found = mixture.summary()
+    console.print(table(title, source_rows(found)))
+    for row in found[:MOST_SOURCES]:
+        if why := _why_dropped(row, mixture.options.max_length):
+            say(console, why)
+    cure = "A chat template should end an assistant's turn with such a token."
+    if tokenizer.eos_token is None:
+        cure = "The tokenizer has no end-of-sequence token: give eos_token."
     rows = getattr(mixture, "dataset", None)
-    options = mixture.options
-    for source in endless_sources(rows if rows is not None else mixture.sample, tokenizer, options.max_length):
+    dataset = rows if rows is not None else mixture.sample
+    for source in endless_sources(dataset, tokenizer, mixture.options.max_length)[:MOST_SOURCES]:
         say(
             console,
             f"Warning: no answer of {source} ends with the end-of-sequence token or a special token, so the model is "
-            "not taught to stop. A chat template should end an assistant's turn with such a token.",
+            f"not taught to stop. {cure}",
             "yellow",
         )
+
+
+def _why_dropped(row: Mapping[str, Any], max_length: int) -> str:
+    """Why rows of a source are left out, in a sentence; '' for none. Of a preview, the sampled ones are counted."""
+    kind = "rows" if "rows_dropped" in row else "sampled"
+    dropped, blank = row[f"{kind}_dropped"], row[f"{kind}_blank"]
+    reasons = (
+        (blank, "nothing to train (a blank answer, or none)"),
+        (dropped - blank, f"no trained token within max_length {max_length}"),
+    )
+    told = " and ".join(f"{count:,} with {reason}" for count, reason in reasons if count)
+    read = row["rows_read"] if kind == "rows" else row["sampled"]
+    looked = "read" if kind == "rows" else "looked at"
+    return f"{row['source']}: of {read:,} rows {looked}, {told} are left out." if told else ""
+
+
+def tell_unused(mixture: Any, console: Console) -> None:
+    """The columns of each data set to which nothing gives a meaning."""
+    for name, columns in mixture.unused_columns.items():
+        if columns:
+            say(console, f"{name}: not used: {', '.join(columns)}", "yellow")
 
 
 def check_evaluation(settings: Settings, args: Any) -> None:

@@ -36,7 +36,11 @@ def source_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     names |= {"sampled_truncated": "cut", "trained_tokens": "trained"}
     made = []
     for row in _largest(rows):
-        flat = {names.get(key, key): value for key, value in row.items() if not key.startswith("length_")}
+        flat = {
+            names.get(key, key): value
+            for key, value in row.items()
+            if not key.startswith("length_") and not key.endswith("_blank")
+        }
         lengths = [row.get(f"length_{part}") for part in ("median", "p90", "max")]
         made.append({**flat, "length: median, p90, max": ", ".join(_text(value) for value in lengths)})
     empty = {key for key in ("dropped", "cut") if not any(row.get(key) for row in made)}

@@ -16,7 +16,7 @@ from corebatch.cli.building import load_tokenizer, preview, skeleton
 from corebatch.cli.first_step import make_first_step
 from corebatch.cli.folders import check_place, checkpoint_of
 from corebatch.cli.memory import predict
-from corebatch.cli.prepare import check_evaluation, prepare, tell_mixture
+from corebatch.cli.prepare import check_evaluation, prepare, tell_mixture, tell_unused
 from corebatch.cli.settings import Settings
 from corebatch.cli.show_rows import show_rows
 from corebatch.cli.tables import table
@@ -58,6 +58,7 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
 
         def look(mixture: Any, held_out: Any, tokenizer: Any, args: Any) -> None:
             tell_mixture(mixture, tokenizer, console)
+            tell_unused(mixture, console)
             _show_data(settings, tokenizer, mixture.dataset, held_out, console, rows)
             _show_plan(settings, args, mixture.counts, console)
 
@@ -75,6 +76,7 @@ def _look(settings: Settings, console: Console, rows: int) -> None:
     seen = preview(settings, tokenizer)
     held_out = preview(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     tell_mixture(seen, tokenizer, console, "Sources (lengths in tokens, from a sample)")
+    tell_unused(seen, console)
     for name, source in [*seen.sources.items(), *(held_out.sources.items() if held_out else ())]:
         if source.sampled == source.sampled_dropped:
             say(
@@ -111,6 +113,7 @@ def _show_data(settings: Settings, tokenizer: Any, dataset: Any, held_out: Any, 
     if held_out is not None:
         console.print()
         tell_mixture(held_out, tokenizer, console, "Held-out sets (lengths in tokens)")
+        tell_unused(held_out, console)
 
 
 def _show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], console: Console) -> None:

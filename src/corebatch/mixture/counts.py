@@ -18,6 +18,7 @@ class SourceCounts:
     Attributes:
         rows_read: rows in the files.
         rows_dropped: of these, without a trained token (blank completion, or cut away): not in the data set.
+        rows_blank: of the dropped rows, those that were not cut: nothing in them is to be trained.
         rows_truncated: of the rows read, those longer than `max_length`.
         rows: rows in the data set, after weights.
         tokens: tokens in these rows.
@@ -27,6 +28,7 @@ class SourceCounts:
 
     rows_read: int
     rows_dropped: int
+    rows_blank: int
     rows_truncated: int
     rows: int
     tokens: int

@@ -27,7 +27,8 @@ class SourcePreview:
         rows: predicted rows of the data set: weights applied, the sample's dropped share taken off.
         sampled: rows tokenised.
         sampled_dropped: of these, without a trained token.
-        sampled_truncated: of these, longer than `max_length`.
+        sampled_blank: of the dropped ones, those that were not cut: nothing in them is to be trained.
+        sampled_truncated: of the sampled rows, longer than `max_length`.
         tokens: predicted tokens in `rows`.
         trained_tokens: predicted tokens with a loss.
         lengths: tokens a row of the sampled rows that are kept: "min", "median", "p90", "p99", "max".
@@ -37,6 +38,7 @@ class SourcePreview:
     rows: int
     sampled: int
     sampled_dropped: int
+    sampled_blank: int
     sampled_truncated: int
     tokens: int
     trained_tokens: int
@@ -158,6 +160,7 @@ def _predict(name: str, sample: _Sample, rows: list[TokenRow], usable: list[Toke
         rows=round(kept_rows),
         sampled=len(rows),
         sampled_dropped=len(rows) - len(usable),
+        sampled_blank=sum(not row.trained and not row.truncated for row in rows),
         sampled_truncated=sum(row.truncated for row in rows),
         tokens=round(each * sum(lengths)),
         trained_tokens=round(each * sum(row.trained for row in usable)),

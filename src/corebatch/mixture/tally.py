@@ -26,7 +26,7 @@ class Tally:
 
     Attributes:
         names: source -> its number, in order of first appearance.
-        read, dropped, truncated: by source, of the rows in the files.
+        read, dropped, blank, truncated: by source, of the rows in the files; blank: dropped, though not cut.
         ends: for each spec the number of kept rows up to its end.
         unused: as Mixture.unused_columns.
         rows: Integers [3, rows]: of each kept row its source, tokens, and trained tokens.
@@ -35,6 +35,7 @@ class Tally:
     names: dict[str, int] = field(default_factory=dict)
     read: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    blank: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
@@ -48,6 +49,7 @@ class Tally:
         for column, counted in (
             (self.read, source),
             (self.dropped, source[~kept]),
+            (self.blank, source[~kept & (block.truncated == 0)]),
             (self.truncated, source[block.truncated > 0]),
         ):
             column += [0] * (len(self.names) - len(column))
@@ -95,6 +97,7 @@ class Tally:
             counts[name] = SourceCounts(
                 rows_read=self.read[number],
                 rows_dropped=self.dropped[number],
+                rows_blank=self.blank[number],
                 rows_truncated=self.truncated[number],
                 rows=len(own),
                 tokens=int(length[own].sum()),
@@ -107,4 +110,4 @@ class Tally:
         return counts
 
 
-_LISTS = ("read", "dropped", "truncated", "ends")
+_LISTS = ("read", "dropped", "blank", "truncated", "ends")

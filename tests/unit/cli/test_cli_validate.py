@@ -264,3 +264,15 @@ def test_names_of_sources_and_folders_are_text(corebatch, config, data_file, tmp
     assert "<img" not in card.split("## Settings")[0]
     assert len(data.strip().splitlines()) == 5
     assert "![" not in data
+
+
+def test_what_is_left_out_is_told_with_the_reason(corebatch, config, data_file):
+    rows = [{"prompt": "Q", "completion": "A"}] * 5
+    rows += [{"prompt": "Q", "completion": " "}] * 2 + [{"prompt": "word " * 20, "completion": "A"}]
+    write(data_file, [{**row, "stars": 5} for row in rows * 3])
+    for words, kind in (([], "read"), (["--fast"], "looked at")):
+        code, out, _ = corebatch("validate", config, "--max_length", 32, *words)
+        assert code == 0
+        assert f"of 24 rows {kind}, 6 with nothing to train" in out
+        assert "3 with no trained token within max_length 32 are left out." in out
+        assert out.count("not used: stars") == 1
