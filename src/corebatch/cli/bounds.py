@@ -44,6 +44,7 @@ RANGES: dict[str, Range] = {
     "lora_alpha": Range(0, open_low=True),
     "lora_dropout": _PART,
     "max_length": Range(2, 2**31 - 1),
+    "dataset_num_proc": Range(1, 1024),
     "per_device_train_batch_size": _ROWS,
     "per_device_eval_batch_size": _ROWS,
     "gradient_accumulation_steps": _ROWS,

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from corebatch.cli.bounds import RANGES, Range
 from corebatch.cli.main import main
 from corebatch.cli.other_names import OTHER_NAMES, other_name
-from corebatch.cli.settings import KEYS
+from corebatch.cli.settings import KEYS, DataSettings, ModelSettings
 from corebatch.trainer import CoresetConfig
 
 
@@ -217,6 +218,13 @@ def test_help_lists_the_own_keys(monkeypatch, capsys, command):
     assert ("model_name_or_path", "str", "needed") in rows
     assert "docs/cli.md" in out
     assert "TrainingArguments" in out
+
+
+def test_the_docs_page_names_every_own_key():
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    for kind in (ModelSettings, DataSettings):
+        for key in kind.__dataclass_fields__:
+            assert f"`{key}`" in page, key
 
 
 def test_what_is_public_is_there_without_being_imported():
