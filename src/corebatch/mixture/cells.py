@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from corebatch.errors import DataError
+from corebatch.mixture.json_text import parse
 
 
 def string(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -48,16 +48,9 @@ def parsed(value: Any, name: str, where: str) -> Any:
     """The value itself; from a string, as data sets store nested values, the JSON that it holds.
 
     Raises:
-        DataError: a string that is not JSON.
+        DataError: a string that is not JSON, or that has the same key twice in an object.
     """
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: {name!r} is a string, so it should hold JSON. Found {describe(value)}: {error}."
-        ) from error
+    return parse(value, f"{where}, {name!r}", " A string should hold JSON here.") if isinstance(value, str) else value
 
 
 def mappings(value: Any, name: str, where: str) -> list[dict[str, Any]]:

@@ -11,11 +11,14 @@ from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.cells import given, without_nulls
 from corebatch.mixture.formats import FORMS, Form, detect_form
 from corebatch.mixture.keys import KNOWN_OF_ROWS, KNOWN_OF_TURNS, TEMPLATE_OPTIONS, TOOLS, refusal
+from corebatch.mixture.names import SPLIT_WORDS
+from corebatch.mixture.rivals import refuse_rivals
 from corebatch.mixture.rows import RawRow
 from corebatch.mixture.spec import DatasetSpec
+from corebatch.mixture.turns import as_list
 
 OF_FORMS = frozenset(name for form in FORMS for name in form.columns + form.optional)
-KNOWN = OF_FORMS | frozenset(KNOWN_OF_ROWS)
+KNOWN = OF_FORMS | frozenset(KNOWN_OF_ROWS) | {"split"}
 WITHOUT_ANSWERS = ("text", "tokens")
 OF_TURNS = ("messages", "conversations", "prompt", "completion")
 NESTED = (*OF_TURNS, *TOOLS, *TEMPLATE_OPTIONS, "documents", "history")
@@ -30,12 +33,16 @@ class Columns:
         ignored: names of columns, and of keys of turns, that are left out on purpose.
         source_column: holds a row's source, under our name.
         unused: names seen in rows, or in turns as "messages.NAME", to which nothing here gives a meaning.
+        found: all names seen in rows and, if some are ignored, in turns.
+        split: the first that a part's rows state in a column `split`, and where; None: none does so far.
     """
 
     columns: Mapping[str, str]
     ignored: frozenset[str]
     source_column: str
     unused: set[str] = field(default_factory=set)
+    found: set[str] = field(default_factory=set)
+    split: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, spec: DatasetSpec, source_column: str) -> Columns:
@@ -69,10 +76,20 @@ class Columns:
                     f"{where}: `columns` maps {ours} to {theirs!r}, which is not there{_near(theirs, found)}. "
                     f"Found {', '.join(map(repr, found)) or 'none'}."
                 )
-        return detect_form(list(self._names(found)), where)
+        self.split = None
+        form = detect_form(list(self._names(found)), where)
+        used = (*form.columns, *form.optional, self.source_column, *KNOWN_OF_ROWS)
+        for ours, theirs in self.columns.items():
+            if ours not in used:
+                raise DataError(
+                    f"{where}: `columns` maps {ours} to {theirs!r}, which rows of the form {form.name} do not use. "
+                    f"They use {', '.join((*form.columns, *form.optional))}."
+                )
+        return form
 
     def note(self, found: Collection[str], form: Form) -> None:
-        """Remembers which of the columns found in the file no row of this form uses."""
+        """Remembers the columns found in the file, and which of them no row of this form uses."""
+        self.found |= set(found)
         used = {self.columns.get(name, name) for name in (*form.columns, *form.optional, self.source_column)}
         shadowed = {name for name in self.columns if name in found and name not in self.columns.values()}
         self.unused |= (set(found) - used - self.ignored - KNOWN_OF_ROWS.keys()) | shadowed
@@ -89,9 +106,11 @@ class Columns:
                 found = ", ".join(map(repr, raw.values)) or "none"
                 raise DataError(f"{raw.where}: the column {self.columns[ours]!r} ({ours}) is missing. Found {found}.")
         self._refuse_lost(values, form, raw.where)
+        self._refuse_splits(values.get("split"), raw.where)
         for name in OF_TURNS:
-            if isinstance(values.get(name), list):
-                values[name] = [self._turn(turn, name) for turn in values[name]]
+            self._set_turns(values, name, form, raw.where)
+        if form.name not in WITHOUT_ANSWERS and all(name in values for name in form.columns):
+            refuse_rivals(values, (*form.columns, *form.optional, self.source_column), form.name, raw.where)
         if from_table:
             values |= {name: without_nulls(values[name]) for name in NESTED if name in values}
         return values
@@ -112,12 +131,42 @@ class Columns:
             if given(values[name]):
                 self.unused.add(self.columns.get(name, name))
 
+    def _refuse_splits(self, value: Any, where: str) -> None:
+        """A file whose rows state several splits would be trained with its test rows."""
+        split = SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+        if split is None or self.source_column == "split":
+            return
+        first, there = self.split = self.split or (split, where)
+        if split != first:
+            raise DataError(
+                f"{where}: the column 'split' says {split!r}, and {first!r} in {there}: rows of several splits in one "
+                "file. Write a file of each; or use all of them on purpose: `ignore_columns: [split]` of the data set."
+            )
+
+    def check_ignored(self, label: str) -> None:
+        """Once all rows are read: raises DataError for a name of `ignore_columns` that none of them had."""
+        for name in sorted(self.ignored - self.found):
+            raise DataError(
+                f"{label}: `ignore_columns` names {name!r}, which no row and no turn has{_near(name, self.found)}. "
+                f"Found {', '.join(map(repr, sorted(self.found))) or 'none'}."
+            )
+
+    def _set_turns(self, values: dict[str, Any], name: str, form: Form, where: str) -> None:
+        """The cell's turns as a list, without the keys that are ignored; prompts that are strings stay."""
+        cell = values.get(name)
+        if name not in form.columns or cell is None or (isinstance(cell, str) and name in ("prompt", "completion")):
+            return
+        cell = as_list(cell, name, where)
+        values[name] = [self._turn(turn, name) for turn in cell] if isinstance(cell, list) else cell
+
     def _turn(self, turn: Any, column: str) -> Any:
         if not isinstance(turn, Mapping):
             return turn
         strange = turn.keys() - KNOWN_OF_TURNS.keys() - self.ignored
         if strange:
             self.unused.update(f"{column}.{name}" for name in strange if turn[name] is not None)
+        if self.ignored:
+            self.found.update(turn)
         return {key: value for key, value in turn.items() if key not in self.ignored} if self.ignored else turn
 
 

@@ -49,6 +49,7 @@ def read_examples(
     if empty:
         split = f" (split {spec.split!r})" if spec.split else ""
         raise DataError(f"{spec.label}{split}: should have at least one row. Found none.")
+    columns.check_ignored(spec.label)
 
 
 def one_answer_each(
@@ -91,6 +92,7 @@ def _own_source(values: Mapping[str, Any], source_column: str, where: str) -> st
         return None
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(
-            f"{where}: the source in column {source_column!r} should be a non-empty string. Found {value!r}."
+            f"{where}: the source in column {source_column!r} should be a non-empty string. Found {value!r}. "
+            "Another column is named by `source_column`; or give the `source` of the data set."
         )
     return str(value)

@@ -157,7 +157,12 @@ def canonical(row: Mapping[str, Any], where: str = "row", form: Form | None = No
 
 def _parse_tokens(row: Mapping[str, Any], where: str) -> TokenIds:
     ids = integers(row, "input_ids", where)
-    labels = integers(row, "labels", where) if row.get("labels") is not None else list(ids)
+    if "labels" in row and row["labels"] is None:
+        raise DataError(
+            f"{where}: 'labels' is null, so that it does not say what is trained. To train all tokens of all rows, "
+            "take it out or `ignore_columns: [labels]` of the data set."
+        )
+    labels = integers(row, "labels", where) if "labels" in row else list(ids)
     if len(ids) != len(labels):
         raise DataError(
             f"{where}: 'input_ids' and 'labels' should have one length. Found {len(ids)} and {len(labels)}."

@@ -7,7 +7,7 @@ stands in no line here is the user's own and stays out of the tokens; `validate`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,31 @@ from corebatch.mixture.cells import given
 
 def _is_verdict(value: Any) -> bool:
     """A boolean, or one in the guise of CSV or of 0 and 1: the mark of unpaired preference data."""
-    return value in (0, 1) if isinstance(value, int | float) else str(value).strip().lower() in ("true", "false")
+    return _number(value) in (0, 1) or str(value).strip().lower() in ("true", "false")
+
+
+def _number(value: Any) -> Any:
+    """The value; the number that it is in a cell of CSV."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _not_one(value: Any) -> bool:
-    return given(value) and not (isinstance(value, int | float) and value == 1)
+    return given(value) and not (isinstance(value, str | int | float) and _number(value) == 1)
+
+
+def _off(value: Any) -> bool:
+    return _is_verdict(value) and (_number(value) == 0 or str(value).strip().lower() == "false")
+
+
+def _chosen_from(value: Any) -> bool:
+    return isinstance(value, list | Mapping) and given(value)
+
+
+def _asks_of_calls(value: Any) -> bool:
+    return given(value) and value not in (True, "auto")
 
 
 def _any_but_zeros(value: Any) -> bool:
@@ -57,7 +77,7 @@ class Key:
 
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "sys_prompt")
 TOOLS = ("tools", "functions")
 TEMPLATE_OPTIONS = ("chat_template_kwargs", "enable_thinking")
 MASKS = ("completion_mask", "assistant_masks", "loss_mask")
@@ -80,7 +100,7 @@ ROW_KEYS: tuple[Key, ...] = (
         advice=_PREFERENCE,
     ),
     Key(
-        ("label", "kto_tag"),
+        ("label", "kto_tag", "desirable"),
         "whether the answer is wanted: unpaired preference data, as for KTO",
         advice="Answers that are not wanted would be trained too: take those rows out of the file",
         says_something=_is_verdict,
@@ -93,13 +113,53 @@ ROW_KEYS: tuple[Key, ...] = (
         of_answers=True,
     ),
     Key(
-        ("score", "reward", "margin"),
+        ("choices", "options"),
+        "the answers to choose from",
+        advice="Write them into the prompt",
+        says_something=_chosen_from,
+        of_answers=True,
+    ),
+    Key(
+        ("rationale", "cot", "chain_of_thought", "reasoning_trace"),
+        "the thoughts before the answer",
+        advice="Map them: `columns: {reasoning_content: ...}`, or write them into the completion",
+        of_answers=True,
+    ),
+    Key(
+        ("available_tools", "tool_definitions", "function_definitions"),
+        "tools that the assistant may call",
+        advice="Map them: `columns: {tools: ...}`",
+        of_answers=True,
+    ),
+    Key(
+        ("tool_choice", "parallel_tool_calls"),
+        "how the assistant may call tools",
+        advice="If the chat template reads it, give it in `chat_template_kwargs`",
+        says_something=_asks_of_calls,
+    ),
+    Key(
+        ("train", "trainable"),
+        "whether the row is trained",
+        advice="Take the rows that are not out of the file",
+        says_something=_off,
+    ),
+    Key(
+        ("skip", "exclude", "masked"),
+        "whether the row is left out",
+        advice="Take such rows out of the file",
+        says_something=lambda value: value is not None and _is_verdict(value) and not _off(value),
+    ),
+    Key(
+        ("score", "reward", "margin", "rating", "advantage"),
         "how good the answer is",
         advice="No row is weighted by it. Take out the rows that should not be learnt",
         of_answers=True,
     ),
     Key(
-        ("weight", "sample_weight", "loss_weight", "loss_scale"),
+        (
+            "weight", "weights", "sample_weight", "sample_weights", "example_weight", "loss_weight", "loss_weights",
+            "loss_scale",
+        ),
         "how much the row counts",
         advice="Rows are not weighted one by one. Give the `weight` of a whole data set",
         says_something=_not_one,
@@ -110,7 +170,13 @@ ROW_KEYS: tuple[Key, ...] = (
         advice=_TEXT_ONLY,
     ),
     Key(
-        ("position_ids", "seq_lengths"),
+        ("label_mask", "labels_mask", "assistant_mask", "response_mask", "target_mask", "train_mask"),
+        "which tokens are trained",
+        advice="Where 1 stands for trained, map it: `columns: {completion_mask: ...}` of rows with input_ids",
+        says_something=lambda value: isinstance(value, list) and given(value),
+    ),
+    Key(
+        ("position_ids", "seq_lengths", "cu_seqlens", "seq_idx", "segment_ids", "sequence_ids"),
         "several examples packed into a row",
         advice="Give one example a row; rows are put together without padding by `padding_free`",
         says_something=_is_packed,

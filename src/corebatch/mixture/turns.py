@@ -39,7 +39,7 @@ def parse_turns(cell: Any, name: str, where: str) -> Turns:
     """The turns of one cell.
 
     Args:
-        cell: a list of mappings, or the mapping of lists that older `datasets` features decode to.
+        cell: a list of mappings, its JSON, or the mapping of lists that older `datasets` features decode to.
         name: of the column; "conversations" is the one with the roles of ShareGPT.
         where: the file and line, for messages.
 
@@ -57,9 +57,25 @@ def parse_turns(cell: Any, name: str, where: str) -> Turns:
     return Turns(messages, frozenset(untrained))
 
 
+def as_list(cell: Any, name: str, where: str) -> Any:
+    """The turns of a cell as a list, also where it is the JSON of one, or a mapping of lists, one for each key.
+
+    Raises:
+        DataError: a string that is not JSON, or lists of several lengths.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith(("[", "{")):
+        cell = parsed(cell, name, where)
+    if not isinstance(cell, Mapping) or not cell or not all(isinstance(column, list) for column in cell.values()):
+        return cell
+    lengths = {key: len(column) for key, column in cell.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{key!r}: {length}" for key, length in lengths.items())
+        raise DataError(f"{where}: the lists in {name!r} should have one length. Found {found}.")
+    return [dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)]
+
+
 def _mappings(cell: Any, name: str, where: str) -> Sequence[Mapping[str, Any]]:
-    if isinstance(cell, Mapping) and cell and all(isinstance(column, list) for column in cell.values()):
-        cell = [dict(zip(cell, values, strict=False)) for values in zip(*cell.values(), strict=False)]
+    cell = as_list(cell, name, where)
     if not isinstance(cell, list) or not cell:
         raise DataError(f"{where}: {name!r} should be a list of messages, not empty. Found {describe(cell)}.")
     for turn in cell:
