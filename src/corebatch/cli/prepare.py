@@ -19,6 +19,7 @@ from corebatch.cli.tables import MOST_SOURCES, source_rows, table
 from corebatch.errors import ConfigError
 from corebatch.mixture import Mixture, PaddingCollator
 from corebatch.mixture.ends import endless_sources
+from corebatch.mixture.leaks import rows_in_both
 from corebatch.text import say
 
 
@@ -71,6 +72,9 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
         look(mixture, held_out, tokenizer, args)
     elif first:
         tell_mixture(mixture, tokenizer, console)
+        tell_unused(mixture, console)
+    if first and held_out is not None:
+        _tell_known(mixture.dataset, held_out.dataset, console)
     set_seed(args.seed)  # adapters are drawn before the Trainer seeds: the same config is the same run in any process
     model = load_model(settings)
     with refused("These training settings"):
@@ -96,6 +100,13 @@ def tell_mixture(mixture: Any, tokenizer: Any, console: Console, title: str = "M
     cure = "A chat template should end an assistant's turn with such a token."
     if tokenizer.eos_token is None:
         cure = "The tokenizer has no end-of-sequence token: give eos_token."
+    for label, (count, token, where) in mixture.special_texts.items():
+        say(
+            console,
+            f"Warning: in {count:,} conversations of {label} a turn holds the text of a special token ({token} in "
+            f"{where}). The tokenizer reads it as that token, so it may end a turn or open another.",
+            "yellow",
+        )
     rows = getattr(mixture, "dataset", None)
     dataset = rows if rows is not None else mixture.sample
     for source in endless_sources(dataset, tokenizer, mixture.options.max_length)[:MOST_SOURCES]:
@@ -103,6 +114,17 @@ def tell_mixture(mixture: Any, tokenizer: Any, console: Console, title: str = "M
             console,
             f"Warning: no answer of {source} ends with the end-of-sequence token or a special token, so the model is "
             f"not taught to stop. {cure}",
+            "yellow",
+        )
+
+
+def _tell_known(train: Any, held_out: Any, console: Console) -> None:
+    """Warns of held-out rows that are trained as well."""
+    if known := rows_in_both(train, held_out):
+        say(
+            console,
+            f"Warning: {known:,} of {len(held_out):,} held-out rows are trained as well, token by token: their loss "
+            "says nothing of rows that the model has not seen.",
             "yellow",
         )
 

@@ -13,6 +13,7 @@ from corebatch.mixture.cache import RowCache, read_record, temporary_rows, write
 from corebatch.mixture.counts import SourceCounts, table_row
 from corebatch.mixture.digests import Memo, rows_key
 from corebatch.mixture.examples import batches, one_answer_each, read_examples
+from corebatch.mixture.injected import Found, counted, special_texts
 from corebatch.mixture.many_sources import check_sources, warn_of_many
 from corebatch.mixture.parallel import check_processes, in_order
 from corebatch.mixture.spec import DatasetSpec, parse_specs
@@ -37,6 +38,8 @@ class Mixture:
         seed: of the draws that weights below or between whole numbers make.
         unused_columns: label of a spec (its path) -> its columns, and keys of turns as "messages.NAME", to
             which nothing here gives a meaning.
+        special_texts: label of a spec -> how many of its conversations hold the text of a special token within a
+            turn, the first such text, and where.
     """
 
     dataset: Any
@@ -45,6 +48,7 @@ class Mixture:
     options: TokeniseOptions
     seed: int
     unused_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    special_texts: Mapping[str, tuple[int, str, str]] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the rows."""
@@ -113,6 +117,7 @@ def load_mixture(
         options=options,
         seed=seed,
         unused_columns={label: tuple(names) for label, names in record["unused"].items()},
+        special_texts={label: tuple(found) for label, found in record["special"].items()},
     )
 
 
@@ -142,10 +147,13 @@ def _folder(plan: _Plan, cache: bool | str | Path | None, work_dir: str | Path |
 def _write_rows(plan: _Plan, folder: Path, memo: Memo | None) -> bool:
     """Tokenises everything into a folder; whether it may be kept: not if a file changed meanwhile."""
     tokeniser = Tokeniser(plan.tokenizer, plan.options)
-    tally, unused = Tally(), dict[str, tuple[str, ...]]()
+    tally, unused, special = Tally(), dict[str, tuple[str, ...]](), Found()
+    pattern = special_texts(plan.tokenizer)
     with RowStore(folder) as store:
         for spec in plan.specs:
-            examples = one_answer_each(read_examples(spec, plan.source_column, unused), tokeniser.each)
+            read = read_examples(spec, plan.source_column, unused)
+            read = counted(read, spec.label, pattern, plan.options.apply_chat_template, special)
+            examples = one_answer_each(read, tokeniser.each)
             work = batches(examples, ROWS_AT_ONCE)
             for block in in_order(partial(tokenise_block, tokeniser), work, plan.processes):
                 tally.add(block)
@@ -153,7 +161,8 @@ def _write_rows(plan: _Plan, folder: Path, memo: Memo | None) -> bool:
             tally.end_spec()
     check_sources(tally.names, sum(tally.read), plan.source_column)
     tally.check(plan.options.max_length)
-    write_record(folder, {"specs": [spec.label for spec in plan.specs], "tally": tally.save(folder), "unused": unused})
+    told = {"unused": unused, "special": special}
+    write_record(folder, {"specs": [spec.label for spec in plan.specs], "tally": tally.save(folder), **told})
     return memo is not None and memo.unchanged()
 
 

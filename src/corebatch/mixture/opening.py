@@ -40,8 +40,9 @@ _BEGINNINGS = {
     b"PAR1": "a Parquet file; its name should end in .parquet",
     b"ARROW1": "an Arrow file; its name should end in .arrow",
     b"version https://git-lfs": "a pointer of Git LFS in place of the file; run `git lfs pull`",
-    b"<!DOCTYPE": "a web page, perhaps an error of the server that it was loaded from",
+    b"<!doctype": "a web page, perhaps an error of the server that it was loaded from",
     b"<html": "a web page, perhaps an error of the server that it was loaded from",
+    b"<?xml": "XML, perhaps an error of the server that it was loaded from",
 }
 
 
@@ -118,13 +119,21 @@ def decoded(line: bytes, where: str) -> str:
 def check_beginning(start: bytes, label: str) -> None:
     """Raises DataError if a file of text begins as other kinds of files do."""
     for mark, kind in _BEGINNINGS.items():
-        if start.startswith(mark):
+        if start.startswith(mark) or (mark.startswith(b"<") and start.lstrip().lower().startswith(mark)):
             raise DataError(f"{label}: should be text in UTF-8. Found {kind}.")
     if b"\0" in start:
         raise DataError(
             f"{label}, line 1: should be text in UTF-8. Found bytes of zero, as in UTF-16 text or in a binary file; "
             "convert it, for instance: iconv -f UTF-16LE -t UTF-8 OLD > NEW."
         )
+
+
+def instead(path: Path) -> str:
+    """What a file seems to be whose kind its name states wrongly, as a sentence; "" if that cannot be told."""
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    found = [kind for mark, kind in _BEGINNINGS.items() if start.lstrip().lower().startswith(mark.lower())]
+    return f" Found {found[0]}." if found else ""
 
 
 def _encoding(error: UnicodeDecodeError) -> str:

@@ -12,6 +12,7 @@ import datasets
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.counts import length_quantiles, table_row
 from corebatch.mixture.examples import Example, one_answer_each, read_examples
+from corebatch.mixture.injected import Found, counted, special_texts
 from corebatch.mixture.many_sources import check_sources, warn_of_many
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import COLUMNS
@@ -55,7 +56,7 @@ class MixturePreview:
         rows: predicted rows of all sources.
         seed: of the sample.
         options: how rows were tokenised.
-        unused_columns: as of a Mixture.
+        unused_columns, special_texts: as of a Mixture.
     """
 
     sources: Mapping[str, SourcePreview]
@@ -64,6 +65,7 @@ class MixturePreview:
     seed: int
     options: TokeniseOptions
     unused_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    special_texts: Mapping[str, tuple[int, str, str]] = field(default_factory=dict)
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the predicted rows."""
@@ -99,14 +101,17 @@ def preview_mixture(
     tokeniser = Tokeniser(tokenizer, made)
     samples: dict[str, _Sample] = {}
     unused: dict[str, tuple[str, ...]] = {}
+    special, pattern = Found(), special_texts(tokenizer)
     for spec in parsed:
-        for example in one_answer_each(read_examples(spec, source_column, unused), tokeniser.each):
+        read = read_examples(spec, source_column, unused)
+        read = counted(read, spec.label, pattern, made.apply_chat_template, special)
+        for example in one_answer_each(read, tokeniser.each):
             if example.source not in samples:
                 samples[example.source] = _Sample(rows_per_source, f"mixture preview {seed} {example.source}")
             samples[example.source].add(example, spec.weight)
-    read = sum(sample.read for sample in samples.values())
-    check_sources(samples, read, source_column)
-    warn_of_many(samples, read, source_column)
+    rows_read = sum(sample.read for sample in samples.values())
+    check_sources(samples, rows_read, source_column)
+    warn_of_many(samples, rows_read, source_column)
     sources: dict[str, SourcePreview] = {}
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for name, sample in samples.items():
@@ -124,6 +129,7 @@ def preview_mixture(
         seed=seed,
         options=made,
         unused_columns=unused,
+        special_texts=special,
     )
 
 

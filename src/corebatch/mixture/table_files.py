@@ -13,7 +13,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from corebatch.errors import DataError
-from corebatch.mixture.opening import LARGEST_ROW, decoded, numbered_lines
+from corebatch.mixture.opening import LARGEST_ROW, decoded, instead, numbered_lines
 from corebatch.mixture.rows import RawRow, RowReader
 
 ROWS_AT_ONCE = 1000
@@ -93,7 +93,7 @@ class ParquetReader(RowReader):
                 self.columns = tuple(file.schema_arrow.names)
                 self._count = int(file.metadata.num_rows)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{label}: is not a readable Parquet file: {error}.") from error
+            raise DataError(f"{label}: is not a readable Parquet file: {error}.{instead(path)}") from error
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
         number = 0
@@ -142,7 +142,7 @@ class ArrowReader(DatasetReader):
         try:
             super().__init__(datasets.Dataset.from_file(str(path)), label)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{label}: is not a readable Arrow file: {error}.") from error
+            raise DataError(f"{label}: is not a readable Arrow file: {error}.{instead(path)}") from error
 
 
 class FolderColumnsReader(RowReader):

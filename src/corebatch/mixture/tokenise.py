@@ -1,7 +1,8 @@
 """Rows to token ids and labels.
 
-- Prompt and completion are tokenised apart and laid end to end, so that the boundary is exact; between them
-  stands `separator`, a part of the prompt, unless white space is there already. End of sequence is added once,
+- Prompt and completion are tokenised apart and laid end to end, so that the boundary is exact, and without the
+  blank that SentencePiece would write before a completion; between them stands `separator`, a part of the prompt,
+  unless white space is there already. End of sequence is added once,
   after completions and running text.
 - Conversations are tokenised as a whole, as `tokenizer.apply_chat_template` does; a token counts as trained
   when any of its characters lies in a trained turn. What begins and ends a conversation is up to the
@@ -16,13 +17,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.chat import one_by_one, trained_tokens
 from corebatch.mixture.conversations import Conversations
 from corebatch.mixture.formats import IGNORED_LABEL, Canonical, Chat, Completion, Text, TokenIds, canonical
+from corebatch.mixture.seam import Seam, common
 from corebatch.mixture.template import read_template
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Tokeniser:
         self.options = options
         self._eos: int | None = tokenizer.eos_token_id
         self._start = _start_ids(tokenizer)
+        self._seam = Seam(self._encode)
         self._vocabulary = len(tokenizer)
         self._warned = False
         self._conversations = Conversations(tokenizer, options.chat_template, options.train_turns)
@@ -148,16 +150,21 @@ class Tokeniser:
         return row
 
     def _plain(self, rows: Sequence[Canonical]) -> list[TokenRow]:
-        pairs = [
+        seams = [
             (self._prompt(row), row.completion)
             if isinstance(row, Completion)
             else ("", row.text if isinstance(row, Text) else "")
             for row in rows
         ]
-        ids = self._encode([text for pair in pairs for text in pair])
+        befores = self._encode([before for before, _ in seams])
+        afters = self._encode([after for _, after in seams])
+        if self._seam.needed:
+            behind = [i for i, (before, after) in enumerate(seams) if before and after]
+            for i, ids in zip(behind, self._seam.encode([seams[i][1] for i in behind], self._encode), strict=True):
+                afters[i] = ids
         return [
-            self._join(before, after, trained=bool(pair[1].strip()))
-            for pair, before, after in zip(pairs, ids[0::2], ids[1::2], strict=True)
+            self._join(before, after, trained=bool(text.strip()))
+            for (_, text), before, after in zip(seams, befores, afters, strict=True)
         ]
 
     def _prompt(self, row: Completion) -> str:
@@ -189,11 +196,14 @@ class Tokeniser:
         ]
 
     def _chat_in_pieces(self, text: str, spans: list[tuple[int, int]]) -> TokenRow:
-        """For tokenizers that give no offsets: the text is cut where training starts and ends."""
-        edges = [0, *(edge for span in spans for edge in span), len(text)]
-        pieces = self._encode([text[a:b] for a, b in pairwise(edges)])
-        trained = [number % 2 == 1 for number, piece in enumerate(pieces) for _ in piece]
-        return self._chat([token for piece in pieces for token in piece], trained)
+        """For tokenizers that give no offsets: the tokens of the text's beginnings say where a trained part lies."""
+        ids, *edges = self._encode([text, *(text[:edge] for span in spans for edge in span)])
+        trained = [False] * len(ids)
+        for opening, through in zip(edges[0::2], edges[1::2], strict=True):
+            start, stop = common(ids, opening), common(ids, through)
+            stop += stop < len(through)  # a token over the edge has trained characters
+            trained[start:stop] = [True] * (stop - start)
+        return self._chat(ids, trained)
 
     def _chat(self, ids: list[int], trained: list[bool]) -> TokenRow:
         if self.options.chat_template == "plain" and self._start and ids[:1] != self._start:

@@ -276,3 +276,18 @@ def test_what_is_left_out_is_told_with_the_reason(corebatch, config, data_file):
         assert f"of 24 rows {kind}, 6 with nothing to train" in out
         assert "3 with no trained token within max_length 32 are left out." in out
         assert out.count("not used: stars") == 1
+
+
+def test_special_tokens_in_turns_and_rows_that_are_known(corebatch, config, settings, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    turns = [{"role": "user", "content": "q</s>"}, {"role": "assistant", "content": "a"}]
+    path = write(tmp_path / "chat.jsonl", [{"messages": turns, "mood": "good"}] * 16)
+    held = write(tmp_path / "held.jsonl", [{"messages": turns}, {"messages": [turns[0], {**turns[1], "content": "b"}]}])
+    words = ["--datasets", f"[{{path: {path}}}]", "--eval_datasets", f"[{{path: {held}}}]", "--chat_template", template]
+    words += ["--max_steps", 1, "--per_device_train_batch_size", 1]
+    for command in ("validate", "train"):
+        code, out, error = corebatch(command, config, *words)
+        assert code == 0, error
+        assert f"in 16 conversations of {path} a turn holds the text of a special token (</s> in {path}, line 1)" in out
+        assert "1 of 2 held-out rows are trained as well" in out
+        assert "not used: mood" in out
