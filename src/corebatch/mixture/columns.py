@@ -15,11 +15,13 @@ from corebatch.mixture.names import SPLIT_WORDS
 from corebatch.mixture.rivals import refuse_rivals
 from corebatch.mixture.rows import RawRow
 from corebatch.mixture.spec import DatasetSpec
+from corebatch.mixture.spelling import otherwise_written
 from corebatch.mixture.turns import as_list
 
 OF_FORMS = frozenset(name for form in FORMS for name in form.columns + form.optional)
 KNOWN = OF_FORMS | frozenset(KNOWN_OF_ROWS) | {"split"}
 WITHOUT_ANSWERS = ("text", "tokens")
+NEVER_LOST = ("weight", "sample_weight", "chosen", "rejected", "tools", "system")
 OF_TURNS = ("messages", "conversations", "prompt", "completion")
 NESTED = (*OF_TURNS, *TOOLS, *TEMPLATE_OPTIONS, "documents", "history")
 
@@ -87,9 +89,22 @@ class Columns:
                 )
         return form
 
-    def note(self, found: Collection[str], form: Form) -> None:
-        """Remembers the columns found in the file, and which of them no row of this form uses."""
+    def note(self, found: Collection[str], form: Form, where: str) -> None:
+        """Remembers the columns found in the file, and which of them no row of this form uses.
+
+        Raises:
+            DataError: one of them is a known name in other capitals or with other marks.
+        """
         self.found |= set(found)
+        known = {*form.columns, *form.optional, *(() if form.name in WITHOUT_ANSWERS else NEVER_LOST)}
+        own = set(found) - self.ignored - set(self.columns.values())
+        if (written := otherwise_written(sorted(own), known - set(found) - self.columns.keys())) is not None:
+            theirs, ours = written
+            raise DataError(
+                f"{where}: the column {theirs!r} is {ours!r} written otherwise, and would not be used. Take it by "
+                f"`columns: {{{ours}: {theirs}}}` of the data set, or leave it out on purpose: "
+                f"`ignore_columns: [{theirs}]`."
+            )
         used = {self.columns.get(name, name) for name in (*form.columns, *form.optional, self.source_column)}
         shadowed = {name for name in self.columns if name in found and name not in self.columns.values()}
         self.unused |= (set(found) - used - self.ignored - KNOWN_OF_ROWS.keys()) | shadowed
@@ -157,13 +172,18 @@ class Columns:
         if name not in form.columns or cell is None or (isinstance(cell, str) and name in ("prompt", "completion")):
             return
         cell = as_list(cell, name, where)
-        values[name] = [self._turn(turn, name) for turn in cell] if isinstance(cell, list) else cell
+        values[name] = [self._turn(turn, name, where) for turn in cell] if isinstance(cell, list) else cell
 
-    def _turn(self, turn: Any, column: str) -> Any:
+    def _turn(self, turn: Any, column: str, where: str) -> Any:
         if not isinstance(turn, Mapping):
             return turn
         strange = turn.keys() - KNOWN_OF_TURNS.keys() - self.ignored
         if strange:
+            if (written := otherwise_written(sorted(strange), KNOWN_OF_TURNS.keys() - turn.keys())) is not None:
+                raise DataError(
+                    f"{where}: the key {written[0]!r} of a turn in {column!r} is {written[1]!r} written otherwise, and "
+                    f"would not be used. Rename it, or `ignore_columns: [{written[0]}]` of the data set."
+                )
             self.unused.update(f"{column}.{name}" for name in strange if turn[name] is not None)
         if self.ignored:
             self.found.update(turn)

@@ -75,10 +75,10 @@ def _part_examples(part: Part, spec: DatasetSpec, columns: Columns) -> Iterator[
     for raw in part.rows(columns.wanted()):
         if form is None:
             form = columns.form(stated or tuple(raw.values), raw.where)
-            columns.note(stated or (), form)
+            columns.note(stated or (), form, raw.where)
         if stated is None and not raw.values.keys() <= seen:
             seen.update(raw.values)
-            columns.note(raw.values, form)
+            columns.note(raw.values, form, raw.where)
         values = columns.row(raw, form, from_table=stated is not None)
         source = spec.source or _own_source(values, columns.source_column, raw.where) or part.default_source
         yield Example(canonical(values, raw.where, form), source, raw.where)

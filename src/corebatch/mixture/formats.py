@@ -222,7 +222,7 @@ def _parse_completion(row: Mapping[str, Any], where: str) -> Canonical:
 def _parse_instruction(row: Mapping[str, Any], where: str) -> Completion:
     instruction = string(row, "instruction", where)
     extra = string(row, "input", where) if row.get("input") is not None else ""
-    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+    prompt = "\n\n".join(text for text in (instruction, extra) if text.strip()) or instruction
     return Completion(prompt, string(row, "output", where), _context(row, where))
 
 

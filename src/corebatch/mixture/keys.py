@@ -206,10 +206,14 @@ TURN_KEYS: tuple[Key, ...] = (
         says_something=_true,
     ),
     Key(
-        ("train_detail", "training_detail", "loss_scale"), "which parts of the turn are trained",
+        ("train_detail", "training_detail", "loss_scale", "weights", "trained", "is_trained"),
+        "which parts of the turn are trained",
         advice="Turns are trained whole or not at all, by 'weight': 1 or 0", says_something=_not_one,
     ),
-    Key(("mask", "masked", "ignore"), "whether the turn is left out", advice="Use 'weight': 0", says_something=_true),
+    Key(
+        ("mask", "masked", "ignore", "skip", "exclude"), "whether the turn is left out", advice="Use 'weight': 0",
+        says_something=_true,
+    ),
     Key(
         ("image", "images", "video", "videos", "audio", "audios", "input_audio"), "pictures, films, sound",
         advice=_TEXT_ONLY,

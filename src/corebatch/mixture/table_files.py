@@ -92,6 +92,8 @@ class ParquetReader(RowReader):
             with pq.ParquetFile(path) as file:
                 self.columns = tuple(file.schema_arrow.names)
                 self._count = int(file.metadata.num_rows)
+            if twice := next((name for name in self.columns if self.columns.count(name) > 1), None):
+                raise DataError(f"{label}: has two columns {twice!r}, so one of them would be lost.")
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{label}: is not a readable Parquet file: {error}.{instead(path)}") from error
 

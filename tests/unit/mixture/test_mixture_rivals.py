@@ -169,3 +169,59 @@ def test_labels_that_are_null_do_not_say_what_is_trained(
         load_mixture([path], tokenizer)
     kept = load_mixture([{"path": path, "ignore_columns": ["labels"]}], tokenizer)
     assert kept.dataset[0]["labels"] == [9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "row, theirs, ours",
+    [
+        (QA | {"System": "s"}, "System", "system"), (QA | {"systemPrompt": "s"}, "systemPrompt", "system_prompt"),
+        (CHAT | {"Tools": [{"name": "f"}]}, "Tools", "tools"), (QA | {"Weight": 0}, "Weight", "weight"),
+        ({"instruction": "q", "output": "a", "Input": "i"}, "Input", "input"),
+        ({"input_ids": [9, 10], "Labels": [9, 10]}, "Labels", "labels"),
+    ],
+)  # fmt: skip
+def test_a_known_column_written_otherwise(
+    tokenizer: PreTrainedTokenizerFast,
+    write_jsonl: WriteLines,
+    tmp_path: Path,
+    row: dict[str, Any],
+    theirs: str,
+    ours: str,
+) -> None:
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "table.parquet")
+    for path in (str(write_jsonl("data.jsonl", [row])), str(tmp_path / "table.parquet")):
+        with pytest.raises(
+            DataError, match=rf"1: the column '{theirs}' is '{ours}' written otherwise.*{ours}: {theirs}"
+        ):
+            load_mixture([path], tokenizer)
+        assert len(load_mixture([{"path": path, "ignore_columns": [theirs]}], tokenizer).dataset) == 1
+
+
+@pytest.mark.parametrize("key", ["Weight", "toolCalls", "reasoningContent", "Name"])
+def test_a_known_key_of_a_turn_written_otherwise(
+    tokenizer: PreTrainedTokenizerFast, write_jsonl: WriteLines, key: str
+) -> None:
+    path = str(write_jsonl("data.jsonl", [CHAT, {"messages": [U, A | {key: 0}]}]))
+    with pytest.raises(DataError, match=rf"line 2: the key '{key}' of a turn in 'messages' is '.*' written otherwise"):
+        load_mixture([path], tokenizer)
+    assert len(load_mixture([{"path": path, "ignore_columns": [key]}], tokenizer).dataset) == 2
+
+
+@pytest.mark.parametrize("extra", [{"skip": True}, {"is_trained": False}, {"weights": 0}])
+def test_more_keys_of_turns(tokenizer: PreTrainedTokenizerFast, extra: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=rf"message 2 of 'messages': '{next(iter(extra))}'"):
+        tokenise_row({"messages": [U, A | extra]}, tokenizer)
+
+
+def test_two_columns_of_one_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    columns = [pa.array([text]) for text in "qab"]
+    table = pa.Table.from_arrays(columns, names=["prompt", "completion", "completion"])
+    pq.write_table(table, tmp_path / "table.parquet")
+    with pytest.raises(DataError, match=r"table\.parquet: has two columns 'completion'"):
+        load_mixture([str(tmp_path / "table.parquet")], tokenizer)
+
+
+def test_an_instruction_that_is_blank(tokenizer: PreTrainedTokenizerFast) -> None:
+    for instruction, extra in (("", "x"), ("x", ""), ("x", None), (" ", "x")):
+        row = tokenise_row({"instruction": instruction, "input": extra, "output": "a"}, tokenizer)
+        assert tokenizer.decode(row.input_ids) == "x\na</s>"
