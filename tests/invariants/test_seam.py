@@ -16,6 +16,7 @@ from training import mixture, run, tiny_model, trainer
         ("get_train_dataloader", ["self"]),
         ("get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+        ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
         ("log", ["self", "logs", "start_time"]),
         ("train", ["self", "resume_from_checkpoint"]),
         ("_set_signature_columns_if_needed", ["self"]),
@@ -42,7 +43,7 @@ def test_the_mixin_overrides_nothing_else_of_the_trainer():
     own = {name for name, value in vars(CoresetMixin).items() if inspect.isfunction(value)}
     assert own & set(dir(Trainer)) == {
         "__init__", "get_train_dataloader", "get_batch_samples", "compute_loss", "log", "train", "_get_train_sampler",
-        "_save_checkpoint", "save_model",
+        "_save_checkpoint", "save_model", "training_step",
     }  # fmt: skip
 
 

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from corebatch.errors import ConfigError, LossMismatchError, UnsupportedModelError
-from corebatch.scoring import Loss, trained_tokens
-from corebatch.scoring._modes import PACKS, forward_inputs, packing_linears, scoring_mode
+from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.scoring._modes import PACKS, packing_linears
 from corebatch.step import CoresetStep
 from corebatch.trainer.compiling import check_uncompiled, is_asked_for
 from corebatch.trainer.config import CoresetConfig
+from corebatch.trainer.model_loss import check_model, check_router
 
 logger = logging.getLogger(__name__)
-
-LOSS_TOLERANCE = 1e-3
-CHECK_ROWS = 2
-SUSPECTS = ("output_router_logits", "final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Settings of a model that change its loss or its logits."""
 
 
 def check_stream(args: Any, dataset: Any) -> None:
@@ -45,6 +36,7 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
         ConfigError: something that selection does not go with; the message says what to use.
         LossMismatchError: the Trainer minimises something else than the cross-entropy of trained tokens.
     """
+    check_model(trainer.model)
     _keep_four_bits(trainer.model)
     args = trainer.args
     ranks, loading = trainer.accelerator.num_processes, args.accelerator_config
@@ -78,12 +70,20 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
     for bad, found, use in problems:
         if bad:
             raise ConfigError(f"pool_factor {coreset.pool_factor} does not go with {found}. Use {use}.")
+    check_trained_loss(trainer)
+
+
+def check_trained_loss(trainer: Any) -> None:
+    """Raises LossMismatchError where the Trainer's settings make it minimise something else than the cross-entropy of
+    trained tokens. Called again before the first step: much can be set on a Trainer that is made."""
+    args = trainer.args
     smoothing, loss_type = args.label_smoothing_factor, getattr(args, "loss_type", None)
     own = [
         (smoothing > 0, f"label_smoothing_factor {smoothing}"),
+        (getattr(trainer, "label_smoother", None) is not None, "label_smoother"),
         (getattr(trainer, "compute_loss_func", None) is not None, "compute_loss_func"),
         (loss_type not in (None, "nll", "chunked_nll"), f"loss_type {loss_type!r}"),
-        (getattr(trainer, "aux_loss_enabled", False), "an auxiliary loss of the router"),
+        (getattr(trainer, "aux_loss_enabled", False), "an auxiliary loss of the router (TRL: router_aux_loss_coef)"),
     ]
     for bad, found in own:
         if bad:
@@ -91,6 +91,8 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
                 f"corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should "
                 f"minimise just that. Found {found}. Switch it off, or set pool_factor to 1."
             )
+    if trainer.model is not None:
+        check_router(trainer.model)
 
 
 def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:
@@ -137,35 +139,3 @@ def _keep_four_bits(model: Any) -> None:
                 "before it is trained."
             )
         setattr(linear, PACKS, False)
-
-
-def check_loss(model: Any, batch: Mapping[str, Tensor]) -> None:
-    """Compares our loss with the model's own on a few rows: soft caps, auxiliary losses and the like show here.
-
-    Both forwards run on every rank, whatever its rows hold.
-
-    Raises:
-        LossMismatchError: they differ by more than LOSS_TOLERANCE.
-        UnsupportedModelError: the model returns no loss.
-    """
-    rows = {key: value[:CHECK_ROWS] for key, value in batch.items()}
-    tokens = int(trained_tokens(rows["labels"]).sum())
-    losses = Loss().run(model, rows).losses
-    assert losses is not None
-    with scoring_mode(model):
-        output = model(**forward_inputs(rows), labels=rows["labels"])
-    own = output["loss"] if isinstance(output, dict) else output[0]
-    if own is None or own.ndim != 0:
-        raise UnsupportedModelError(f"{type(model).__name__} should return its loss given labels. It did not.")
-    ours = float(losses.sum()) / max(tokens, 1)
-    if tokens == 0 or not math.isfinite(ours) or abs(float(own) - ours) <= LOSS_TOLERANCE * max(1.0, abs(ours)):
-        return  # a loss that is not finite is told with its step and examples when it is scored
-    config = getattr(model, "config", None)
-    suspects = [key for key in SUSPECTS if getattr(config, key, None)]
-    raise LossMismatchError(
-        f"On the first batch the model's own loss should equal corebatch's cross-entropy within {LOSS_TOLERANCE}. "
-        f"Found {float(own):.6f} and {ours:.6f}. "
-        + (f"Its configuration sets {', '.join(suspects)}. " if suspects else "")
-        + "An auxiliary loss, a soft cap or a scale of the logits is the likely cause; "
-        "features and weights would be of another loss than the one that is trained."
-    )

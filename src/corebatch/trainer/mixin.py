@@ -29,13 +29,16 @@ from corebatch.step import Choice
 from corebatch.trainer import compiling, record
 from corebatch.trainer._compat import follow_epochs
 from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
-from corebatch.trainer.checks import check_loss, check_settings, check_stream
+from corebatch.trainer.checks import check_settings, check_stream, check_trained_loss
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
 from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
+from corebatch.trainer.loss_probe import AGAIN, check_again, check_own_loss
+from corebatch.trainer.model_loss import check_loss, check_model, two_rows
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
+from corebatch.trainer.own_loss import RowWeights, WeightsTaken, check_bases, check_beside, divides_by_accumulation
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
@@ -110,6 +113,11 @@ class CoresetMixin(_Base):
     _presence: Presence
     _format: RowFormat | None
     _passes: Passes
+    _weights: RowWeights
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_bases(cls)
 
     def __init__(self, *args: Any, coreset: CoresetConfig | None = None, **kwargs: Any) -> None:
         self.coreset = coreset if coreset is not None else CoresetConfig()
@@ -134,6 +142,7 @@ class CoresetMixin(_Base):
                 self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
             self.add_callback(self._recorder)
+            self.add_callback(WeightsTaken(self))
 
     # ---- the three overrides -------------------------------------------------------------------------------------
 
@@ -208,7 +217,12 @@ class CoresetMixin(_Base):
         made, items = super().get_batch_samples(iter(small), len(small), *args)
         phases.end("repack")
         self._presence.at(step, "training")
-        return made, items if denominator is None else denominator
+        if denominator is not None:
+            items = denominator
+        elif isinstance(items, Tensor):
+            items = items.clamp(min=1)  # where nothing is trained the loss is 0, not 0 / 0
+        self._weights.begin(made, items)
+        return made, items
 
     def compute_loss(
         self,
@@ -219,34 +233,53 @@ class CoresetMixin(_Base):
         **kwargs: Any,
     ) -> Any:
         """The parent's loss, or with `loss_weights` in the batch: sum_i weight_i sum_t loss_it / num_items_in_batch."""
-        weights, places = (
-            (inputs.pop("loss_weights", None), inputs.pop(PLACES, None)) if isinstance(inputs, dict) else (None, None)
-        )
-        if weights is None:
-            with self._reusing(places, inputs):
+        if self.coreset.pool_factor == 1 or not model.training:
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        self._weights.check_items(self, num_items_in_batch)
+        weights, places = (None, None) if self._weights.behind else self._weights.take(inputs)
+        with self._reusing(places, inputs):
+            if weights is None:
                 result = super().compute_loss(
                     model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
                 )
-            scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        else:
-            self._announce(places, weights)
-            with self._reusing(places, inputs):
+            else:
+                self._announce(places, weights)
                 loss, outputs = weighted_loss(model, self._inner(model), inputs, weights)
-            if self._scoring.trained is not None:
-                self._scoring.trained.scale_by(loss)
-            # The denominator counts all ranks, and DDP and its kin average gradients over them.
-            loss = loss / num_items_in_batch * self.accelerator.num_processes
-            # A Trainer that thinks the loss is a mean of one micro-batch divides it by their number.
-            scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            if not scaled:
-                loss = loss * self.current_gradient_accumulation_steps
-            result = (loss, outputs) if return_outputs else loss
-        if self.coreset.pool_factor > 1 and model.training:
-            loss = (result[0] if return_outputs else result).detach()
-            self._recorder.losses.append(loss if scaled else loss / self.current_gradient_accumulation_steps)
-            if self._in_backward and self.accelerator.sync_gradients:
+                if self._scoring.trained is not None:
+                    self._scoring.trained.scale_by(loss)
+                # The denominator counts all ranks, and DDP and its kin average gradients over them.
+                loss = loss / num_items_in_batch * self.accelerator.num_processes
+                if divides_by_accumulation(self, counted=True):
+                    loss = loss * self.current_gradient_accumulation_steps
+                result = (loss, outputs) if return_outputs else loss
+        if self._in_backward and not self._weights.checking:
+            self._recorder.losses.append((result[0] if return_outputs else result).detach())
+            if self.accelerator.sync_gradients:  # the last moment before weights are moved
                 self._recorder.check_loss(self.state.global_step)
         return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, whose loss is recorded: what was trained, whoever computed it."""
+        if self.coreset.pool_factor == 1:
+            return super().training_step(*args, **kwargs)
+        before = len(self._recorder.losses)
+        loss = super().training_step(*args, **kwargs)
+        self._recorder.losses[before:] = [loss]
+        return loss
+
+    def row_weights(self, inputs: dict[str, Any]) -> Tensor:
+        """The weights of a micro-batch's rows, for a `compute_loss` of one's own; see docs/own_loss.md.
+
+        Returns:
+            [B], by which each row's summed loss is to be multiplied, before the sum is divided by
+            `num_items_in_batch`. Ones in evaluation, and with pool_factor 1.
+
+        Raises:
+            LossMismatchError: these are not inputs that `compute_loss` received.
+        """
+        return self._weights.of_rows(self, inputs)
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
@@ -296,16 +329,19 @@ class CoresetMixin(_Base):
         eligible = self._eligible(batches)
         if 0 in counts:
             batches, eligible, counts = self._filled(batches, eligible, counts)
+        padding = self._padding(batches)
         if not self._prepared:
-            self._prepare_first(model, batches)
+            self._prepare_first(model, batches, padding)
             phases.start()  # checks are not part of a step's cost
+        elif step in AGAIN and self._weights.owned:
+            check_again(self, batches, padding)
+            phases.start()
         pool = gather_pool(ranks, self._columns(batches, eligible), counts)
         self._passes.seen(pool.ids)
         phases.end("exchange")
         count = int(pool.eligible.sum())
         budget = min(count, max(math.ceil(count / self.coreset.pool_factor), given * ranks.count))
         plan = scoring.plan(pool, budget, step)
-        padding = self._padding(batches)
         mine = scoring.score(ranks, model, batches, pool, plan, padding, self._states)
         phases.end("score")
         scores = None if mine is None else gather_scores(ranks, pool, plan.exact, mine)
@@ -395,16 +431,26 @@ class CoresetMixin(_Base):
             "eligible": eligible,
         }
 
-    def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]]) -> None:
+    def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]], padding: Padding) -> None:
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
+        check_model(model)
+        check_trained_loss(self)
+        self._weights = RowWeights(self)  # methods may have been replaced since the Trainer was made
+        check_beside(self.coreset, self._weights.owned)
+        if self._weights.owned and scoring.trained is not None:
+            scoring.trained.close()
+            scoring.trained = None  # a backward of another loss does not teach what is scored
         self._in_backward = moves_in_backward(self)
         check_tracking(self.coreset.track_error, in_backward=self._in_backward, sharded=self._sharded())
         failure: Exception | None = None
         against = None
+        pair = put_together(two_rows(batches), padding)
         try:
+            if self._weights.owned:
+                check_own_loss(self, pair)
             if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
-                check_loss(model, untagged(batches[0]))
+                check_loss(model, pair, counts_items=self.model_accepts_loss_kwargs)
             if scoring.trained is not None:
                 scoring.trained.watch(model, untagged(batches[0]))
             against = self._packing_unfit(model, batches)
@@ -415,7 +461,8 @@ class CoresetMixin(_Base):
         if elsewhere and against is None:
             against = "Another rank's rows cannot be packed."
         self._packed = self._can_pack(model, against)
-        if settings.scores_exactly and settings.reuse is not False and scoring.scorer.needs_forward:
+        reuses = settings.reuse is not False and not self._weights.owned
+        if settings.scores_exactly and reuses and scoring.scorer.needs_forward:
             self._states = self._block_states(model)
         self._prepared = True
 
@@ -444,7 +491,7 @@ class CoresetMixin(_Base):
 
     def _tries_packing(self, model: Any) -> bool:
         wanted = self.coreset.padding_free
-        return wanted is True or (wanted == "auto" and self._flash(model))
+        return wanted is True or (wanted == "auto" and self._flash(model) and not self._weights.owned)
 
     def _packing_unfit(self, model: Any, batches: list[dict[str, Tensor]]) -> str | None:
         """Why this model or this rank's rows cannot be trained without padding, where that is tried."""
@@ -531,9 +578,9 @@ class CoresetMixin(_Base):
         if not self._step.selector.weighted:
             if budget >= slots:
                 return None, None
-            return weights, trained.sum().float()
+            return weights, trained.sum().clamp(min=1).float()
         # The large batch's mean over tokens, estimated: sum over M of w_i l_i, by (tokens of N) M / N.
-        return weights, tokens.sum().double().mul(budget / count).to(torch.float32)
+        return weights, tokens.sum().clamp(min=1).double().mul(budget / count).to(torch.float32)
 
     def _pack(
         self,
@@ -815,6 +862,7 @@ class CoresetMixin(_Base):
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._packed = self._prepared = self._in_backward = False
         self._told = None
+        self._weights = RowWeights(self)
 
     def _join_ranks(self) -> None:
         """Who takes part, and what is known of their rows."""

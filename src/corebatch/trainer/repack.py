@@ -40,7 +40,23 @@ def check_pool(batch: Mapping[str, Any]) -> None:
         )
     if "labels" not in batch or "input_ids" not in batch:
         raise DataError(f"A batch should have `input_ids` and `labels`. Found {', '.join(sorted(batch))}.")
+    if "loss_weights" in batch:
+        raise DataError(
+            "`loss_weights` in a batch are the ones that corebatch chooses. Found that name in the collator's: "
+            "weights of one's own are not used. Give it another name, or set pool_factor to 1."
+        )
+    if batch["labels"].shape != batch["input_ids"].shape:
+        raise DataError(
+            f"A batch should have a label for each token of `input_ids`, {tuple(batch['input_ids'].shape)}. Found "
+            f"labels of shape {tuple(batch['labels'].shape)}: those of a classifier or an encoder-decoder?"
+        )
     rows = len(batch["input_ids"])
+    tags = [len(batch[key]) for key in (ID, SOURCE) if key in batch]
+    if any(count != rows for count in tags):
+        raise DataError(
+            f"Selection works on unpacked rows, one in each row of a batch: switch packing, padding_free and "
+            f"flattening collators off. Found {rows} of {tags[0]} rows: the collator has put them behind each other."
+        )
     for key, value in batch.items():
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,207 @@
+"""A loss that the user computes: who computes it, and whether it takes the rows' weights and their denominator.
+
+What a step claims is sum_i weight_i L_i / num_items_in_batch, L_i being row i's summed loss. Where the Trainer's own
+loss is trained, `CoresetMixin.compute_loss` sees to it. A `compute_loss` of a subclass goes through
+`super().compute_loss`, which does, or asks for the weights with `row_weights`; which of the two, and whether it uses
+them, is found by calling it (`loss_probe`), and at every step it is counted whether weights were taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import TrainerCallback
+
+from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.trainer.config import CoresetConfig
+from corebatch.trainer.tagging import PLACES
+
+WEIGHTS = "loss_weights"
+SEAM = ("training_step", "compute_loss", "get_batch_samples")
+"""Methods of a Trainer through which the loss, the weights and the denominator go."""
+KNOWN = (
+    "transformers.trainer",
+    "transformers.trainer_seq2seq",
+    "trl.trainer.sft_trainer",
+    "corebatch.trainer.mixin",
+    "corebatch.trainer.sft",
+)
+"""Modules of classes whose loss is the cross-entropy that we weight, or refused by their settings."""
+WAY = (
+    "Multiply each row's summed loss by `weights = self.row_weights(inputs)` ([B], taken before the model is called) "
+    "and return `(weights * row_losses).sum() / num_items_in_batch`, or add to what `super().compute_loss(model, "
+    "inputs, return_outputs, num_items_in_batch)` returns. pool_factor 1 trains the loss as it is."
+)
+
+
+def check_bases(kind: type) -> None:
+    """Raises ConfigError for a class in which CoresetMixin comes behind the Trainer, whose methods would hide it."""
+    names = [base.__name__ for base in kind.__mro__]
+    trainers = [i for i, base in enumerate(kind.__mro__) if base is transformers.Trainer]
+    if trainers and trainers[0] < names.index("CoresetMixin"):
+        raise ConfigError(
+            f"CoresetMixin should stand before the Trainer among the bases of {kind.__name__}, or nothing of it is "
+            f"used. Found {', '.join(names[1:-1])}: write class {kind.__name__}(CoresetMixin, ...)."
+        )
+
+
+def check_beside(coreset: CoresetConfig, owned: Sequence[str]) -> None:
+    """Raises ConfigError for settings that need the loss to be ours.
+
+    Args:
+        coreset: the settings.
+        owned: see `RowWeights`.
+    """
+    for bad, found in (
+        (coreset.track_error > 0, f"track_error {coreset.track_error}, which measures gradients of the cross-entropy"),
+        (coreset.padding_free is True, "padding_free true, where weights are of tokens and not of rows"),
+        (coreset.scoring_settings.reuse is True, "scoring.reuse true, which needs the forward that trains to be ours"),
+    ):
+        if owned and bad:
+            raise ConfigError(f"{owned[0]} computes the loss itself. Found coreset.{found}. Leave it at its default.")
+
+
+def own_methods(trainer: Any, names: Sequence[str] = SEAM) -> list[str]:
+    """Methods of these names that neither corebatch, transformers nor TRL's SFTTrainer wrote, each with its place."""
+    found = [f"{type(trainer).__name__}.{name} (set on the object)" for name in names if name in vars(trainer)]
+    for base in type(trainer).__mro__:
+        written = [name for name in names if name in vars(base) and _is_own(base, vars(base)[name])]
+        found += [f"{base.__name__}.{name} ({_place(base, vars(base)[name])})" for name in written]
+    return found
+
+
+def _is_own(base: type, method: Any) -> bool:
+    """By where the function was written: a patch may borrow the name and the module of what it replaces."""
+    if base.__module__ not in KNOWN:
+        return True
+    package = getattr(method, "__globals__", {}).get("__name__", "").split(".")[0]
+    return package not in ("transformers", "trl", "corebatch")
+
+
+def _place(base: type, method: Any) -> str:
+    code = getattr(method, "__code__", None)
+    return base.__module__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def divides_by_accumulation(trainer: Any, *, counted: bool) -> bool:
+    """Whether `Trainer.training_step` takes the loss for a mean of one micro-batch and divides it by their number.
+
+    Args:
+        counted: it hands `num_items_in_batch` to `compute_loss`.
+    """
+    said = None
+    if hasattr(transformers.Trainer, "loss_is_scaled_for_ga"):  # older ones do not ask
+        said = trainer.loss_is_scaled_for_ga
+    return not (trainer.model_accepts_loss_kwargs and counted if said is None else said)
+
+
+class WeightsTaken(TrainerCallback):
+    """Before any weight of the model is moved: the rows' weights have reached the loss of every micro-batch, also
+    where a `training_step` of the user's own computes it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._weights.check_taken(self._trainer)
+
+
+class RowWeights:
+    """The weights of one step's micro-batches, on their way to whoever computes the loss.
+
+    Attributes:
+        behind: a `compute_loss` of the user's own stands behind CoresetMixin, in the Trainer that it is mixed into, and
+            takes the weights itself.
+        owned: the methods named `compute_loss` that the user wrote.
+        checking: a check is calling, with weights and a denominator of its own.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.owned = own_methods(trainer, ("compute_loss",))
+        self.behind, self.checking = _behind(type(trainer)), False
+        self._given = self._taken = 0
+        self._items: Any = None
+        self._last: tuple[Any, Tensor, Any] | None = None
+
+    def begin(self, batches: Sequence[dict[str, Any]], items: Any) -> None:
+        """A step begins.
+
+        Args:
+            batches: its micro-batches on this rank.
+            items: `num_items_in_batch` as the Trainer is given it.
+        """
+        self._given, self._taken, self._last = sum(WEIGHTS in batch for batch in batches), 0, None
+        self._items = items
+
+    def take(self, inputs: Any) -> tuple[Tensor | None, Any]:
+        """Takes (weights, places) out of a micro-batch; (None, None) where it has none. Whoever asks a second time for
+        the same rows, as `super().compute_loss` behind `row_weights`, gets them again."""
+        if not isinstance(inputs, dict):
+            return None, None
+        weights, places = inputs.pop(WEIGHTS, None), inputs.pop(PLACES, None)
+        ids = inputs.get("input_ids")
+        if weights is not None:
+            self._taken += 1
+            self._last = (ids, weights, places)
+        elif self._last is not None and ids is not None and ids is self._last[0]:
+            return self._last[1], self._last[2]
+        return weights, places
+
+    def of_rows(self, trainer: Any, inputs: dict[str, Any]) -> Tensor:
+        """What `CoresetMixin.row_weights` gives, [B]."""
+        ids = next(value for value in inputs.values() if isinstance(value, Tensor) and value.ndim > 0)
+        weights = None
+        if trainer.coreset.pool_factor > 1 and trainer.model.training:
+            weights, _ = self.take(inputs)
+            if weights is None and (self._given or self.checking):
+                raise LossMismatchError(
+                    f"row_weights should be given the inputs that compute_loss receives. Found {', '.join(inputs)} "
+                    f"without {WEIGHTS}: see {_named(trainer)}."
+                )
+        if weights is None:
+            return torch.ones(len(ids), device=ids.device)
+        if divides_by_accumulation(trainer, counted=True):
+            weights = weights * trainer.current_gradient_accumulation_steps
+        if not getattr(trainer.args, "average_tokens_across_devices", False):
+            weights = weights * trainer.accelerator.num_processes  # num_items_in_batch counts all ranks
+        return weights.to(ids.device)
+
+    def check_items(self, trainer: Any, received: Any) -> None:
+        """Raises LossMismatchError where a method on the way has lost or changed `num_items_in_batch`."""
+        lost = received is None and (self.checking or self._items is not None)
+        known = self._items is not None and received is not self._items and not self.checking
+        if lost or (known and float(received) != float(self._items)):
+            raise LossMismatchError(
+                f"num_items_in_batch should reach compute_loss as get_batch_samples gives it. Found {received}: "
+                f"{_named(trainer)} should pass it on. With pool_factor 1 the Trainer does without."
+            )
+
+    def check_taken(self, trainer: Any) -> None:
+        """Raises LossMismatchError where fewer micro-batches than were given had their weights taken."""
+        if not self.all_taken:
+            raise LossMismatchError(
+                f"The weights of all {self._given} micro-batches of a step should reach their loss. Found that "
+                f"{self._given - self._taken} were trained without: see {_named(trainer)}. {WAY}"
+            )
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether every micro-batch of the step has had its weights taken."""
+        return self._taken >= self._given
+
+
+def _behind(kind: type) -> bool:
+    """Whether the Trainer that CoresetMixin is mixed into has a `compute_loss` of the user's own."""
+    names = [base.__name__ for base in kind.__mro__]
+    return any(
+        "compute_loss" in vars(base) and _is_own(base, vars(base)["compute_loss"])
+        for base in kind.__mro__[names.index("CoresetMixin") + 1 :]
+    )
+
+
+def _named(trainer: Any) -> str:
+    return " or ".join(own_methods(trainer)) or f"{type(trainer).__name__}.compute_loss"
