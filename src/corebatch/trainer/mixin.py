@@ -38,7 +38,7 @@ from corebatch.trainer.loss_probe import AGAIN, check_again, check_own_loss
 from corebatch.trainer.model_loss import check_loss, check_model, two_rows
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
-from corebatch.trainer.own_loss import RowWeights, WeightsTaken, check_bases, check_beside, divides_by_accumulation
+from corebatch.trainer.own_loss import LossWatch, RowWeights, check_bases, check_beside, divides_by_accumulation
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
@@ -142,7 +142,7 @@ class CoresetMixin(_Base):
                 self._tag(self.train_dataset)  # a column that is missing is an error now
             self._recorder = record.Recorder(self)
             self.add_callback(self._recorder)
-            self.add_callback(WeightsTaken(self))
+            self.add_callback(LossWatch(self))
 
     # ---- the three overrides -------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ them, is found by calling it (`loss_probe`), and at every step it is counted whe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers import TrainerCallback
 from corebatch.errors import ConfigError, LossMismatchError
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.tagging import PLACES
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "loss_weights"
 SEAM = ("training_step", "compute_loss", "get_batch_samples")
@@ -99,15 +102,25 @@ def divides_by_accumulation(trainer: Any, *, counted: bool) -> bool:
     return not (trainer.model_accepts_loss_kwargs and counted if said is None else said)
 
 
-class WeightsTaken(TrainerCallback):
+class LossWatch(TrainerCallback):
     """Before any weight of the model is moved: the rows' weights have reached the loss of every micro-batch, also
-    where a `training_step` of the user's own computes it."""
+    where a `training_step` of the user's own computes it. A step that trains nothing is told of, once."""
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+        self._trainer, self._told = trainer, False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer._weights.check_taken(self._trainer)
+        trainer = self._trainer
+        trainer._weights.check_taken(trainer)
+        step = trainer._recorder.step
+        if step is not None and step["labels_trained"] == 0 and not self._told and state.is_world_process_zero:
+            self._told = True
+            logger.warning(
+                "At step %d no row of the small batch has a trained token: its loss is 0, as the Trainer's would be. "
+                "Later steps of the kind are not told of; selection.jsonl has labels_trained 0. Drop such rows, or "
+                "raise the length that cuts their answers off.",
+                state.global_step + 1,
+            )
 
 
 class RowWeights:

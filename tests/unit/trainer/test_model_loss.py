@@ -100,7 +100,7 @@ def test_what_a_model_adds_to_its_loss_is_found(tmp_path, change, says):
     model = changed(change)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(LossMismatchError, match=says) as raised:
-        run(trainer(tmp_path, model))
+        run(trainer(tmp_path, model, remove_unused_columns=False))
     assert "On the first batch" in str(raised.value)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -257,7 +257,9 @@ def test_a_flattening_collator(tmp_path):
 @pytest.mark.parametrize("selector", ["cube", "balanced", "random", "importance", "facility_location", "pivotal"])
 @pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
 def test_a_pool_without_a_trained_token_makes_a_step_of_loss_zero_and_says_so_once(tmp_path, selector, loss, caplog):
-    data = mixture(96).map(lambda row, i: row if i % 48 == 7 else {"labels": [-100] * len(row["labels"])}, with_indices=True)
+    data = mixture(96).map(
+        lambda row, i: row if i % 48 == 7 else {"labels": [-100] * len(row["labels"])}, with_indices=True
+    )
     scorer = {"scorer": "tokens"} if selector == "importance" else {}
     made = trainer(tmp_path, None, CoresetConfig(selector=selector, loss=loss, **scorer), train_dataset=data)
     run(made)
