@@ -8,7 +8,6 @@ loss), by labels that train nothing, whose loss is zero.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from corebatch.errors import LossMismatchError, UnsupportedModelError
 from corebatch.scoring import Loss, trained_tokens
@@ -107,9 +107,10 @@ def check_loss(model: Any, rows: Mapping[str, Tensor], *, counts_items: bool = T
     assert losses is not None
     with scoring_mode(model):
         evaluated = model(**forward_inputs(rows), labels=labels, **given)
-    with untraced(model, inner=True, outermost=_asks_for_training(base_model(model))):
-        trained = model(**forward_inputs(rows), labels=labels, **given)
-        nothing = model(**forward_inputs(rows), labels=torch.full_like(labels, IGNORED), **given)
+    with untraced(model, inner=True, outermost=_has_its_class_s_forward(base_model(model))):
+        run = _quietly(model)
+        trained = run(**forward_inputs(rows), labels=labels, **given)
+        nothing = run(**forward_inputs(rows), labels=torch.full_like(labels, IGNORED), **given)
     ours = float(losses.sum()) / max(tokens, 1)
     if tokens == 0 or not math.isfinite(ours):
         return  # a loss that is not finite is told with its step and examples when it is scored
@@ -127,11 +128,18 @@ def check_loss(model: Any, rows: Mapping[str, Tensor], *, counts_items: bool = T
         )
 
 
-def _asks_for_training(base: Any) -> bool:
-    """Whether the model's class computes something else in training. A forward that was put into the object, as Liger
-    does, says that it builds no logits then, which would tell nothing."""
-    code = getattr(inspect.unwrap(type(base).forward), "__code__", None)
-    return code is not None and "training" in code.co_names
+def _has_its_class_s_forward(base: Any) -> bool:
+    """Not so where a forward was put into the object, as Liger and TRL do, whose fused losses build no logits in
+    training and so tell nothing. Accelerate's autocast around the class's own does not count."""
+    put = vars(base).get("_original_forward", vars(base).get("forward"))
+    return put is None or getattr(put, "__func__", None) is type(base).forward
+
+
+def _quietly(model: Any) -> Any:
+    """What runs the model without the hooks of its outermost module, which count or log what is trained; with them on
+    the engines that gather weights there."""
+    sharded = isinstance(model, FSDPModule) or any(hasattr(p, "ds_id") for p in model.parameters())
+    return model if sharded else model.forward
 
 
 def _loss_of(model: Any, output: Any) -> Tensor:
