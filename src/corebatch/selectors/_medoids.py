@@ -2,8 +2,8 @@
 
 Up to 4,096 rows there is one problem, with the distances of all pairs. Above that each block of near rows is a problem
 of its own; greedy steps are taken wherever they gain most. That is the exact greedy where a row may stand for rows of
-its own block alone. If fewer than 4,096 are wanted, 4,096 winners are taken so, and the medoids are then chosen among
-them: a winner counts as often as there are rows that it stands for.
+its own block alone. If fewer than 4,096 are wanted, twice as many winners are taken so (2,048 at least, 4,096 at most),
+and the medoids are then chosen among them: a winner counts as often as there are rows that it stands for.
 
 Shape suffixes: N rows of the large batch, M rows of the small batch, C rows of one problem, K medoids of it.
 """
@@ -102,8 +102,8 @@ def medoids(
     everything = torch.arange(len(features_NP))
     if _blocks.fits(len(features_NP)):
         return _last(Problem.of(features_NP, everything, metric), budget, len(features_NP), greedy, improve, weighted)
-    winners = 2 * _blocks.BLOCK
-    most = min(_blocks.BLOCK, max(1, _BYTES // (4 * len(features_NP))))
+    winners = min(2 * _blocks.BLOCK, max(_blocks.BLOCK, 2 * budget))
+    most = min(_blocks.BLOCK, max(1, _BYTES // (8 * len(features_NP))))
     problems = [Problem.of(features_NP, rows, metric) for rows in _blocks.near(features_NP, most)]
     places, gains = merged_greedy(problems, max(budget, winners))
     if budget < winners:
