@@ -284,11 +284,11 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
     )
     data = "a made mixture of four sources" if first["data"] == "made" else first["data"]
     return f"""bias^2 as a share of the error given the pool, full fine-tuning / LoRA, over {first["pools"]} pools with
-{first["draws"]} draws each (selectors that draw nothing: one choice, whose whole error is bias). The samplers' shares are
-chance: the largest of a single pool is {100 * worst:.1f} %. Uniform selectors are trained as the trainer does, by the mean
-over the chosen tokens, a ratio that is itself a little biased. *Mean weight*: what the weights of a source's rows come to
-for one row of it, for the source with least and that with most; 1 is right. *Error*: LoRA, plain `random` = 1, of one
-step and of the mean of {WINDOW} steps on the same pool.
+{first["draws"]} draws each (selectors that draw nothing: one choice, whose whole error is bias). The samplers' shares
+are chance: the largest of a single pool is {100 * worst:.1f} %. Uniform selectors are trained as the trainer does, by
+the mean over the chosen tokens, a ratio that is itself a little biased. *Mean weight*: what the weights of a source's
+rows come to for one row of it, for the source with least and that with most; 1 is right. *Error*: LoRA, plain `random`
+= 1, of one step and of the mean of {WINDOW} steps on the same pool.
 
 {table(heads, rows)}
 

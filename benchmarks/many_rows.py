@@ -1,8 +1,8 @@
-"""What choosing from many rows takes: `python benchmarks/many_rows.py` measures it and writes it into docs/selectors.md.
+"""What choosing from many rows takes: `python benchmarks/many_rows.py` writes it into docs/selectors.md.
 
-Every selector in a process of its own, in one thread: seconds of processor time, and how much its peak of memory exceeds
-that of the process with the features (float32) and everything imported and compiled. `--table` writes the page from the
-last run's lines.
+Every selector in a process of its own, in one thread: seconds of processor time, and how much its peak of memory
+exceeds that of the process with the features (float32) and everything imported and compiled. `--table` writes the page
+from the last run's lines.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
         each = [of[name, m] for m in budgets]
         rows.append([f"`{name}`", *(cell for a in each for cell in (f"{a['seconds']:.1f}", f"{a['gb']:.2f}"))])
     size = first["rows"] * first["columns"] * 4 / 1e9
-    return f"""Seconds of processor time, and GB beyond the features in float32 ({size:.3f} GB), at N = {first["rows"]:,},
-P = {first["columns"]:,}.
+    return f"""Seconds of processor time, and GB beyond the features in float32 ({size:.3f} GB),
+at N = {first["rows"]:,}, P = {first["columns"]:,}.
 
 {table(heads, rows)}
 

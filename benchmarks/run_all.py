@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+WRITTEN = ("bias", "many_rows")
 
 
 def main() -> None:
@@ -61,6 +62,8 @@ def main() -> None:
     else:
         readouts = [python, HERE / "readouts.py", "--model", model, "--data", f"{data}/train.jsonl"]
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
+        # These two write their tables into docs/selectors.md.
+        commands += [[python, HERE / f"{name}.py", "--output", args.output / f"{name}.jsonl"] for name in WRITTEN]
     ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
     commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])
     for command in commands:

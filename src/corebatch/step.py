@@ -171,6 +171,8 @@ def select(
 ) -> Selection:
     """Chooses `budget` rows of `features`, on plain tensors, without any trainer or model.
 
+    Above 4,096 rows some selectors work in blocks, so that time and memory grow with N (docs/selectors.md, Many rows).
+
     Args:
         features: float Tensor [N, P]: one row an example, for instance its gradient.
         budget: M, how many rows to choose, 0 <= M <= N.

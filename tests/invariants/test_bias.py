@@ -51,10 +51,17 @@ def row_gradients(model: Any, data: Any) -> Tensor:
     return torch.stack(found)
 
 
-def stepped(tmp_path: Any, model: Any, coreset: CoresetConfig, rows: int, steps: int) -> tuple[Watching, Any, Tensor]:
-    """A trainer after some steps at a rate of zero, its data, and the gradient of the last of them."""
+def stepped(
+    tmp_path: Any, model: Any, coreset: CoresetConfig, rows: int, steps: int, batch: int | None = None
+) -> tuple[Watching, Any, Tensor]:
+    """A trainer after some steps at a rate of zero, its data, and the gradient of the last of them.
+
+    Args:
+        batch: rows of a step; by default so many that a pool holds all rows.
+    """
     data, gradients = mixture(rows, seed=1), Gradients()
-    settings = {"per_device_train_batch_size": -(-rows // coreset.pool_factor), "gradient_accumulation_steps": 1}
+    batch = batch or -(-rows // coreset.pool_factor)
+    settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
     settings |= {"max_steps": steps, "learning_rate": 0.0, "max_grad_norm": 0.0}
     made = Watching(
         model=model,
@@ -69,14 +76,21 @@ def stepped(tmp_path: Any, model: Any, coreset: CoresetConfig, rows: int, steps:
 
 
 def trained_share(
-    tmp_path: Any, model: Any, coreset: CoresetConfig, *, rows: int = 16, steps: int = 1, scored: Scores | None = None
+    tmp_path: Any,
+    model: Any,
+    coreset: CoresetConfig,
+    *,
+    rows: int = 16,
+    steps: int = 1,
+    batch: int | None = None,
+    scored: Scores | None = None,
 ) -> float:
     """bias^2 over the error of the trained gradient, given the pool of the last step.
 
     Args:
         scored: features of the whole pool, where each seed scores other rows of it.
     """
-    made, data, gradient = stepped(tmp_path, model, coreset, rows, steps)
+    made, data, gradient = stepped(tmp_path, model, coreset, rows, steps, batch)
     pool, plan, scores, choice = made.seen
     tokens, budget = pool.tokens, plan.budget
     assert bool(pool.eligible.all())
@@ -135,6 +149,13 @@ WAYS: dict[str, CoresetConfig] = {
 def test_the_default_is_unbiased_in_every_way(tmp_path: Any, way: str) -> None:
     """At the second step, when the memory knows the rows that were trained at the first."""
     assert abs(trained_share(tmp_path, tiny_model(), WAYS[way], rows=24, steps=2)) <= MOST
+
+
+@pytest.mark.parametrize("rows", [21, 27])
+def test_the_rest_of_an_epoch_is_unbiased(tmp_path: Any, rows: int) -> None:
+    """The second pool has 5 or 11 rows, which the pool factor does not divide."""
+    settings = CoresetConfig(scoring="full")
+    assert abs(trained_share(tmp_path, tiny_model(), settings, rows=rows, steps=2, batch=8)) <= MOST
 
 
 def test_two_phases_are_unbiased(tmp_path: Any) -> None:

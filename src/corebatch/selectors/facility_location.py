@@ -36,7 +36,8 @@ class FacilityLocation(Selector):
     """Maximise sum_i max_{s in S} (C - d(i, s)), with C the largest distance, by exact greedy.
 
     Above 4,096 rows medoids are found within blocks of near rows and, if fewer than 4,096 are wanted, then among
-    twice as many winners of the blocks (2,048 to 4,096); with `joint` within blocks alone, each with its share of every budget.
+    twice as many winners of the blocks (2,048 to 4,096); with `joint` within blocks alone, each with its share of every
+    budget.
 
     Uniform weights favour examples of large norm: the mean of the chosen has the direction of the large
     batch's mean, and too great a length. "cluster_size" weights each medoid by M / N times the number of
