@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
-LEAVES = {"types", "errors", "_registry", "text"}
+LEAVES = {"types", "errors", "_registry", "text", "scratch"}
 ALLOWED = {
     "types": {"errors"},
     "errors": set(),
     "_registry": {"errors"},
     "text": set(),
+    "scratch": set(),
     "sources": LEAVES,
     "scoring": LEAVES,
     "transforms": LEAVES,
@@ -26,7 +27,18 @@ ALLOWED = {
     "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
-WITHOUT_TRANSFORMERS = {"types", "errors", "_registry", "text", "sources", "selectors", "transforms", "step", "report"}
+WITHOUT_TRANSFORMERS = {
+    "types",
+    "errors",
+    "_registry",
+    "text",
+    "scratch",
+    "sources",
+    "selectors",
+    "transforms",
+    "step",
+    "report",
+}
 
 
 def imports(path):

@@ -6,7 +6,6 @@ import gc
 import json
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -33,6 +32,7 @@ from corebatch.bench.step_plan import (
 )
 from corebatch.scoring import trained_tokens
 from corebatch.scoring.base import IGNORED
+from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 from corebatch.trainer.record import LOG
 
@@ -219,7 +219,7 @@ def run_arm(arm: Arm, model: Any, rows: Any, settings: StepSettings, *, number: 
     steps = arm.steps(settings.steps)
     live = LiveBytes() if memory and not gpu else None
     clock = _Clock(steps, live)
-    with tempfile.TemporaryDirectory(prefix="corebatch-bench-") as folder:
+    with temporary_folder("corebatch-bench-") as folder:
         args = TrainingArguments(
             folder,
             per_device_train_batch_size=settings.micro_batch,

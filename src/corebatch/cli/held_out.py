@@ -8,6 +8,7 @@ from typing import Any
 
 from corebatch.cli.settings import Settings
 from corebatch.errors import ConfigError, CorebatchError
+from corebatch.mixture import row_sources
 from corebatch.trainer import CoresetTrainer
 
 
@@ -62,9 +63,8 @@ def refused(what: str) -> Iterator[None]:
 
 def sets_by_source(dataset: Any, settings: Settings) -> Any:
     """The held-out rows by source, or all together where there is one source, or where that is asked for."""
-    sources = dataset.with_format(None)["source"]
     rows: dict[str, list[int]] = {}
-    for number, source in enumerate(sources):
+    for number, source in enumerate(row_sources(dataset)):
         rows.setdefault(source, []).append(number)
     if len(rows) == 1 or not settings.data.eval_by_source:
         return dataset

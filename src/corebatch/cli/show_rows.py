@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from corebatch.mixture import row_sources
 from corebatch.mixture.marked import parts, shortened
 from corebatch.text import say, terminal
 
@@ -25,7 +26,7 @@ def show_rows(dataset: Any, tokenizer: Any, console: Console, each: int = 1) -> 
         each: so many of a source.
     """
     rows: dict[str, list[int]] = {}
-    for number, source in enumerate(dataset.with_format(None)["source"]):
+    for number, source in enumerate(row_sources(dataset)):
         own = rows.setdefault(source, [])
         if len(own) < each:
             own.append(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from corebatch.cli.show_rows import show_rows
 from corebatch.cli.tables import table
 from corebatch.cli.train import check_output
 from corebatch.errors import ConfigError
+from corebatch.scratch import temporary_folder
 from corebatch.sources import small_candidates
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
@@ -53,7 +53,7 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
         console.print("\n--fast: a sample of the data was looked at, and no step was made. ", end="", highlight=False)
         console.print("`validate` without it reads all rows and makes the first step.", highlight=False)
         return
-    with tempfile.TemporaryDirectory(prefix="corebatch-validate-") as folder:
+    with temporary_folder("corebatch-validate-") as folder:
         training = {**settings.training, "output_dir": folder, "push_to_hub": False}
 
         def look(mixture: Any, held_out: Any, tokenizer: Any, args: Any) -> None:

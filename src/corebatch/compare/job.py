@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from corebatch.compare.arms import Arm
 from corebatch.compare.costs import REMEMBERING, StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.evaluation import HeldoutLoss, heldout_loss
+from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 
 ORDER_EVERY = 64
@@ -200,7 +200,7 @@ def train_arm(
     set_seed(seed)
     model = place.make_model()
     watched = _Watched(place.collate)
-    with tempfile.TemporaryDirectory(prefix="corebatch-compare-") as folder:
+    with temporary_folder("corebatch-compare-") as folder:
         args = arguments(arm, folder, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
         trainer: Any = _CountingTrainer(
             model=model,

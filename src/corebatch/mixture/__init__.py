@@ -15,6 +15,7 @@ from corebatch.mixture.load import Mixture, load_mixture
 from corebatch.mixture.parallel import check_processes
 from corebatch.mixture.preview import MixturePreview, SourcePreview, preview_mixture
 from corebatch.mixture.spec import DatasetSpec, parse_spec, parse_specs
+from corebatch.mixture.store import row_sources
 from corebatch.mixture.template import PLAIN_CHAT_TEMPLATE
 from corebatch.mixture.tokenise import TokeniseOptions, TokenRow, tokenise_row
 
@@ -41,5 +42,6 @@ __all__ = [
     "parse_spec",
     "parse_specs",
     "preview_mixture",
+    "row_sources",
     "tokenise_row",
 ]

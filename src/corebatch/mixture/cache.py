@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from corebatch.errors import ConfigError
-from corebatch.mixture.scratch import LOCK, discard, hold, in_use, keep, remove_unused, scratch_folder
+from corebatch.scratch import LOCK, discard, hold, in_use, keep, remove_unused, scratch_folder
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from corebatch.mixture.formats import IGNORED_LABEL
+from corebatch.mixture.store import row_sources
 
 ROWS = 64
 """Rows of a source that are looked at, evenly over all of them."""
@@ -23,7 +24,7 @@ def endless_sources(dataset: Any, tokenizer: Any, max_length: int) -> list[str]:
     """
     stops = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     rows: dict[str, list[int]] = {}
-    for number, source in enumerate(dataset.with_format(None)["source"]):
+    for number, source in enumerate(row_sources(dataset)):
         rows.setdefault(source, []).append(number)
     return [source for source, own in rows.items() if _endless(dataset, own, tokenizer, stops, max_length)]
 

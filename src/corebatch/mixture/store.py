@@ -72,3 +72,9 @@ class RowStore:
 def mapped_rows(folder: Path) -> Any:
     """The rows that a RowStore wrote into a folder, as a `datasets.Dataset`; they are not read."""
     return datasets.Dataset.from_file(str(folder / FILE))
+
+
+def row_sources(dataset: Any) -> list[str]:
+    """The source of every row of a mixture; by Arrow, since `Dataset` reads a column row by row."""
+    sources: list[str] = dataset.with_format("arrow", columns=["source"])[:].column("source").to_pylist()
+    return sources

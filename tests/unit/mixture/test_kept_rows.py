@@ -25,8 +25,9 @@ import pytest
 from mixture_rows import WriteLines, qa
 from transformers import AutoTokenizer
 
+from corebatch import scratch
 from corebatch.errors import ConfigError, DataError
-from corebatch.mixture import Mixture, cache, digests, load_mixture, scratch
+from corebatch.mixture import Mixture, cache, digests, load_mixture
 from corebatch.mixture.cache import RowCache, write_record
 from corebatch.mixture.digests import Memo, tokenizer_digest
 from corebatch.mixture.parallel import in_order

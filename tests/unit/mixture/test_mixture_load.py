@@ -221,7 +221,7 @@ def test_unknown_keys_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_the_store_is_removed_with_its_process(tmp_path: Path) -> None:
-    from corebatch.mixture.scratch import _remove, scratch_folder
+    from corebatch.scratch import _remove, scratch_folder
 
     folder = scratch_folder(tmp_path, "rows-")
     with RowStore(folder) as store:

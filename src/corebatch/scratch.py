@@ -8,9 +8,11 @@ what a living one reads never is. Where there are no such locks (Windows) nothin
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -31,6 +33,18 @@ def scratch_folder(parent: Path, prefix: str) -> Path:
     _temporary[str(folder)] = os.getpid()
     hold(folder)
     return folder
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[str]:
+    """An empty folder in the system's temporary one, for the length of a block; after a kill it goes at the next."""
+    folder = scratch_folder(Path(tempfile.gettempdir()), prefix)
+    inside = folder / "files"
+    inside.mkdir()
+    try:
+        yield str(inside)
+    finally:
+        discard(folder)
 
 
 def hold(folder: Path) -> None:
