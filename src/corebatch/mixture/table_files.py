@@ -103,6 +103,7 @@ class ParquetReader(RowReader):
             with pq.ParquetFile(self.path) as file:
                 wanted = _wanted(self.columns, keep)
                 for block in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
+                    block.validate(full=True)
                     for values in block.to_pylist():
                         number += 1
                         yield RawRow(self.label, "row", number, values)
@@ -127,11 +128,15 @@ class DatasetReader(RowReader):
         # Only what is asked for is decoded: a column of images must not be opened on the way.
         table = self.dataset.with_format(None).select_columns(_wanted(self.columns, keep))
         number = 0
-        for block in table.iter(batch_size=ROWS_AT_ONCE):
-            names = list(block)
-            for cells in zip(*block.values(), strict=True):
-                number += 1
-                yield RawRow(self.label, "row", number, dict(zip(names, cells, strict=True)))
+        try:
+            table.data.validate(full=True)  # a damaged file may point anywhere in memory
+            for block in table.iter(batch_size=ROWS_AT_ONCE):
+                names = list(block)
+                for cells in zip(*block.values(), strict=True):
+                    number += 1
+                    yield RawRow(self.label, "row", number, dict(zip(names, cells, strict=True)))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.label}, after row {number}: cannot be read: {error}.") from error
 
     def count(self) -> int:
         return len(self.dataset)

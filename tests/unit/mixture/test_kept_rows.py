@@ -343,6 +343,22 @@ def test_temporary_rows_go_at_the_end_or_at_the_next_start(
     scratch.discard(other)
 
 
+def test_folders_of_comparisons_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def work() -> None:
+        with scratch.temporary_folder("corebatch-compare-"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert code_of(forked(work)) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with scratch.temporary_folder("corebatch-compare-") as folder:
+        assert list(Path(folder).iterdir()) == []
+        assert not left.exists()
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def make_of(size: int) -> Any:
     def make(folder: Path) -> bool:
         (folder / "rows").write_bytes(b"x" * size)
