@@ -97,10 +97,13 @@ def _last_word(text: str) -> str:
     return re.split(r"[-_. \d]+", text.lower())[-1]
 
 
-def _says_nothing(stem: str) -> bool:
-    """Whether no word of a stem tells one data set from another."""
+def _says_nothing(path: Path) -> bool:
+    """Whether no word of a name tells one data set from another: it names a split or "data"; or a shard, by a number
+    and words of the lists above."""
+    name, stem = data_name(path), data_stem(path)
+    idle = SHARD_WORDS | PLAIN_WORDS if stem != name else frozenset({"data"})
     words = [word for word in _BETWEEN_WORDS.split(stem.lower()) if word]
-    return all(word in SHARD_WORDS | PLAIN_WORDS | SPLIT_WORDS.keys() for word in words)
+    return all(word in idle or word in SPLIT_WORDS for word in words)
 
 
 def split_of(path: Path) -> str:
@@ -120,10 +123,11 @@ def source_of(path: Path) -> str:
     "mathmix/part-00000-1f2e-c000.jsonl" -> "mathmix", since a stem that only names a split or a shard does not tell
     one data set from another. Folders of the kind column=value are passed over: they state columns.
     """
-    if not _says_nothing(stem := data_stem(path)):
+    stem = data_stem(path)
+    if not _says_nothing(path):
         return stem
     for folder in reversed(path.resolve().parent.parts):
-        if "=" not in folder and folder.strip("/\\") and not _says_nothing(data_stem(Path(folder))):
+        if "=" not in folder and folder.strip("/\\") and not _says_nothing(Path(folder)):
             return folder
     return stem or data_name(path)
 

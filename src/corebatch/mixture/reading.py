@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -171,6 +172,7 @@ def _refuse_repeats(parts: Sequence[Part], label: str) -> None:
 
 def _saved_splits(path: Path, label: str) -> dict[str, list[Part]]:
     saved = load_saved(path, label)
+    _refuse_strays(path, saved, label)
     source = source_of(path)
     if isinstance(saved, datasets.DatasetDict):
         return {
@@ -179,6 +181,15 @@ def _saved_splits(path: Path, label: str) -> dict[str, list[Part]]:
         }
     part = Part(reader=DatasetReader(saved, label), default_source=source)
     return {"train": [part], str(saved.split or "train"): [part]}
+
+
+def _refuse_strays(folder: Path, saved: Any, label: str) -> None:
+    """Raises DataError for files of rows in a saved folder that its record does not name, so that nobody reads them."""
+    tables = saved.values() if isinstance(saved, datasets.DatasetDict) else [saved]
+    known = {Path(file["filename"]).resolve() for table in tables for file in table.cache_files}
+    for file in rows_among(sorted(path for path in folder.rglob("*") if path.is_file()), label):
+        if file.resolve() not in known and not file.name.startswith("cache-"):  # what `map` leaves there
+            raise DataError(f"{label}: is a folder of save_to_disk whose record does not name {str(file)!r}.")
 
 
 def _part(path: Path, label: str) -> Part:

@@ -80,6 +80,17 @@ def test_saved_sets_in_a_folder(tmp_path: Path, write_jsonl: WriteLines) -> None
         labels(str(tmp_path / "set"), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["more.jsonl", "data-00001-of-00002.arrow", "sub/more.csv"])
+def test_a_file_that_a_saved_set_does_not_name(tmp_path: Path, write_jsonl: WriteLines, name: str) -> None:
+    saved = datasets.Dataset.from_list(qa(3))
+    saved.save_to_disk(tmp_path / "set")
+    datasets.load_from_disk(str(tmp_path / "set")).map(lambda row: {"double": 2})  # leaves a file there
+    assert len(labels(str(tmp_path / "set"), tmp_path)) == 3
+    stray = write_jsonl(f"set/{name}", qa(1))
+    with pytest.raises(DataError, match=f"whose record does not name '{stray}'"):
+        labels(str(tmp_path / "set"), tmp_path)
+
+
 def test_packed_and_unpacked_shards_are_read_but_no_shard_twice(tmp_path: Path, write_jsonl: WriteLines) -> None:
     write_jsonl("set/part-000.jsonl", qa(1))
     (tmp_path / "set/part-001.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}'))

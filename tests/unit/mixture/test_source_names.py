@@ -65,6 +65,7 @@ def test_shards_with_a_name_of_their_own(names: tuple[str, ...], source: str) ->
     [
         ("gsm8k.jsonl", "svamp.jsonl"), ("level_1.jsonl", "level_2.jsonl"), ("gpt-3.jsonl", "gpt-4.jsonl"),
         ("data-en.jsonl", "data-fr.jsonl"), ("train_de.jsonl", "train_en.jsonl"), ("wiki_2023.csv", "wiki_2024.csv"),
+        ("examples.jsonl", "dataset.jsonl"), ("part.jsonl", "output.jsonl"),
         ("xml.jsonl", "html.jsonl"), ("deadbeef.jsonl", "facade.jsonl"), ("en/part-0.jsonl", "fr/part-0.jsonl"),
     ],
 )  # fmt: skip
