@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml Makefile
 demo: setup  ## fine-tune SmolLM2-135M on an imbalanced mixture, and show what that did
 	$(BIN)/corebatch demo
 
+# Two processes with a thread each: tiny models are no faster on more.
 test: check  ## lint, types and all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
