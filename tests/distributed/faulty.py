@@ -1,14 +1,17 @@
-"""One rank of a run in which something goes wrong on one of them; leaves RANK.json with how it ended.
+"""Runs on two ranks in which something goes wrong on one of them; each leaves RANK.json with how it ended.
 
-Usage: faulty.py CASE FOLDER, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment.
+A server that has imported everything and forks both ranks of a job. It reads jobs from standard input, a JSON object
+{"case", "folder", "port"} a line, and answers each with the exit codes of the ranks.
 """
 
 import datetime
+import gc
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -20,7 +23,8 @@ from corebatch.scoring.last_layer import LastLayer
 from corebatch.trainer import CoresetConfig, CoresetMixin
 from training import Collator, arguments, largest_difference, mixture, tiny_model, trainer, weights
 
-RANK = int(os.environ["RANK"])
+RANK = -1
+"""Of this process; set in each fork."""
 TIMEOUT = 6
 """Seconds after which a collective gives up."""
 
@@ -151,5 +155,36 @@ def main(case, folder):
     os._exit(0)
 
 
+def rank_of(job, rank):
+    """Never returns: this process, a fork, is one rank of a job."""
+    global RANK
+    RANK = rank
+    folder = Path(job["folder"])
+    log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
+    try:
+        main(job["case"], folder)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def serve():
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # the Trainer collects at each start; a child need not look through what was imported
+    for line in sys.stdin:
+        pids = []
+        for rank in (0, 1):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                rank_of(json.loads(line), rank)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps(codes), flush=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    serve()

@@ -13,26 +13,35 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 
-def both(case, folder):
-    """How each of two ranks ended: what it wrote, and its exit code."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = []
-    for rank in (0, 1):
-        environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        environment["PYTHONPATH"] = str(HERE.parent)
-        command = [sys.executable, str(HERE / "faulty.py"), case, str(folder)]
-        with open(folder / f"{rank}.log", "w") as log:
-            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    ends = []
-    for rank, process in enumerate(started):
-        code = process.wait(timeout=120)
-        path = folder / f"{rank}.json"
-        ends.append((json.loads(path.read_text()) if path.exists() else {}) | {"code": code})
-        assert code in (0, -9), (folder / f"{rank}.log").read_text()[-4000:]
-    return ends
+@pytest.fixture(scope="module")
+def both():
+    """A function that runs a case on two ranks: how each ended, that is what it wrote, and its exit code."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(HERE.parent)])}
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "faulty.py")],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(case, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server.stdin.write(json.dumps({"case": case, "folder": str(folder), "port": port}) + "\n")
+        server.stdin.flush()
+        ends = []
+        for rank, code in enumerate(json.loads(server.stdout.readline())):
+            path = folder / f"{rank}.json"
+            ends.append((json.loads(path.read_text()) if path.exists() else {}) | {"code": code})
+            assert code in (0, -9), (folder / f"{rank}.log").read_text()[-4000:]
+        return ends
+
+    yield run
+    server.stdin.close()
+    server.stdout.close()
+    assert server.wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,7 @@ def both(case, folder):
         ("scorer", "RuntimeError", "this forward is not for me", 0),
     ],
 )
-def test_a_failure_of_one_rank_ends_both(tmp_path, case, error, message, step):
+def test_a_failure_of_one_rank_ends_both(both, tmp_path, case, error, message, step):
     zero, one = both(case, tmp_path)
     assert (one["error"], zero["error"]) == (error, "RankError")
     assert message in one["message"]
@@ -62,7 +71,7 @@ def test_a_failure_of_one_rank_ends_both(tmp_path, case, error, message, step):
 
 
 @pytest.mark.parametrize("case", ["hangs", "dies"])
-def test_a_rank_that_does_not_come_is_named(tmp_path, case):
+def test_a_rank_that_does_not_come_is_named(both, tmp_path, case):
     zero, one = both(case, tmp_path)
     assert zero["error"] == "RankError"
     assert "rank 0 could not go on, for want of rank 1, last seen at step" in zero["message"]
@@ -72,14 +81,14 @@ def test_a_rank_that_does_not_come_is_named(tmp_path, case):
         assert "It waits for rank 1 (last seen at" in (tmp_path / "0.log").read_text()
 
 
-def test_loaders_of_other_lengths_are_refused(tmp_path):
+def test_loaders_of_other_lengths_are_refused(both, tmp_path):
     for end in both("uneven", tmp_path):
         assert end["error"] == "DataError"
         assert "ranks are asked for [1, 2]" in end["message"] or "ranks are asked for [2, 1]" in end["message"]
 
 
 @pytest.mark.parametrize("case, pools", [("empty", [16, 16, 9, 8]), ("nothing_at_first", [8, 8, 8, 8])])
-def test_a_rank_without_rows_goes_along(tmp_path, case, pools):
+def test_a_rank_without_rows_goes_along(both, tmp_path, case, pools):
     """It runs the same forwards and trains rows of the other's."""
     zero, one = both(case, tmp_path)
     assert zero["error"] is one["error"] is None, (zero, one)
