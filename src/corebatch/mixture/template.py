@@ -30,8 +30,13 @@ PLAIN_CHAT_TEMPLATE = (
 )
 """What `chat_template="plain"` stands for: one "role: content" a line, end of sequence after each answer."""
 
-REFUSALS = (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError)
+REFUSALS = (
+    *(jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 """What a template may raise at a conversation that it does not take."""
+LONGEST = 2**26
+"""Characters that a template may make of one conversation: one that multiplies its text comes to an end."""
 
 _MARKED = re.compile(r"{%-?\s*generation\s*-?%}")
 _WORD = "Zq7kTurn{}wV"
@@ -108,16 +113,17 @@ class ChatTemplate:
         """Messages to text; with `opening`, followed by the beginning of an assistant's turn."""
         options = {"documents": chat.documents, **chat.options} if chat.documents else dict(chat.options)
         options.pop("add_generation_prompt", None)
-        return str(
-            self._tokenizer.apply_chat_template(
-                self._written(messages),
-                tools=chat.tools,
-                chat_template=self._given,
-                tokenize=False,
-                add_generation_prompt=opening,
-                **options,
-            )
+        text = self._tokenizer.apply_chat_template(
+            self._written(messages),
+            tools=chat.tools,
+            chat_template=self._given,
+            tokenize=False,
+            add_generation_prompt=opening,
+            **options,
         )
+        if len(text) > LONGEST:
+            raise ValueError(f"it should make at most {LONGEST} characters of a conversation, and made {len(text)}")
+        return str(text)
 
     def _written(self, messages: list[Message]) -> list[Message]:
         if not self._in_parts:
