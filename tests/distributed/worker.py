@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import MethodType
 
 import torch
 from accelerate import PartialState
@@ -57,6 +58,8 @@ METHODS = {
         CoresetConfig(scoring={"way": "remembered", "unknown": "score"}, padding_free=True),
         {"rows": 35, "num_train_epochs": 3, "max_steps": -1, "kind": "gpt2"},
     ),
+    "own_loss": (CoresetConfig(), {"own_loss": True}),
+    "own_loss_of_ranks": (CoresetConfig(), {"own_loss": True, "average_tokens_across_devices": False}),
 }
 STEPS = 8
 LONG = 50
@@ -79,9 +82,19 @@ STREAMS = {
 ALL = METHODS | SELECTED | SINGLE | STREAMS
 FSDP2 = (
     *("recommended", "colm", "optimizer_scale", "random", "full_tied", "remembered_scored", "padding_free", "every"),
-    *("llama_full", "uneven"),
+    *("llama_full", "uneven", "own_loss"),
 )
 ALL["llama_full"] = (CoresetConfig(), {"lora": False})
+
+
+def focal(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    """A `compute_loss` of one's own, by docs/own_loss.md."""
+    weights = self.row_weights(inputs)
+    labels = inputs.pop("labels")[:, 1:]
+    logits = model(**inputs).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+    loss = (weights * ((1 - (-losses).exp()) ** 2 * losses).sum(dim=1)).sum() / num_items_in_batch
+    return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -131,7 +144,7 @@ def main(folder: Path, engine: str, names: list[str]) -> None:
         settings = dict(settings)
         lora, rows = settings.pop("lora", True), settings.pop("rows", 96)
         kind, dtype = settings.pop("kind", "llama"), settings.pop("dtype", torch.float64)
-        stream = settings.pop("stream", False)
+        stream, own_loss = settings.pop("stream", False), settings.pop("own_loss", False)
         model = tiny_model(kind, lora=lora, dtype=dtype)
         if sharded:
             block = {"gpt2": "GPT2Block", "llama": "LlamaDecoderLayer"}[kind]
@@ -147,6 +160,8 @@ def main(folder: Path, engine: str, names: list[str]) -> None:
             ddp_backend="gloo" if world > 1 else None,
             **{"max_steps": STEPS, **settings},
         )
+        if own_loss:
+            made.compute_loss = MethodType(focal, made)
         choices = watch_choices(made)
         run(made)
         assert sharded == (made.accelerator.distributed_type == DistributedType.FSDP)

@@ -104,7 +104,8 @@ def divides_by_accumulation(trainer: Any, *, counted: bool) -> bool:
 
 class LossWatch(TrainerCallback):
     """Before any weight of the model is moved: the rows' weights have reached the loss of every micro-batch, also
-    where a `training_step` of the user's own computes it. A step that trains nothing is told of, once."""
+    where a `training_step` of the user's own computes it. A step that trains nothing is told of, once. The tokens
+    of weighted rows go into the count that TRL's SFTTrainer logs."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer, self._told = trainer, False
@@ -113,6 +114,10 @@ class LossWatch(TrainerCallback):
         trainer = self._trainer
         trainer._weights.check_taken(trainer)
         step = trainer._recorder.step
+        if step is not None and trainer._weights.given and hasattr(trainer, "_total_train_tokens"):
+            # TRL counts in its own loss, which is not called where rows have weights.
+            trainer._total_train_tokens += step["tokens_trained"]
+            trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
         if step is not None and step["labels_trained"] == 0 and not self._told and state.is_world_process_zero:
             self._told = True
             logger.warning(
@@ -127,6 +132,7 @@ class RowWeights:
     """The weights of one step's micro-batches, on their way to whoever computes the loss.
 
     Attributes:
+        given: micro-batches of this step that have weights.
         behind: a `compute_loss` of the user's own stands behind CoresetMixin, in the Trainer that it is mixed into, and
             takes the weights itself.
         owned: the methods named `compute_loss` that the user wrote.
@@ -136,7 +142,7 @@ class RowWeights:
     def __init__(self, trainer: Any) -> None:
         self.owned = own_methods(trainer, ("compute_loss",))
         self.behind, self.checking = _behind(type(trainer)), False
-        self._given = self._taken = 0
+        self.given = self._taken = 0
         self._items: Any = None
         self._last: tuple[Any, Tensor, Any] | None = None
 
@@ -147,7 +153,7 @@ class RowWeights:
             batches: its micro-batches on this rank.
             items: `num_items_in_batch` as the Trainer is given it.
         """
-        self._given, self._taken, self._last = sum(WEIGHTS in batch for batch in batches), 0, None
+        self.given, self._taken, self._last = sum(WEIGHTS in batch for batch in batches), 0, None
         self._items = items
 
     def take(self, inputs: Any) -> tuple[Tensor | None, Any]:
@@ -170,7 +176,7 @@ class RowWeights:
         weights = None
         if trainer.coreset.pool_factor > 1 and trainer.model.training:
             weights, _ = self.take(inputs)
-            if weights is None and (self._given or self.checking):
+            if weights is None and (self.given or self.checking):
                 raise LossMismatchError(
                     f"row_weights should be given the inputs that compute_loss receives. Found {', '.join(inputs)} "
                     f"without {WEIGHTS}: see {_named(trainer)}."
@@ -197,14 +203,14 @@ class RowWeights:
         """Raises LossMismatchError where fewer micro-batches than were given had their weights taken."""
         if not self.all_taken:
             raise LossMismatchError(
-                f"The weights of all {self._given} micro-batches of a step should reach their loss. Found that "
-                f"{self._given - self._taken} were trained without: see {_named(trainer)}. {WAY}"
+                f"The weights of all {self.given} micro-batches of a step should reach their loss. Found that "
+                f"{self.given - self._taken} were trained without: see {_named(trainer)}. {WAY}"
             )
 
     @property
     def all_taken(self) -> bool:
         """Whether every micro-batch of the step has had its weights taken."""
-        return self._taken >= self._given
+        return self._taken >= self.given
 
 
 def _behind(kind: type) -> bool:

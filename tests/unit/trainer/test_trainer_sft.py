@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from corebatch.errors import ConfigError, LossMismatchError
-from corebatch.trainer import CoresetConfig, CoresetSFTTrainer
+from corebatch.trainer import CoresetConfig, CoresetMixin, CoresetSFTTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -100,3 +100,34 @@ def test_raw_text_with_sources_is_prepared_by_trl_and_keeps_them(tmp_path, token
     lines = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert set(lines[0]["drawn"]) == set(SOURCES[:3])
     assert lines[0]["labels_trained"] < lines[0]["tokens_trained"]
+
+
+class MixedIn(CoresetMixin, SFTTrainer):
+    pass
+
+
+@pytest.mark.parametrize("kind", [CoresetSFTTrainer, MixedIn])
+@pytest.mark.parametrize("selector", ["cube", "random"])
+def test_num_tokens_are_those_of_trained_rows_as_trl_counts_them(tmp_path, tokenizer, kind, selector):
+    trainer = made(kind, tmp_path, tokenizer, CoresetConfig(selector=selector), eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    data, total, expected = mixture(96), 0, []
+    for line in (tmp_path / "chosen.jsonl").read_text().splitlines():
+        total += sum(len(data[i]["input_ids"]) for i in json.loads(line)["chosen"])
+        expected.append(total)
+    history = trainer.state.log_history
+    assert [line["num_tokens"] for line in history if "loss" in line] == expected
+    assert [line["eval_num_tokens"] for line in history if "eval_loss" in line] == [expected[1], expected[3]]
+    trained = [line for line in history if "loss" in line]
+    assert all(("mean_token_accuracy" in line) == (selector == "random") for line in trained)
+
+
+@pytest.mark.parametrize("pool_factor", [1, 2])
+def test_the_numbers_of_evaluation_are_trl_s(tmp_path, tokenizer, pool_factor):
+    numbers = []
+    for kind, coreset in ((SFTTrainer, None), (CoresetSFTTrainer, CoresetConfig(pool_factor=pool_factor))):
+        trainer = made(kind, tmp_path / kind.__name__, tokenizer, coreset)
+        numbers.append(trainer.evaluate())
+    measured = [key for key in numbers[0] if "loss" in key or "accuracy" in key or "entropy" in key or "tokens" in key]
+    assert "eval_mean_token_accuracy" in measured
+    assert [numbers[0][key] for key in measured] == [numbers[1][key] for key in measured]
