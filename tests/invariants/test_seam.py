@@ -25,6 +25,10 @@ from training import mixture, run, tiny_model, trainer
         ("save_model", ["self", "output_dir", "_internal_call"]),
         ("_get_output_dir", ["self", "trial"]),
         ("_push_from_checkpoint", ["self", "checkpoint_folder"]),
+        ("_hp_search_setup", ["self", "trial"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint"]),
+        ("call_model_init", ["self", "trial"]),
+        ("_remove_unused_columns", ["self", "dataset", "description"]),
     ],
 )
 def test_the_overridden_methods_have_the_shape_that_we_expect(name, first):
@@ -43,7 +47,7 @@ def test_the_mixin_overrides_nothing_else_of_the_trainer():
     own = {name for name, value in vars(CoresetMixin).items() if inspect.isfunction(value)}
     assert own & set(dir(Trainer)) == {
         "__init__", "get_train_dataloader", "get_batch_samples", "compute_loss", "log", "train", "_get_train_sampler",
-        "_save_checkpoint", "save_model", "training_step",
+        "_save_checkpoint", "save_model", "training_step", "_hp_search_setup", "_load_from_checkpoint",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.trainer.tagging import ID, SOURCE, Names, Passes, SourceCollator, name_hash, tag
+from corebatch.trainer.collating import SourceCollator
+from corebatch.trainer.tagging import ID, SOURCE, Names, Passes, is_stream, name_hash, tag
 
 ROWS = [
     {"input_ids": [1, 2, 3], "source": "logic"},
@@ -122,9 +124,130 @@ def test_no_examples_is_an_error(made: Any) -> None:
         tag(made([]), "source")
 
 
-def test_examples_that_are_no_dictionaries_are_an_error() -> None:
-    with pytest.raises(DataError, match=r"should give dictionaries. Found list"):
-        tag(Listed([[1, 2]]), "source")
+@pytest.mark.parametrize("made", [Listed, Streamed], ids=["torch", "stream"])
+def test_examples_that_are_no_dictionaries_are_carried_to_the_users_collator(made: Any) -> None:
+    rows: list[Any] = [[1, 2], "three", UserDict({"input_ids": [4]})]
+    tagged, _ = tag(made(rows), "source")
+    taken = list(tagged) if made is Streamed else [tagged[i] for i in range(3)]
+    batch = SourceCollator(lambda examples: {"examples": examples}, "source")(taken)
+    assert batch["examples"] == rows
+    assert batch[ID].tolist() == [0, 1, 2]
+
+
+def test_a_source_column_of_examples_without_columns_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"source_column names 'topic'.*each is a list"):
+        tag(Listed([[1, 2]]), "topic")
+
+
+def unsized() -> Any:
+    class NoLength:
+        def __getitem__(self, index: int) -> Any:
+            return ROWS[index]
+
+    return NoLength()
+
+
+@pytest.mark.parametrize(
+    "dataset, found",
+    [
+        (datasets.DatasetDict({"train": hub(), "test": hub()}), "Found a DatasetDict of train, test: pass one of them"),
+        ({"train": hub()}, "Found a dict of train"),
+        (hub().to_pandas(), "KeyError: 0 from pandas.*DataFrame.*from_pandas"),
+        (unsized(), "Found NoLength"),
+        (Listed([{"input_ids": [1], ID: 3}]), "corebatch_id already: rename or remove"),
+        (hub([{"input_ids": [1], SOURCE: 3, ID: 2}]), "corebatch_id and corebatch_source already"),
+    ],
+    ids=["splits", "dict", "pandas", "no length", "our column", "our columns"],
+)
+def test_what_is_no_data_set_or_has_our_columns_is_named(dataset: Any, found: str) -> None:
+    with pytest.raises(DataError, match=found):
+        tag(dataset, "source")
+
+
+def test_our_column_in_a_stream_is_named() -> None:
+    with pytest.raises(DataError, match="corebatch_id already"):
+        next(iter(tag(Streamed([{"input_ids": [1], ID: 3}]), "source")[0]))
+
+
+def test_the_attributes_of_a_data_set_show_through_and_its_rows_are_read_together() -> None:
+    class Together(Listed):
+        lengths = (3, 1, 2)
+
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [{**self.rows[index], "read": len(indices)} for index in indices]
+
+    tagged, _ = tag(Together(ROWS), "source")
+    assert tagged.lengths == (3, 1, 2)
+    loader = torch.utils.data.DataLoader(tagged, batch_size=3, collate_fn=list)
+    assert [(row[ID], row["read"]) for row in next(iter(loader))] == [(0, 3), (1, 3), (2, 3)]
+    subset, _ = tag(torch.utils.data.Subset(hub(), [2, 0]), "source")
+    assert [row[ID] for row in next(iter(torch.utils.data.DataLoader(subset, batch_size=2, collate_fn=list)))] == [0, 1]
+    both, sources = tag(torch.utils.data.ConcatDataset([Listed(ROWS), Listed(ROWS)]), "source")
+    assert (len(both), sources.counts) == (6, {0: 2, 1: 4})
+    assert both[5][ID] == 5
+
+
+# Transforms and columns of other meanings
+
+
+def test_a_transform_is_given_its_columns_and_ids_are_led_around_it() -> None:
+    given = []
+
+    def transform(batch: dict[str, Any]) -> dict[str, Any]:
+        given.append(sorted(batch))
+        return {"labels": [[x + 1 for x in ids] for ids in batch["input_ids"]]}
+
+    tagged, sources = tag(hub().with_transform(transform), "source")
+    assert sources.counts == {0: 1, 1: 2}
+    assert tagged[1] == {"labels": [5], ID: 1, SOURCE: 0}
+    assert given == [["input_ids", "source"]]
+    rows = tagged.__getitems__([0, 2])
+    assert [(row["labels"], row[ID], row[SOURCE]) for row in rows] == [([2, 3, 4], 0, 1), ([6, 7], 2, 1)]
+    one, _ = tag(hub().with_transform(transform, columns=["input_ids"], output_all_columns=True), "source")
+    assert one[0] == {"labels": [2, 3, 4], "source": "logic", ID: 0, SOURCE: 1}
+    every, _ = tag(hub().with_format("torch", columns=["input_ids"], output_all_columns=True), "source")
+    assert set(every[0]) == {"input_ids", "source", ID, SOURCE}
+
+
+@pytest.mark.parametrize(
+    "made, kind, found",
+    [
+        ({"labels": [1, 2, 3, 4]}, DataError, r"a row for each row.*'labels': 4} for 1 rows"),
+        ([1], DataError, "a row for each row.*Found list"),
+        ({"source": ["a"]}, ConfigError, "makes the column 'source'.*source_column to none"),
+        ({ID: [1]}, DataError, "corebatch_id already"),
+    ],
+    ids=["other rows", "no columns", "a source", "our column"],
+)
+def test_a_transform_that_ids_cannot_follow_is_named(made: Any, kind: Any, found: str) -> None:
+    tagged, _ = tag(hub([{"input_ids": [1]}] * 2).with_transform(lambda batch: made), "source")
+    with pytest.raises(kind, match=found):
+        tagged[0]
+
+
+@pytest.mark.parametrize("made", [hub, Listed], ids=["hub", "torch"])
+def test_a_column_called_source_that_differs_in_most_examples_is_none(made: Any) -> None:
+    rows = [{"input_ids": [1], "source": f"text {i // 2}" if i < 40 else f"text {i}"} for i in range(100)]
+    _, sources = tag(made(rows), "source")
+    assert sources.counts == {0: 100}
+    assert "has 80 values in 100 examples" in sources.note
+    assert len(tag(made(rows), "source", needed=True)[1].counts) == 80
+    assert tag(made(rows), "none")[1].counts == {0: 100}
+    renamed = [{"input_ids": [1], "topic": row["source"]} for row in rows]
+    assert len(tag(made(renamed), "topic")[1].counts) == 80
+    assert not tag(made(rows[:50]), "source")[1].note
+
+
+def test_a_stream_that_says_its_length() -> None:
+    class Sized(Streamed):
+        def __len__(self) -> int:
+            return len(self.rows)
+
+    tagged, sources = tag(Sized(ROWS), "source")
+    assert len(tagged) == 3
+    assert sources.counts == {}
+    assert is_stream(tagged)
+    assert not hasattr(tag(Streamed(ROWS), "source")[0], "__len__")
 
 
 # Streams
@@ -188,7 +311,7 @@ def test_the_collator_takes_tags_and_the_source_column_out() -> None:
     rows = [{"value": i, "source": "a", ID: 10 + i, SOURCE: torch.tensor(i % 2)} for i in range(3)]
     before = [dict(row) for row in rows]
     batch = SourceCollator(collate, "source")(rows)
-    assert batch["keys"] == ["value"]
+    assert batch["keys"] == ["source", "value"], "the user's collator gets the user's columns"
     assert batch["values"].tolist() == [0, 1, 2]
     assert batch[ID].tolist() == [10, 11, 12]
     assert batch[SOURCE].tolist() == [0, 1, 0]
@@ -198,9 +321,50 @@ def test_the_collator_takes_tags_and_the_source_column_out() -> None:
 
 def test_without_tags_as_in_evaluation() -> None:
     batch = SourceCollator(collate, "topic")([{"value": 1, "topic": "a"}])
-    assert batch["keys"] == ["value"]
+    assert batch["keys"] == ["topic", "value"]
     assert ID not in batch
     assert SourceCollator(collate, "topic")([{"value": 1, "topic": 5}])["keys"] == ["topic", "value"]
+
+
+def test_a_collator_that_cannot_do_with_a_name_gets_examples_without_it() -> None:
+    calls = []
+
+    def strict(rows: list[Any]) -> dict[str, Any]:
+        calls.append(sorted(rows[0]))
+        return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+    collator = SourceCollator(strict, "source")
+    for _ in range(2):
+        batch = collator([{"value": 1, "source": "a", ID: 0, SOURCE: 0}])
+        assert set(batch) == {"value", ID, SOURCE}
+    assert calls == [["source", "value"], ["value"], ["value"]]
+    kept = SourceCollator(lambda rows: {key: [row[key] for row in rows] for key in rows[0]}, "source")
+    assert set(kept([{"value": 1, "source": "a", ID: 0, SOURCE: 0}])) == {"value", ID, SOURCE}
+
+
+def padded(rows: list[Any], left: bool = False) -> dict[str, Any]:
+    width = max(len(row["input_ids"]) for row in rows)
+    fills = [[0] * (width - len(row["input_ids"])) for row in rows]
+    both = zip(rows, fills, strict=True)
+    return {"input_ids": torch.tensor([f + r["input_ids"] if left else r["input_ids"] + f for r, f in both])}
+
+
+def test_a_collator_that_moves_or_joins_rows_is_named() -> None:
+    rows = [{"input_ids": ids, ID: i, SOURCE: 0} for i, ids in enumerate([[5], [6, 7, 8], [9, 9]])]
+    for left in (False, True):
+        assert SourceCollator(lambda rows, left=left: padded(rows, left), "source")(rows)[ID].tolist() == [0, 1, 2]
+        by_length = SourceCollator(
+            lambda rows, left=left: padded(sorted(rows, key=lambda row: -len(row["input_ids"])), left), "source"
+        )
+        with pytest.raises(DataError, match=r"should leave examples in their order.*example 0 of a batch in row 2"):
+            by_length(rows)
+    joined = SourceCollator(lambda rows: {"input_ids": torch.tensor([[5, 6, 7, 8, 9, 9]])}, "source")
+    with pytest.raises(DataError, match=r"a row of each example.*Found 1 rows of 3"):
+        joined(rows)
+    with pytest.raises(DataError, match=r"should make a dictionary.*Found tuple"):
+        SourceCollator(tuple, "source")(rows)
+    changed = SourceCollator(lambda rows: {"input_ids": padded(rows)["input_ids"] + 1}, "source")
+    assert changed(rows)[ID].tolist() == [0, 1, 2], "what a collator makes of tokens is its own affair"
 
 
 def test_what_is_no_dictionary_is_the_users_own_affair() -> None:

@@ -21,7 +21,7 @@ from corebatch.bench.step import bench_step
 from corebatch.bench.step_plan import StepSettings, parse_arms, plan
 from corebatch.bench.step_report import report_text, setting_name, target_rows, write_report
 from corebatch.bench.step_report import table_rows as step_rows
-from corebatch.cli.building import load_model, load_tokenizer, read_mixture
+from corebatch.cli.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import load_settings
 from corebatch.cli.tables import table
 from corebatch.cli.yaml_file import read_config
@@ -76,7 +76,7 @@ def run_gradients(
         cost_rows=cost_rows,
         cost_rounds=cost_rounds,
         skip_unfit=not asked,
-        source_column=settings.coreset.source_column,
+        source_column=SOURCE_COLUMN,
         warm_up=warm_up,
         seed=int(settings.training.get("seed", 0)),
         device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from corebatch.cli.settings import ModelSettings, Settings
 from corebatch.errors import ConfigError
-from corebatch.mixture import Mixture, MixturePreview, load_mixture, preview_mixture
+from corebatch.mixture import DatasetSpec, Mixture, MixturePreview, load_mixture, preview_mixture
+from corebatch.mixture.examples import check_source_column
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -102,6 +103,10 @@ def skeleton(settings: Settings) -> Any:
         return with_adapters(model.to(dtype), settings)
 
 
+SOURCE_COLUMN, NO_COLUMN = "source", "none"
+"""What a mixture calls its sources' column, and the word for a config without such a column."""
+
+
 def with_adapters(model: Any, settings: Settings) -> Any:
     """LoRA by peft if it is on, else the model as it is."""
     if not settings.lora:
@@ -122,7 +127,7 @@ def with_adapters(model: Any, settings: Settings) -> Any:
 
 def read_mixture(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> Mixture:
     """The data of a run, tokenised."""
-    specs = settings.data.eval_datasets if evaluation else settings.data.datasets
+    specs = _specs(settings, evaluation)
     return load_mixture(
         list(specs),
         tokenizer,
@@ -134,8 +139,17 @@ def read_mixture(settings: Settings, tokenizer: Any, *, evaluation: bool = False
 
 def preview(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> MixturePreview:
     """The data of a run: all rows read, a sample tokenised."""
-    specs = settings.data.eval_datasets if evaluation else settings.data.datasets
+    specs = _specs(settings, evaluation)
     return preview_mixture(list(specs), tokenizer, **_how_rows_are_read(settings))
+
+
+def _specs(settings: Settings, evaluation: bool) -> list[DatasetSpec]:
+    if evaluation:
+        return list(settings.data.eval_datasets)
+    column = settings.coreset.source_column
+    if column not in (SOURCE_COLUMN, NO_COLUMN):
+        check_source_column(settings.data.datasets, column)
+    return list(settings.data.datasets)
 
 
 def _how_rows_are_read(settings: Settings) -> dict[str, Any]:

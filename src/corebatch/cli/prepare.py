@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
 
-from corebatch.cli.building import load_model, load_tokenizer, read_mixture
+from corebatch.cli.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.cli.evaluate_run import BeforeAndAfter
 from corebatch.cli.held_out import TrainerBySource, refused, sets_by_source
 from corebatch.cli.settings import Settings
@@ -85,7 +85,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
             eval_dataset=eval_dataset,
             data_collator=PaddingCollator(tokenizer),
             processing_class=tokenizer,
-            coreset=settings.coreset,
+            coreset=replace(settings.coreset, source_column=SOURCE_COLUMN),
         )
     return Run(trainer=trainer, tokenizer=tokenizer, mixture=mixture, held_out=held_out, tasks=tasks, first=first)
 

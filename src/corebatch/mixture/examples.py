@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from corebatch.errors import DataError
+from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.columns import Columns
 from corebatch.mixture.formats import Canonical, Form, canonical
 from corebatch.mixture.reading import read_parts
@@ -15,6 +15,8 @@ from corebatch.mixture.rows import Part
 from corebatch.mixture.spec import DatasetSpec
 
 Item = TypeVar("Item")
+LOOKED_AT = 1000
+"""Rows of a file in which a column is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,23 @@ def read_examples(
         split = f" (split {spec.split!r})" if spec.split else ""
         raise DataError(f"{spec.label}{split}: should have at least one row. Found none.")
     columns.check_ignored(spec.label)
+
+
+def check_source_column(specs: Iterable[DatasetSpec], source_column: str) -> None:
+    """Raises ConfigError for a column that was asked for by its name and is in none of the first rows of any file."""
+    found: set[str] = set()
+    for spec in specs:
+        if source_column in spec.columns:
+            return
+        for part in read_parts(spec):
+            for raw in islice(part.rows(Columns.of(spec, source_column).wanted()), LOOKED_AT):
+                if raw.values.get(source_column) is not None:
+                    return
+                found |= raw.values.keys()
+    raise ConfigError(
+        f"coreset.source_column names {source_column!r}, which none of the first {LOOKED_AT:,} rows of any file has. "
+        f"Found the columns {', '.join(sorted(found))}."
+    )
 
 
 def one_answer_each(

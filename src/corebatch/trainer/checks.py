@@ -11,6 +11,7 @@ from corebatch.step import CoresetStep
 from corebatch.trainer.compiling import check_uncompiled, is_asked_for
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.model_loss import check_model, check_router
+from corebatch.trainer.tagging import is_stream
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
     _keep_four_bits(trainer.model)
     args = trainer.args
     ranks, loading = trainer.accelerator.num_processes, args.accelerator_config
-    stream = trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__")
+    stream = trainer.train_dataset is not None and is_stream(trainer.train_dataset)
     problems = [
         (args.n_gpu > 1, "several GPUs in one process (DataParallel)", "one process for each GPU, by torchrun"),
         (getattr(args, "packing", False), "packing", "packing: false; selection works on unpacked rows"),

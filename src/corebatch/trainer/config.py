@@ -39,7 +39,8 @@ class CoresetConfig:
             coordinates), an instance, or none.
         small_sources: sources that are kept whole: "auto" (share of the data set below 1 / number of sources), a list
             of names, or none. Keeping sources changes the mixture that is trained.
-        source_column: the data set's column that names an example's source. Without such a column there is one source.
+        source_column: the data set's column that names an example's source. Without such a column, or with "none",
+            there is one source.
         seed: of all randomness of scoring and selection.
         loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
             the mean over examples of each one's mean, as in the official CoLM code.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from corebatch.trainer.checkpoint import write_text
-from corebatch.trainer.tagging import SOURCE
+from corebatch.trainer.tagging import SOURCE, is_stream
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,16 @@ def write_examples(folder: Path, trainer: Any) -> None:
         trainer: has the train set, and a tokenizer or processor that decodes `input_ids`, or none.
     """
     dataset = getattr(trainer, "train_dataset", None)
-    if not hasattr(dataset, "__len__") or not (folder / ROWS).exists():
+    if is_stream(dataset) or not (folder / ROWS).exists():
         return
     try:
         found = count_examples(folder / ROWS)
         tagged, sources = trainer._tag(dataset)
         for entry in (*found["most"], *found["least"]):
             row = tagged[entry["id"]]
-            entry["source"] = sources.names[int(row[SOURCE])]
-            entry["text"] = text_of(row, getattr(trainer, "processing_class", None))
+            plain = isinstance(row, Mapping)
+            entry["source"] = sources.names[int(row[SOURCE] if plain else row.source)]
+            entry["text"] = text_of(row, getattr(trainer, "processing_class", None)) if plain else None
         found["examples_in_data"] = len(tagged)
         write_text(folder / EXAMPLES, json.dumps(found, indent=1) + "\n")
     except Exception as error:  # of the user's data set and tokenizer too

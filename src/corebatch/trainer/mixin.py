@@ -26,13 +26,15 @@ from corebatch.errors import CheckpointError, ConfigError, CorebatchError, DataE
 from corebatch.scoring import Scores, trained_tokens
 from corebatch.sources import absent_names, small_candidates
 from corebatch.step import Choice
-from corebatch.trainer import compiling, record
+from corebatch.trainer import compiling, record, trials
 from corebatch.trainer._compat import follow_epochs
 from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_settings, check_stream, check_trained_loss
+from corebatch.trainer.collating import SourceCollator
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
 from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
+from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.loss_probe import AGAIN, check_again, check_own_loss
 from corebatch.trainer.model_loss import check_loss, check_model, two_rows
@@ -57,8 +59,9 @@ from corebatch.trainer.tagging import (
     SOURCE,
     Names,
     Passes,
-    SourceCollator,
     Sources,
+    has_transform,
+    is_stream,
     tag,
     untagged,
 )
@@ -114,6 +117,12 @@ class CoresetMixin(_Base):
     _format: RowFormat | None
     _passes: Passes
     _weights: RowWeights
+    _compiled: bool
+    _compiling: Any = None
+    _begun: bool | None = None
+    _recorder: Any = None
+    _watch: Any = None
+    _tagged_by: tuple[str, bool] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -127,33 +136,54 @@ class CoresetMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
-        self._compiled = self.coreset.pool_factor > 1 and compiling.is_asked_for(self.accelerator)
-        if self._compiled:
-            compiling.compile_decoder_instead(self.accelerator)
-        self._start_over()
+        self._base, self._own_collator = self.coreset, self.data_collator
         self._source_names: Any = Names()
         self._tagged: tuple[Any, Any, Sources] | None = None
         self._started = record.now()
-        self.data_collator: Any = SourceCollator(self.data_collator, self.coreset.source_column)
-        if self.coreset.pool_factor > 1:
+        self._set_up()
+        named = self.coreset.pool_factor > 1 and self.coreset.source_column != DEFAULT_COLUMN
+        if named and self.train_dataset is not None and not is_stream(self.train_dataset):
+            self._tag(self.train_dataset)  # a column that is missing is an error now
+
+    def _set_up(self) -> None:
+        """What the settings ask of the Trainer: when it is made, and when a run begins, since much of it can be
+        changed in between, and a trial of a search has settings and an accelerator of its own."""
+        selects = self.coreset.pool_factor > 1
+        self._compiled = selects and compiling.is_asked_for(self.accelerator)
+        if self._compiled and self._compiling is not self.accelerator:
+            compiling.compile_decoder_instead(self.accelerator)
+            self._compiling = self.accelerator
+        self._start_over()
+        if not isinstance(self.data_collator, SourceCollator):
+            self._own_collator = self.data_collator
+        self.data_collator: Any = self._own_collator
+        recorded = self._recorder in self.callback_handler.callbacks
+        if recorded and not selects:
+            self.remove_callback(self._recorder)
+            self.remove_callback(self._watch)
+        if selects:
+            self.data_collator = SourceCollator(self._own_collator, self.coreset.source_column)
             check_settings(self, self.coreset, self._step)
             check_tracking(self.coreset.track_error, in_backward=check_in_backward(self), sharded=self._sharded())
-            if self.coreset.source_column != DEFAULT_COLUMN and hasattr(self.train_dataset, "__len__"):
-                self._tag(self.train_dataset)  # a column that is missing is an error now
-            self._recorder = record.Recorder(self)
-            self.add_callback(self._recorder)
-            self.add_callback(LossWatch(self))
+            if self._recorder is None:
+                self._recorder, self._watch = record.Recorder(self), LossWatch(self)
+            if not recorded:
+                self.add_callback(self._recorder)
+                self.add_callback(self._watch)
 
     # ---- the three overrides -------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
         """The parent's loader over micro-batch x pool_factor rows that carry their ids and sources."""
+        self._start_run()
         if self.coreset.pool_factor == 1:
             return super().get_train_dataloader()
-        if self.args.auto_find_batch_size and self._train_batch_size != self._scoring.micro_batch:
+        if self._begun and self._train_batch_size != self._scoring.micro_batch:
             self._start_over()  # the Trainer begins anew with smaller micro-batches
             self._begin(self._resumed)
         dataset, drawn = self.train_dataset, self._train_batch_size * self.coreset.pool_factor
+        if has_transform(dataset):
+            self._remove_unused_columns(dataset, description="training")  # refuses what leaves it no column
         tagged, sources = self._tag(dataset)
         counts = sources.counts
         if not counts and self.coreset.small_sources is not None:
@@ -292,6 +322,7 @@ class CoresetMixin(_Base):
         self.args.average_tokens_across_devices = False
         try:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
+            check_tagged(self, batches)
             for batch in batches:
                 check_pool(batch)
             self._limits = self._limits or row_limits(self._inner(self.model_wrapped))
@@ -323,6 +354,7 @@ class CoresetMixin(_Base):
         """
         phases, scoring, step, ranks = self._recorder.phases, self._scoring, self.state.global_step, self._ranks
         model = self._inner(self.model_wrapped)
+        training_weights(self.optimizer)
         self._absorb()
         if self._format is None:
             self._format = RowFormat.of(batches).agree(ranks)
@@ -480,7 +512,9 @@ class CoresetMixin(_Base):
         scoring, settings = self._scoring, self._scoring.settings
         if scoring.reuse_bytes is None:
             scoring.reuse_bytes = self._reuse_bytes(settings)
-        return BlockStates(model, place=settings.reuse_place, max_bytes=scoring.reuse_bytes)
+        states = BlockStates(model, place=settings.reuse_place, max_bytes=scoring.reuse_bytes)
+        states.watched = runs_between(self)
+        return states
 
     def _reuse_bytes(self, settings: ScoringConfig) -> int:
         """The cap on what is kept: as set, or half of what is free where it is kept; ranks share a host's memory."""
@@ -537,6 +571,9 @@ class CoresetMixin(_Base):
             self._pending = None
             self._scoring.absorb(self._ranks, pool, step)
         if self._states is not None:
+            if self._states.changed:
+                self._states.reason = CHANGED
+            self._states.watched = runs_between(self)
             self._states.retain(())
             self._states.peak_bytes = 0  # the record's is each step's own: a resumed run has not seen the others
             if self._states.reason is not None and self._states.reason != self._told:
@@ -645,7 +682,7 @@ class CoresetMixin(_Base):
         state, ranks = self.accelerator.gradient_state, self._ranks
         if ranks.count == 1 or not rows:
             return eligible
-        if not self._tag(self.train_dataset)[1].counts:  # a stream is numbered as it comes
+        if not self._sources.counts:  # a stream is numbered as it comes
             return self._passes.fresh(torch.cat([batch[ID] for batch in batches]).cpu())
         if state.end_of_dataloader and state.remainder > 0:
             start = ranks.index * rows[-1]  # ranks fill the last global batch one after the other
@@ -723,23 +760,58 @@ class CoresetMixin(_Base):
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> Any:
         """The parent's training between what begins and what ends the record."""
+        self._begun, self._resumed = False, resume_from_checkpoint  # type: ignore[assignment]
+        if self.model_init is None:  # else there is no model yet, and a trial of a search may change any setting
+            self._start_run()
+        elif resume_from_checkpoint is True and self.coreset.pool_factor > 1:
+            self._resumed = str(last_complete(Path(self.args.output_dir)))
+        try:
+            return super().train(self._resumed, *args, **kwargs)
+        except Exception as error:
+            told = self._presence.explain(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            self._end_run()
+
+    def _start_run(self) -> None:
+        """Once in a call of `train`, when the model and the settings are there."""
+        if self._begun is not False:
+            return
+        self._begun = True
+        self._set_up()
         if self.coreset.pool_factor > 1:
-            self._start_over()
-            self._resumed = resume_from_checkpoint = self._begin(resume_from_checkpoint)
+            self._resumed = self._begin(self._resumed)
             self._presence.watch()
-            try:
-                return super().train(resume_from_checkpoint, *args, **kwargs)
-            except Exception as error:
-                told = self._presence.explain(error)
-                if told is error:
-                    raise
-                raise told from error
-            finally:
-                self._presence.close()
-                self._recorder.flush()  # lines that wait for the device, whatever ended the run
-                if self._scoring.trained is not None:
-                    self._scoring.trained.close()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _end_run(self) -> None:
+        self._begun = None
+        self._presence.close()
+        if self._recorder is not None:
+            self._recorder.flush()  # lines that wait for the device, whatever ended the run
+        if self._scoring.trained is not None:
+            self._scoring.trained.close()
+        if getattr(self, "hp_search_backend", None) is not None:  # the next trial has a model of its own
+            self._states = None
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The parent's, and settings of `coreset` that a search tries."""
+        with trials.coreset_of_trial(self, trial) as (given, found):
+            super()._hp_search_setup(given)
+        self._trial = trial
+        if trial is not None:
+            self.coreset = trials.changed(self._base, found)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, after the checkpoint was compared with the run."""
+        self._start_run()
+        return super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def _run_dir(self) -> Path:
+        """Where this run's files lie: output_dir, or in a search the trial's folder in it."""
+        return Path(self._get_output_dir(trial=getattr(self, "_trial", None)))
 
     def _begin(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """Checks, on all ranks, the folder and the checkpoint; then the record goes on where the checkpoint ends.
@@ -747,7 +819,7 @@ class CoresetMixin(_Base):
         Returns:
             The checkpoint that the Trainer resumes from, or None.
         """
-        output_dir, steps, folder = Path(self.args.output_dir), 0, None
+        output_dir, steps, folder = self._run_dir, 0, None
         with self._ranks.together("Looking at output_dir"):
             if self.args.should_save:
                 check_writable(output_dir)
@@ -874,7 +946,7 @@ class CoresetMixin(_Base):
 
     def _examples_come_again(self) -> bool:
         """Whether the settings make the run draw more examples than there are."""
-        if not hasattr(self.train_dataset, "__len__"):
+        if self.train_dataset is None or is_stream(self.train_dataset):
             return False
         if self.args.max_steps <= 0:
             return self.args.num_train_epochs > 1
@@ -887,7 +959,7 @@ class CoresetMixin(_Base):
             self.args,
             self.coreset.to_dict(),
             self._inner(self.model_wrapped),
-            self._tag(self.train_dataset)[1],
+            self._sources,
             self._step.small_sources,
             self._started,
         )
@@ -899,9 +971,17 @@ class CoresetMixin(_Base):
 
     def _tag(self, dataset: Any) -> tuple[Any, Sources]:
         """The data set with ids and sources; made once for a data set."""
-        if self._tagged is None or self._tagged[0] is not dataset:
-            self._tagged = (dataset, *tag(dataset, self.coreset.source_column))
+        column, needed = self.coreset.source_column, self.coreset.small_sources is not None
+        if self._tagged is None or self._tagged[0] is not dataset or self._tagged_by != (column, needed):
+            self._tagged, self._tagged_by = (dataset, *tag(dataset, column, needed=needed)), (column, needed)
+            if self._tagged[2].note and self.is_world_process_zero():
+                logger.warning(self._tagged[2].note)
         return self._tagged[1], self._tagged[2]
+
+    @property
+    def _sources(self) -> Sources:
+        """Of the data set that the loader was made of, whatever `train_dataset` has become since."""
+        return self._tag(self.train_dataset)[1] if self._tagged is None else self._tagged[2]
 
     def _inner(self, model: Any) -> Any:
         """The model below DDP, torch.compile and the like; autocast stays."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from corebatch.scoring._modes import scoring_mode
 from corebatch.scoring.head import intercepted_head
@@ -23,7 +24,10 @@ from corebatch.trainer.flops import ModelFlops
 
 _OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin", "attn_out")
 """What the projection of an attention's context is called: as many inputs as heads x the size of a value."""
-_RECURRENT = re.compile(r"mamba|deltanet|rwkv|recurrent|lightning|linearattention|retention|shortconv|ssm|lstm", re.I)
+_OTHER = re.compile(
+    r"Mamba|DeltaNet|Rwkv|RWKV|Recurrent|Lightning|LinearAttention|Retention|ShortConv|SSM|LSTM|DiffLlama|RGLRU|Griffin"
+)
+"""Classes of layers that are no attention over earlier positions, each with each, once."""
 _ATTENTION = re.compile(r"attention", re.I)
 _COUNTED_KINDS = ("full_attention", "attention", "sliding_attention", "dense", "sparse", "mlp", "moe")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -197,8 +201,9 @@ def _check_kinds(model: Any, config: Any, calls: Calls | None) -> None:
     """Raises Uncounted for layers that are not attention over earlier positions, each with each."""
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if (calls is None or calls.get(name)) and _RECURRENT.search(kind):
-            raise Uncounted(f"it has layers ({kind}) whose recurrence over a row is not counted")
+        ran = calls is None or bool(calls.get(name))
+        if ran and not isinstance(module, PreTrainedModel) and _OTHER.search(kind):
+            raise Uncounted(f"it has layers ({kind}) whose work over a row is not counted")
     other = [kind for kind in _setting(config, ("layer_types",)) or () if kind not in _COUNTED_KINDS]
     if other:
         raise Uncounted(f"it has layers of type {other[0]}, which is not counted")
@@ -228,8 +233,9 @@ def _size(module: nn.Module) -> float:
     """2 x (width of all queries + width of all values): a product with each key, and one with each value. The two
     differ in latent attention."""
     values = _output(module) or 0
-    heads, size = getattr(module, "num_heads", None), getattr(module, "qk_head_dim", None)
-    queries = heads * size if isinstance(heads, int) and isinstance(size, int) else values
+    each = getattr(module, "v_head_dim", None)
+    query = getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None)
+    queries = values // each * query if isinstance(each, int) and isinstance(query, int) else values
     return float(2 * (queries + values))
 
 

@@ -26,6 +26,7 @@ from corebatch.trainer.checkpoint import sync, write_text
 from corebatch.trainer.commits import commit_of_corebatch, commit_of_user
 from corebatch.trainer.example_counts import EXAMPLES, ROWS, write_examples
 from corebatch.trainer.flops import ModelFlops, Peak, peak_flops
+from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.model_flops import flops_or_reason, model_flops
 from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.run_identity import versions as versions
@@ -168,14 +169,14 @@ class Recorder(TrainerCallback):
         self.step, self._since_log, self.losses = None, [], []
         with self._trainer._ranks.together(f"Cutting {LOG}"):
             if state.is_world_process_zero:
-                start_log(Path(args.output_dir), state.global_step)
-        self._log = StepLog(Path(args.output_dir) / LOG if state.is_world_process_zero else None)
+                start_log(self._trainer._run_dir, state.global_step)
+        self._log = StepLog(self._trainer._run_dir / LOG if state.is_world_process_zero else None)
         # Training may also end by an error that no callback hears of: what is held back is written when the recorder
         # goes, or the process.
         weakref.finalize(self, self._log.flush)
         with self._trainer._ranks.together(f"Writing {RUN}"):
             if state.is_world_process_zero:
-                folder = Path(args.output_dir)
+                folder = self._trainer._run_dir
                 folder.mkdir(parents=True, exist_ok=True)
                 run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
                 try:
@@ -193,6 +194,7 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,
         and CheckpointError where the last step's line could not be written."""
+        check_chosen(self._trainer, self.step is not None)
         self.phases.end("train")
         self.check_loss(state.global_step)
 
@@ -215,7 +217,7 @@ class Recorder(TrainerCallback):
                 raise NonFiniteError(
                     f"At step {step + 1} the loss of the small batch should be finite. "
                     f"Found {self._loss}. No weight was moved. {self._trained_rows()}"
-                    + go_on_from(Path(self._trainer.args.output_dir))
+                    + go_on_from(self._trainer._run_dir)
                 )
 
     def _trained_rows(self) -> str:

@@ -198,11 +198,13 @@ class _Kept:
             [tokens, D]; None once it has been handed on.
         spans: the rows that are still wanted.
         version: of the blocks' weights.
+        sizes: of the blocks' weights, where they were measured; see `BlockStates.watched`.
     """
 
     states: list[Tensor | None]
     spans: dict[int, _Span]
-    version: int
+    version: object
+    sizes: Tensor | None = None
 
     def piece(self, row: int, index: int) -> Tensor:
         state, span = self.states[index], self.spans[row]
@@ -231,6 +233,10 @@ class BlockStates:
     Attributes:
         bytes: held now; up to the tokens kept x D x L x the size of a number.
         peak_bytes: the most that was held.
+        watched: whether somebody's code runs between scoring and training, so that the weights' values are compared
+            too.
+        changed: whether weights were found to be others than those that the pool was scored with, since the last
+            `retain`; nothing is recalled then.
         reason: why rows could not be kept or recalled although `unfit` found nothing; None if there was no such
             case. Rows that exceed `max_bytes` are none.
 
@@ -261,6 +267,8 @@ class BlockStates:
         self._refused = False  # by a training forward: what it found does not change from step to step
         self._rows_may_move = False  # within a micro-batch; once it was seen that their embedding stays the same
         self._inspected: set[int] = set()
+        self.watched = False
+        self.changed = False
 
     @contextmanager
     def keep(self, rows: Sequence[int], batch: Mapping[str, Tensor]) -> Iterator[None]:
@@ -301,7 +309,7 @@ class BlockStates:
             spans[row] = _Span(first, first + end - start, start)
             first += end - start
         self._items = capture.items
-        kept = _Kept(list(capture.states), spans, self._version())
+        kept = _Kept(list(capture.states), spans, self._version(), self._sizes())
         self._rows |= dict.fromkeys(spans, kept)
         self._hold(size)
 
@@ -311,14 +319,25 @@ class BlockStates:
 
     def has(self, rows: Sequence[int]) -> bool:
         """Whether all of these rows of the pool are kept, and no training forward has shown that they are useless."""
-        return not self._refused and all(row in self._rows for row in rows)
+        if self._refused or not all(row in self._rows for row in rows):
+            return False
+        self.changed |= not self._current({id(kept): kept for row in rows if (kept := self._rows[row])}.values())
+        return not self.changed
+
+    def _current(self, kept: Iterable[_Kept]) -> bool:
+        """Whether these were computed with the weights as they are now."""
+        version = self._version()
+        if any(each.version != version for each in kept):
+            return False
+        sizes = self._sizes()
+        return sizes is None or all(each.sizes is not None and torch.equal(each.sizes, sizes) for each in kept)
 
     def retain(self, rows: Iterable[int]) -> None:
         """Drops all other rows and frees their memory; `retain(())` empties the store. Rows that are retained are
         copied apart, block by block, so that each can be freed when it is trained."""
         wanted = set(rows)
         self._drop([row for row in self._rows if row not in wanted])
-        self._full = False
+        self._full = self.changed = False
         if self.place == "host" and any(block.is_cuda for block in self._weights()):
             torch.cuda.current_stream().synchronize()  # copies to the host may still be on their way
         for kept in {id(kept): kept for kept in self._rows.values()}.values():
@@ -330,7 +349,8 @@ class BlockStates:
         if len(kept.spans) == 1 and all(span.last - span.first == len(total) for span in kept.spans.values()):
             return
         parts = {
-            row: _Kept([], {row: _Span(0, s.last - s.first, s.start)}, kept.version) for row, s in kept.spans.items()
+            row: _Kept([], {row: _Span(0, s.last - s.first, s.start)}, kept.version, kept.sizes)
+            for row, s in kept.spans.items()
         }
         for index in range(len(kept.states)):
             for row, part in parts.items():
@@ -406,9 +426,15 @@ class BlockStates:
         for block in self._blocks:
             yield from block.parameters()
 
-    def _version(self) -> int:
-        """Grows with each change of the blocks' weights in place, as optimizers change them."""
-        return sum(parameter._version for parameter in self._weights())
+    def _version(self) -> object:
+        """Another one after each change of the blocks' weights in place, as optimizers change them, or for others."""
+        weights = list(self._weights())
+        return sum(weight._version for weight in weights), hash(tuple(weight.data_ptr() for weight in weights))
+
+    def _sizes(self) -> Tensor | None:
+        """Norms of the blocks' weights [one each]: changes through `weight.data` leave no version."""
+        weights = [weight.detach() for weight in self._weights() if weight.is_floating_point()]
+        return torch.stack(torch._foreach_norm(weights)).float() if self.watched and weights else None
 
 
 _ABSENT = object()

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError, InputError
 from corebatch.sources import SmallSources, encode_sources, small_candidates
+from corebatch.trainer.tagged import ID as ID
+from corebatch.trainer.tagged import SOURCE as SOURCE
+from corebatch.trainer.tagged import (
+    SizedTaggedStream,
+    Tagged,
+    TaggedStream,
+    check_dataset,
+    check_free,
+    first_row,
+    with_tags,
+)
 
-ID, SOURCE = "corebatch_id", "corebatch_source"
 PLACES = "corebatch_places"
 """Where the pool's rows lie in a micro-batch; see `repack.micro_batches`."""
-DEFAULT_COLUMN = "source"
+DEFAULT_COLUMN, NO_COLUMN = "source", "none"
+MANY = 32
+"""Sources that a column may have whatever the number of examples."""
 
 
 class Names(dict[int, str]):
@@ -36,48 +47,68 @@ class Names(dict[int, str]):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The sources of a data set: their names, and how many examples each has (empty if it cannot be counted)."""
+    """The sources of a data set.
+
+    Attributes:
+        names: by their numbers.
+        counts: how many examples each has; empty if they cannot be counted.
+        note: what a user should know of them, in a sentence; empty if there is nothing.
+    """
 
     names: Names
     counts: dict[int, int]
+    note: str = ""
 
     def small(self, policy: SmallSources) -> frozenset[int]:
         """Those that may be kept whole, counted over the data set; see `corebatch.sources.small_candidates`."""
         return small_candidates(self.counts, self.names, policy)
 
 
-def tag(dataset: Any, column: str) -> tuple[Any, Sources]:
+def is_stream(dataset: Any) -> bool:
+    """Whether rows come one after the other and cannot be asked for by number; such a data set may say its length."""
+    return isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__")
+
+
+def has_transform(dataset: Any) -> bool:
+    """Whether it is a `datasets.Dataset` whose columns are made when it is read (`with_transform`)."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+
+
+def tag(dataset: Any, column: str, *, needed: bool = False) -> tuple[Any, Sources]:
     """The data set with an id and a source in each example, and its sources.
 
     Args:
-        dataset: a `datasets.Dataset`, an `IterableDataset`, or any torch data set of dictionaries.
-        column: the name of the column that names an example's source.
+        dataset: a `datasets.Dataset`, an `IterableDataset`, or any torch data set.
+        column: the name of the column that names an example's source; NO_COLUMN for a data set of one source.
+        needed: whether sources were asked for; a column that happens to be called "source" may hold something else.
 
     Raises:
         ConfigError: the column was asked for by another name than the default and is not there.
-        DataError: the data set is empty, or a source is neither text nor an integer.
+        DataError: there is no row by number 0 or the data set is none, it has our columns already, or a source is
+            neither text nor an integer.
     """
-    if isinstance(dataset, datasets.Dataset):
-        if len(dataset) == 0:
-            raise DataError("train_dataset should have examples. Found none.")
-        ids, sources = _encode(_column(dataset.column_names, column, lambda: _values(dataset, column)), len(dataset))
-        present, restricted = dataset.column_names, dataset.format["columns"]
-        kind, options = dataset.format["type"], dataset.format["format_kwargs"]
-        dataset = dataset.add_column(ID, np.arange(len(dataset))).add_column(SOURCE, ids.numpy())
-        if kind is not None or set(restricted) != set(present):
-            dataset = dataset.with_format(kind, columns=[*restricted, ID, SOURCE], **options)
-        return dataset, sources
     if isinstance(dataset, torch.utils.data.IterableDataset):
         sources = Sources(names=Names(), counts={})
-        return _TaggedStream(dataset, column, sources.names), sources
-    if len(dataset) == 0:
-        raise DataError("train_dataset should have examples. Found none.")
-    first = dataset[0]
-    if not isinstance(first, Mapping):
-        raise DataError(f"train_dataset should give dictionaries. Found {type(first).__name__}.")
-    values = _column(list(first), column, partial(_read, dataset, column))
-    ids, sources = _encode(values, len(dataset))
-    return _Tagged(dataset, ids), sources
+        kind = SizedTaggedStream if hasattr(dataset, "__len__") else TaggedStream
+        return kind(dataset, partial(_of_stream, column=column, names=sources.names)), sources
+    count = check_dataset(dataset)
+    if isinstance(dataset, datasets.Dataset):
+        check_free(dataset.column_names)
+        values = _column(dataset.column_names, column, lambda: _values(dataset, column))
+        ids, sources = _encode(values, count, column, needed)
+        return with_tags(dataset, ids, column), sources
+    first = first_row(dataset)
+    values = None
+    if isinstance(first, Mapping):
+        check_free(first)
+        values = _column(list(first), column, lambda: [_cell(dataset[i], column) for i in range(count)])
+    elif column not in (DEFAULT_COLUMN, NO_COLUMN):
+        raise ConfigError(
+            f"coreset.source_column names {column!r}, and examples of train_dataset have no columns: each is a "
+            f"{type(first).__name__}."
+        )
+    ids, sources = _encode(values, count, column, needed)
+    return Tagged(dataset, ids), sources
 
 
 def _values(dataset: datasets.Dataset, column: str) -> list[Any]:
@@ -86,14 +117,10 @@ def _values(dataset: datasets.Dataset, column: str) -> list[Any]:
     return values
 
 
-def _read(dataset: Any, column: str) -> list[Any]:
-    return [dataset[i][column] for i in range(len(dataset))]
-
-
 def _column(present: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any] | None:
-    if column in present:
+    if column in present and column != NO_COLUMN:
         return read()
-    if column != DEFAULT_COLUMN:
+    if column not in (DEFAULT_COLUMN, NO_COLUMN):
         raise ConfigError(
             f"coreset.source_column names {column!r}, which train_dataset has not. "
             f"Found the columns {', '.join(sorted(present))}."
@@ -101,49 +128,38 @@ def _column(present: Sequence[str], column: str, read: Callable[[], list[Any]]) 
     return None
 
 
-def _encode(values: list[Any] | None, count: int) -> tuple[Tensor, Sources]:
+def _cell(row: Any, column: str) -> Any:
+    return row.get(column) if isinstance(row, Mapping) else None
+
+
+def _of_stream(row: Any, column: str, names: Names) -> int:
+    """A row's source: sources are numbered as they come, by a stable hash, so that every process gives a name the same
+    number; the names themselves are known where the loader has no worker processes."""
+    values = _column(list(row), column, lambda: [_cell(row, column)]) if isinstance(row, Mapping) else None
+    name = _encode(values, 1, column, True)[1].names[0]
+    source = name_hash(name)
+    names[source] = name
+    return source
+
+
+def _encode(values: list[Any] | None, count: int, column: str, needed: bool) -> tuple[Tensor, Sources]:
     if values is not None:
         values = [value.item() if isinstance(value, Tensor) else value for value in values]
     try:
         ids, names = encode_sources(values, count)
     except InputError as error:
-        raise DataError(f"The source column should hold text or integers. {error}") from None
+        raise DataError(
+            f"The source column ({column!r}) should hold text or integers. {error} If it is no source, name another "
+            "column by coreset.source_column, or write none."
+        ) from None
+    if not needed and column == DEFAULT_COLUMN and len(names) > max(MANY, count // 2):
+        note = (
+            f"The column {column!r} has {len(names)} values in {count} examples: it is taken for something else than "
+            "the source, and all examples for one source. To have it anyway, give the column another name and "
+            "coreset.source_column that name; none says that there is no such column."
+        )
+        return torch.zeros(count, dtype=torch.long), Sources(names=Names({0: "all"}), counts={0: count}, note=note)
     return ids, Sources(names=Names(enumerate(names)), counts=dict(Counter(ids.tolist())))
-
-
-class _Tagged(torch.utils.data.Dataset[Any]):
-    def __init__(self, dataset: Any, source_ids: Tensor) -> None:
-        self.dataset, self.source_ids = dataset, source_ids
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], ID: int(index), SOURCE: int(self.source_ids[index])}
-
-
-class _TaggedStream(torch.utils.data.IterableDataset[Any]):
-    """Ids count from the start of each pass, in each worker process in steps of the number of workers.
-
-    Source names are numbered as they come, by a stable hash, so that every process gives a name the same number; the
-    names themselves are known where the loader has no worker processes."""
-
-    def __init__(self, dataset: Any, column: str, names: Names) -> None:
-        self.dataset, self.column, self.names = dataset, column, names
-
-    def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for number, row in enumerate(self.dataset):
-            _, sources = _encode(_column(list(row), self.column, partial(_cell, row, self.column)), 1)
-            name = sources.names[0]
-            source = name_hash(name)
-            self.names[source] = name
-            yield {**row, ID: first + every * number, SOURCE: source}
 
 
 class Passes:
@@ -175,10 +191,6 @@ class Passes:
             self._last = max(self._last, int(ids.max()))
 
 
-def _cell(row: Mapping[str, Any], column: str) -> list[Any]:
-    return [row[column]]
-
-
 def name_hash(name: str) -> int:
     """A stable 62-bit number for a source name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 2
@@ -187,56 +199,3 @@ def name_hash(name: str) -> int:
 def untagged(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A row or a batch without its ids and sources, as the model takes it."""
     return {key: value for key, value in row.items() if key not in (ID, SOURCE)}
-
-
-class SourceCollator:
-    """Takes ids and sources out of the examples, calls the user's collator, and adds them as LongTensors [B].
-
-    Also drops the source column where it got as far as here (evaluation without column removal): text cannot become
-    a tensor.
-    """
-
-    def __init__(self, collator: Callable[[list[Any]], Any], column: str) -> None:
-        self.collator, self.column = collator, column
-
-    def __getattr__(self, name: str) -> Any:
-        """The user's collator shows through: its padding settings, for instance."""
-        if name.startswith("__") or name == "collator":  # asked for while a copy is being made
-            raise AttributeError(name)
-        return getattr(self.collator, name)
-
-    def __call__(self, examples: list[Any]) -> Any:
-        if not examples or not isinstance(examples[0], Mapping):
-            return self.collator(examples)
-        tags = [(int(row[ID]), int(row[SOURCE])) for row in examples if ID in row]
-        dropped = {ID, SOURCE} | ({self.column} if isinstance(examples[0].get(self.column), str) else set())
-        rows = [{k: v for k, v in row.items() if k not in dropped} for row in examples]
-        try:
-            batch = self.collator(rows)
-        except Exception as error:
-            if not tags:
-                raise
-            raise DataError(self._unfit([tag[0] for tag in tags], rows, error)) from error
-        if tags:
-            batch[ID] = torch.tensor([tag[0] for tag in tags])
-            batch[SOURCE] = torch.tensor([tag[1] for tag in tags])
-        return batch
-
-    def _unfit(self, ids: list[int], rows: list[Any], error: Exception) -> str:
-        """Which examples the collator fails on: those that it also fails on alone; else one without which it does not
-        fail; else all."""
-        bad = [number for number, row in zip(ids, rows, strict=True) if not self._makes([row])]
-        if not bad:
-            others = (ids[i] for i in range(len(ids)) if self._makes(rows[:i] + rows[i + 1 :]))
-            bad = list(others) or ids
-        return (
-            f"The collator ({type(self.collator).__name__}) should make a batch of examples "
-            f"{', '.join(map(str, bad))} of the train set. Found {type(error).__name__}: {error}"
-        )
-
-    def _makes(self, rows: list[Any]) -> bool:
-        try:
-            self.collator(rows)
-        except Exception:
-            return False
-        return True

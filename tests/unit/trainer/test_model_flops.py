@@ -38,6 +38,7 @@ COUNTED: dict[str, tuple[str, dict[str, Any]]] = {
         {**LATENT, **ROUTED, "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2},
     ),
     "stacked experts under another name": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "a name that looks like another": ("GptOss", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "tied": ("Qwen2", {"tie_word_embeddings": True}),
     "windows in turns": ("Gemma3Text", {"head_dim": 8, "layer_types": KINDS, "sliding_window": 64}),
 }
