@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from corebatch.text import terminal
 
@@ -19,7 +20,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
         made.add_column(
-            terminal(column.replace("_", " ")),
+            Text("\n").join(map(terminal, column.replace("_", " ").split("\n"))),
             justify="right" if numeric else "left",
             no_wrap=column == "source",
             overflow="fold",
