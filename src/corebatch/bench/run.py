@@ -77,6 +77,8 @@ def bench_gradients(
         ConfigError: a source column that is not there, or an early exit behind the model's last block.
     """
     check_cost_ratios(cost_ratios)
+    if min(population, large, draws) < 1:
+        raise InputError(f"population, large and draws should be at least 1. Found {population}, {large} and {draws}.")
     if len(dataset) < population:
         raise InputError(f"The data should have at least the population's {population} rows. Found {len(dataset)}.")
     model = model.to(device).eval()

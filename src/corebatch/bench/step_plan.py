@@ -92,6 +92,10 @@ class StepSettings:
         for name, least in (("large", 1), ("micro_batch", 1), ("steps", 1), ("rounds", 1), ("max_length", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} should be at least {least}. Found {getattr(self, name)}.")
+        if self.length is not None and self.length < 2:
+            raise ConfigError(f"length should be at least 2. Found {self.length}.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed should be at least 0 and below 2**32. Found {self.seed}.")
         if not self.ratios or min(self.ratios) < 2 or len(set(self.ratios)) < len(self.ratios):
             raise ConfigError(f"ratios should be different numbers of at least 2. Found {list(self.ratios)}.")
         for ratio in self.ratios:

@@ -15,6 +15,9 @@ from corebatch.errors import ConfigError
 from corebatch.mixture import DatasetSpec, Mixture, MixturePreview, load_mixture, preview_mixture
 from corebatch.mixture.examples import check_source_column
 
+MOST_WORDS = 600
+"""Characters of another package's message; some list all models that there are."""
+
 
 def load_tokenizer(settings: ModelSettings) -> Any:
     """Raises ConfigError that names the path if there is no tokenizer."""
@@ -93,14 +96,15 @@ def skeleton(settings: Settings) -> Any:
         config = AutoConfig.from_pretrained(
             own.model_name_or_path, revision=own.model_revision, trust_remote_code=own.trust_remote_code
         )
+        dtype = getattr(config, "dtype", None) or torch.float32 if own.dtype == "auto" else getattr(torch, own.dtype)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=own.attn_implementation or "eager", trust_remote_code=own.trust_remote_code
+            ).to(dtype)
     except Exception as error:  # as above
         raise ConfigError(_missing("model", own, error)) from error
-    dtype = getattr(config, "dtype", None) or torch.float32 if own.dtype == "auto" else getattr(torch, own.dtype)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=own.attn_implementation or "eager", trust_remote_code=own.trust_remote_code
-        )
-        return with_adapters(model.to(dtype), settings)
+        return with_adapters(model, settings)
 
 
 SOURCE_COLUMN, NO_COLUMN = "source", "none"
@@ -192,5 +196,5 @@ def _missing(what: str, own: ModelSettings, error: Exception) -> str:
     path = Path(own.model_name_or_path)
     local = path.exists() or own.model_name_or_path.startswith((".", "/", "~"))
     kind = "folder" if local else "folder or hub id"
-    found = str(error) or type(error).__name__
+    found = (str(error) or type(error).__name__)[:MOST_WORDS]
     return f"model_name_or_path: no {what} can be loaded from the {kind} {own.model_name_or_path!r}: {found}"

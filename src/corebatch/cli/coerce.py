@@ -30,18 +30,21 @@ def coerce(value: Any, annotation: Any, key: str) -> Any:
     literal = [kind for kind in kinds if not isinstance(kind, type)]
     if value in literal:
         return value
-    simple = [kind for kind in kinds if kind in (bool, int, float, str)]
+    simple = [kind for kind in kinds if kind in _NAMES]
     if simple and len(simple) + len(literal) == len([kind for kind in kinds if kind is not type(None)]):
         fits = any(
             isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
             for kind in simple + ([int] if float in simple else [])
         )
         if not fits:
-            wanted = " or ".join([kind.__name__ for kind in simple] + [repr(kind) for kind in literal])
+            wanted = " or ".join([_NAMES[kind] for kind in simple] + [repr(kind) for kind in literal])
             raise ConfigError(f"{key} should be {wanted}. Found {found_value(value)}.")
     elif literal and not simple:
         raise ConfigError(f"{key} should be one of {', '.join(map(repr, literal))}. Found {found_value(value)}.")
     return value
+
+
+_NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "a list", dict: "a block of keys"}
 
 
 def found_value(value: Any) -> str:

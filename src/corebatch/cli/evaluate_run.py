@@ -135,7 +135,10 @@ def evaluate_model(
     names = [file_name(task.name) for task in tasks] + ([LM_EVAL] if lm_eval else [])
     targets = output_files(model, names, output, overwrite)
     loaded, tokenizer = load_trained(model, base_model, dtype=dtype, trust_remote_code=trust_remote_code)
-    loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: the model cannot go there: {error}") from error
     about = {"model": model, "dtype": dtype, "versions": versions()}
     for task, target in zip(tasks, targets, strict=False):
         result = evaluate(loaded, tokenizer, task, progress=console.is_terminal, **options)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from transformers import TrainerCallback
 
 from corebatch.cli.settings import Settings
 from corebatch.errors import ConfigError, CorebatchError
@@ -20,6 +23,11 @@ class TrainerBySource(CoresetTrainer):
     """
 
     control: Any
+
+    def get_train_dataloader(self) -> Any:
+        """The parent's. Raises ConfigError with torch's words if it refuses how rows are to be loaded."""
+        with refused("The keys that begin with dataloader_", (ValueError,)):
+            return super().get_train_dataloader()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's. Raises ConfigError with its words if it refuses `optim` or its options."""
@@ -50,14 +58,29 @@ class TrainerBySource(CoresetTrainer):
         return metrics | overall
 
 
+class CheckGeneration(TrainerCallback):
+    """Before the first step: transformers reads generation settings that it then refuses to save with the model, once
+    the Trainer has put the tokenizer's special tokens into them."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:
+        generation = getattr(model, "generation_config", None)
+        if generation is None or hasattr(model, "peft_config") or not state.is_world_process_zero:
+            return
+        with tempfile.TemporaryDirectory(prefix="corebatch-") as folder, refused("The model's generation_config.json"):
+            generation.save_pretrained(folder)
+
+
+_REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError)
+
+
 @contextmanager
-def refused(what: str) -> Iterator[None]:
+def refused(what: str, kinds: tuple[type[Exception], ...] = _REFUSALS) -> Iterator[None]:
     """What transformers, Accelerate and what they use say against settings, as a ConfigError; our own errors stay."""
     try:
         yield
     except CorebatchError:
         raise
-    except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
+    except kinds as error:
         raise ConfigError(f"{what} cannot be used: {type(error).__name__}: {error}") from error
 
 

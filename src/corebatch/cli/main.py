@@ -101,7 +101,7 @@ def demo(
         "runs/demo"
     ),
     steps: Annotated[int | None, typer.Option(help="optimizer steps (default: a few minutes' worth)")] = None,
-    seed: Annotated[int, typer.Option(help="of data, training and selection")] = 0,
+    seed: Annotated[int, typer.Option(help="of data, training and selection", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Fine-tune SmolLM2-135M on an imbalanced mixture of reasoning tasks, and show what that did."""
     from corebatch.cli.demo import demo as run

@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from corebatch.cli.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.cli.evaluate_run import BeforeAndAfter
-from corebatch.cli.held_out import TrainerBySource, refused, sets_by_source
+from corebatch.cli.held_out import CheckGeneration, TrainerBySource, refused, sets_by_source
 from corebatch.cli.settings import Settings
 from corebatch.cli.tables import MOST_SOURCES, source_rows, table
 from corebatch.errors import ConfigError
@@ -63,6 +63,8 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
     args = settings.training_arguments()
     check_evaluation(settings, args)
     first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        tell_idle(settings, args, console)
     tokenizer = load_tokenizer(settings.model)
     mixture = read_mixture(settings, tokenizer)
     held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
@@ -86,6 +88,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
             data_collator=PaddingCollator(tokenizer),
             processing_class=tokenizer,
             coreset=replace(settings.coreset, source_column=SOURCE_COLUMN),
+            callbacks=[CheckGeneration()],
         )
     return Run(trainer=trainer, tokenizer=tokenizer, mixture=mixture, held_out=held_out, tasks=tasks, first=first)
 
@@ -169,6 +172,29 @@ def check_evaluation(settings: Settings, args: Any) -> None:
         raise ConfigError(f"{', '.join(asked)} needs held-out rows: give eval_datasets, or leave it out. Found none.")
 
 
+def tell_idle(settings: Settings, args: Any, console: Console) -> None:
+    """Keys that are given and have no effect beside the others."""
+    strategy = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _STRATEGIES}
+    best = (
+        args.load_best_model_at_end or strategy["save_strategy"] == "best" or "plateau" in str(args.lr_scheduler_type)
+    )
+    checkpointing = bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
+    needs = {
+        "eval_steps": (strategy["eval_strategy"] == "steps", "eval_strategy: steps"),
+        "save_steps": (strategy["save_strategy"] == "steps", "save_strategy: steps"),
+        "metric_for_best_model": (best, "load_best_model_at_end: true"),
+        "greater_is_better": (best, "load_best_model_at_end: true"),
+        "gradient_checkpointing_kwargs": (checkpointing, "gradient_checkpointing: true"),
+        "activation_checkpointing_kwargs": (checkpointing, "gradient_checkpointing: true"),
+        "fsdp_config": (bool(args.fsdp), "fsdp"),
+        "torch_compile_mode": (args.torch_compile, "torch_compile: true"),
+    }
+    for key, (used, by) in needs.items():
+        if settings.training.get(key) is not None and not used:
+            say(console, f"Warning: {key} has no effect without {by}.", "yellow")
+
+
+_STRATEGIES = ("eval_strategy", "save_strategy")
 _ALWAYS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "loss")
 
 

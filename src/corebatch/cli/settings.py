@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import get_token
 from transformers import TrainingArguments
 
 from corebatch._registry import hint
@@ -143,19 +144,20 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
             raise ConfigError(f"{place(where, key)}: unknown key {key!r}.{_advice(key)}")
     for key in ("model_name_or_path", "datasets", "output_dir"):
         if not values.get(key):
-            raise ConfigError(f"{where}: the key {key!r} is missing.")
+            raise ConfigError(f"{place(where, key)}: the key {key!r} is missing.")
     given = {
         **_PLAIN,
         "resume_from_checkpoint": bool | str | None,
     }  # the Trainer's `train` takes "the last one" as well
     checked = {k: _checked(values[k], given[k], k, where) for k in given if k in values}
     model = ModelSettings(**{k: checked[k] for k in _MODEL if k in checked})
-    lists: dict[str, Any] = {k: tuple(parse_specs(values[k])) for k in _LISTS if values.get(k)}
+    lists: dict[str, Any] = {k: tuple(parse_specs(values[k], k)) for k in _LISTS if values.get(k) not in (None, [])}
     plain = {k: checked[k] for k in _DATA if k in checked}
     data = DataSettings(**lists, **plain, eval_tasks=_tasks(values.get("eval_tasks")))
     training = {k: checked[k] for k in _TRAINING if k in checked}
     lora = model.use_peft if model.use_peft is not None else any(key.startswith("lora_") for key in values)
     _check_four_bits(values, model, lora)
+    _check_hub(training)
     return Settings(
         model=model,
         data=data,
@@ -166,11 +168,16 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
 
 
 def _checked(value: Any, annotation: Any, key: str, where: str) -> Any:
+    if value is False and key.endswith("_strategy"):
+        value = "no"  # YAML reads a plain `no` as false
     try:
         found = coerce(value, annotation, key)
         if found is None and not {type(None), Any} & set(members(annotation)):
             raise ConfigError(f"{key} should have a value. Found none.")
         check_number(key, found)
+        choices = _TRAINING[key].metadata.get("choices") if key in _TRAINING else None
+        if choices and found is not None and found not in choices:
+            raise ConfigError(f"{key} should be one of {', '.join(choices)}. Found {found!r}.")
     except ConfigError as error:
         raise ConfigError(f"{place(where, key)}: {error}") from None
     return found
@@ -200,3 +207,9 @@ def _check_four_bits(values: dict[str, Any], model: ModelSettings, lora: bool) -
         raise ConfigError(
             "load_in_4bit freezes the model's weights, so adapters should be trained: give lora_r. Found no LoRA."
         )
+
+
+def _check_hub(training: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a model is to be pushed to the hub, and nobody is known there."""
+    if training.get("push_to_hub") and not (training.get("hub_token") or get_token()):
+        raise ConfigError("push_to_hub: true needs a token of the hub: log in there, or give hub_token. Found none.")

@@ -15,7 +15,7 @@ from corebatch.cli.building import load_tokenizer, preview, skeleton
 from corebatch.cli.first_step import make_first_step
 from corebatch.cli.folders import check_place, checkpoint_of
 from corebatch.cli.memory import predict
-from corebatch.cli.prepare import check_evaluation, prepare, tell_mixture, tell_unused
+from corebatch.cli.prepare import check_evaluation, prepare, tell_idle, tell_mixture, tell_unused
 from corebatch.cli.settings import Settings
 from corebatch.cli.show_rows import show_rows
 from corebatch.cli.tables import table
@@ -72,6 +72,7 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
 def _look(settings: Settings, console: Console, rows: int) -> None:
     args = settings.training_arguments()
     check_evaluation(settings, args)
+    tell_idle(settings, args, console)
     tokenizer = load_tokenizer(settings.model)
     seen = preview(settings, tokenizer)
     held_out = preview(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None

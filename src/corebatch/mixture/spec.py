@@ -114,17 +114,20 @@ def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datas
     return DatasetSpec(**entry)
 
 
-def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str]) -> list[DatasetSpec]:
+def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str], where: str = "datasets") -> list[DatasetSpec]:
     """All entries of `datasets:`, in order; messages name the entry, as in `datasets[1]`.
+
+    Args:
+        where: what the list is called in messages.
 
     Raises:
         ConfigError: not a list, an empty list, or an entry that `parse_spec` refuses.
     """
     if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
-        raise ConfigError(f"`datasets` should be a list of entries. Found {entries!r}.")
+        raise ConfigError(f"`{where}` should be a list of entries. Found {entries!r}.")
     if not entries:
-        raise ConfigError("`datasets` should have at least one entry. Found an empty list.")
-    return [parse_spec(entry, f"datasets[{i}]") for i, entry in enumerate(entries)]
+        raise ConfigError(f"`{where}` should have at least one entry. Found an empty list.")
+    return [parse_spec(entry, f"{where}[{i}]") for i, entry in enumerate(entries)]
 
 
 def _did_you_mean(key: str) -> str:

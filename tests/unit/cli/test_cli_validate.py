@@ -291,3 +291,75 @@ def test_special_tokens_in_turns_and_rows_that_are_known(corebatch, config, sett
         assert f"in 16 conversations of {path} a turn holds the text of a special token (</s> in {path}, line 1)" in out
         assert "1 of 2 held-out rows are trained as well" in out
         assert "not used: mood" in out
+
+
+def test_keys_without_effect_are_told(corebatch, config):
+    words = ["--eval_steps", 2, "--save_strategy", "no"]
+    for command in (["validate", "--fast"], ["validate"], ["train"]):
+        code, out, _ = corebatch(*command, config, *words)
+        assert code == 0
+        for key in ("eval_steps", "save_steps"):
+            assert f"Warning: {key} has no effect without" in out
+
+
+def damaged(name):
+    def change(folder):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:40])
+
+    return change
+
+
+def configured(**values):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        damaged("config.json"), damaged("tokenizer.json"), damaged("tokenizer_config.json"),
+        damaged("model.safetensors"),
+        configured(model_type="nothing"), configured(model_type="t5"), configured(num_hidden_layers=3),
+        configured(hidden_size=32), configured(hidden_size=-4), configured(vocab_size=10),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_loaded(refused_alike, tmp_path, model_folder, change):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    change(folder)
+    message = refused_alike("--model_name_or_path", folder)
+    assert str(folder) in message
+
+
+def test_generation_settings_that_could_not_be_saved(refused_alike, tmp_path, model_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": false}')
+    assert "generation_config.json" in refused_alike("--model_name_or_path", folder, "--use_peft", "false")
+
+
+def test_only_what_nobody_could_mend_is_a_traceback(monkeypatch, corebatch, config):
+    def broken(*_):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("corebatch.cli.settings.load_settings", broken)
+    with pytest.raises(ZeroDivisionError):
+        corebatch("validate", config)
+    for error in (OSError(28, "No space left on device", "a/b"), MemoryError(), RecursionError(), UnicodeError("x")):
+        monkeypatch.setattr(
+            "corebatch.cli.settings.load_settings", lambda *_, error=error: (_ for _ in ()).throw(error)
+        )
+        code, _, told = corebatch("validate", config)
+        assert code == 2
+        assert told.startswith("corebatch: ")
+    monkeypatch.setenv("COREBATCH_TRACEBACK", "1")
+    with pytest.raises(UnicodeError):
+        corebatch("validate", config)
