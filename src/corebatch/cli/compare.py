@@ -71,13 +71,18 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     return folder
 
 
-def show(folder: Path, console: Console) -> None:
-    """Prints a comparison's tables, finished or not, and writes its text and its page."""
+def show(folder: Path, console: Console, output: Path | None = None) -> Path:
+    """Prints a comparison's tables, finished or not, writes its text and its page, and returns the page's path.
+
+    Args:
+        output: the folder that they go to, instead of the comparison's own.
+    """
     found = read_comparison(folder)
     for each in terminal_tables(found):
         console.print(each)
-    write_outputs(found, folder)
-    say(console, f"The comparison is in {folder / 'comparison.md'} and {folder / 'comparison.html'}")
+    text, page = write_outputs(found, output)
+    say(console, f"The comparison is in {text} and {page}")
+    return page
 
 
 def parts(values: Mapping[str, Any], where: str) -> tuple[Settings, CompareSettings, list[Arm]]:

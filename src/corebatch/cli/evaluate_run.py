@@ -262,7 +262,9 @@ class BeforeAndAfter:
         path = self._folder / "evaluation.json"
         if path.is_file():
             self._record = _before_of(path)
-        if "before" not in self._record:
+        parts = [self._folder / FOLDER / f"{file_name(task.name)}.before.json" for task in self.tasks]
+        losses_alone = not path.is_file() and all(part.is_file() for part in parts)  # which have no counts to record
+        if "before" not in self._record and not losses_alone:
             self._measure("before", model, tokenizer)
 
     def after(self, model: Any, tokenizer: Any) -> None:

@@ -37,7 +37,8 @@ def print_keys(console: Console) -> None:
     say(
         console,
         "Training: all arguments of transformers.TrainingArguments, such as output_dir, learning_rate, max_steps,\n"
-        f"per_device_train_batch_size and resume_from_checkpoint. Other defaults than there: {changed}.",
+        f"per_device_train_batch_size and resume_from_checkpoint. Other defaults than there: {changed}.\n"
+        "overwrite (false): begin a run anew in output_dir that has no complete checkpoint.",
     )
 
 

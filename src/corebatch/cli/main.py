@@ -88,11 +88,14 @@ def validate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="the folder of a run or a comparison", metavar="RUN")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="the folder of a run or a comparison", metavar="RUN")],
+    output: Annotated[Path | None, typer.Option(help="where the page goes, instead of RUN: a file or a folder")] = None,
+) -> None:
     """Show what a run did, and write its page."""
     from corebatch.cli.report import report as show
 
-    show(run, console())
+    show(run, console(), output)
 
 
 @app.command()

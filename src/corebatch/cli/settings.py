@@ -85,6 +85,7 @@ class Settings:
     Attributes:
         training: keyword arguments of `transformers.TrainingArguments`.
         lora: whether adapters are trained.
+        overwrite: whether a run in `output_dir` that has no complete checkpoint is begun anew.
     """
 
     model: ModelSettings
@@ -92,6 +93,7 @@ class Settings:
     training: dict[str, Any]
     coreset: CoresetConfig
     lora: bool
+    overwrite: bool = False
 
     def training_arguments(self) -> TrainingArguments:
         """Raises ConfigError with transformers' own words if it refuses a value."""
@@ -120,7 +122,7 @@ _PLAIN: dict[str, Any] = {
     if key in {**_MODEL, **_DATA, **_TRAINING} and key not in (*_LISTS, "eval_tasks")
 }
 """The keys that hold one value, with its type."""
-KEYS = (*_MODEL, *_DATA, *_TRAINING, "coreset")
+KEYS = (*_MODEL, *_DATA, *_TRAINING, "coreset", "overwrite")
 
 
 def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Settings:
@@ -139,6 +141,11 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         ConfigError: a key is unknown, missing or of the wrong type.
     """
     values = {key: value for key, value in values.items() if key != "compare"}
+    if "overwrite_output_dir" in values:
+        raise ConfigError(
+            f"{place(where, 'overwrite_output_dir')}: overwrite_output_dir is no key. Expected `overwrite: true` to "
+            "begin a run anew that has no complete checkpoint, or another output_dir: nothing else is overwritten."
+        )
     for key in values:
         if key not in KEYS:
             raise ConfigError(f"{place(where, key)}: unknown key {key!r}.{_advice(key)}")
@@ -164,6 +171,7 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         training={**TRAINING_DEFAULTS, **training},
         coreset=CoresetConfig.from_dict(values.get("coreset")),
         lora=lora,
+        overwrite=bool(_checked(values.get("overwrite"), bool, "overwrite", where)),
     )
 
 

@@ -15,16 +15,17 @@ from corebatch.cli.building import load_tokenizer, preview, skeleton
 from corebatch.cli.first_step import make_first_step
 from corebatch.cli.folders import check_place, checkpoint_of
 from corebatch.cli.memory import predict
+from corebatch.cli.output_dir import plan_start
 from corebatch.cli.prepare import check_evaluation, prepare, tell_idle, tell_mixture, tell_unused
 from corebatch.cli.settings import Settings
 from corebatch.cli.show_rows import show_rows
 from corebatch.cli.tables import table
-from corebatch.cli.train import check_output
 from corebatch.errors import ConfigError
 from corebatch.scratch import temporary_folder
 from corebatch.sources import small_candidates
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
+from corebatch.trainer.folder_lock import check_unowned
 
 
 def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool = False) -> None:
@@ -44,8 +45,9 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
         raise ConfigError(f"--rows should not be negative. Found {rows}.")
     output_dir = Path(settings.training["output_dir"])
     resume = settings.training.get("resume_from_checkpoint") or None
-    check_output(output_dir, resume)
     check_place(output_dir)
+    check_unowned(output_dir)
+    resume = plan_start(output_dir, resume, settings.overwrite).resume
     if resume is not None:
         resume = checkpoint_of(output_dir, resume, settings.coreset.pool_factor)
     if fast:

@@ -43,6 +43,7 @@ def owned(folder: Path) -> Iterator[None]:
         CheckpointError: the folder cannot be written to.
         ConfigError: another process holds it; the message says which, where and since when.
     """
+    made = not folder.exists()
     check_writable(folder)
     place = folder.resolve()
     if _held[place]:
@@ -60,6 +61,9 @@ def owned(folder: Path) -> Iterator[None]:
     finally:
         _held[place] -= 1
         _let_go(place, lock)
+        if made:
+            with contextlib.suppress(OSError):  # nothing was begun in it, or it is not empty
+                place.rmdir()
 
 
 @contextmanager
@@ -71,6 +75,13 @@ def owned_by_first(args: Any, ranks: Ranks) -> Iterator[None]:
             if args.should_save:
                 held.enter_context(owned(Path(args.output_dir)))
         yield
+
+
+def check_unowned(folder: Path) -> None:
+    """Raises ConfigError if another process holds the folder; a folder without a lock is not touched."""
+    if (folder / LOCK).exists():
+        with owned(folder):
+            pass
 
 
 def _acquire(place: Path) -> Any:
