@@ -49,7 +49,13 @@ def make(run: dict[str, Any]) -> Any:
         settings["extra"] = {"eval_dataset": mixture(8, seed=5)}
     if run.get("world", 1) > 1:
         settings["ddp_backend"] = "gloo"
-    settings["train_dataset"] = mixture(settings.pop("rows", 96))
+    settings["train_dataset"] = mixture(settings.pop("rows", 96), seed=settings.pop("rows_seed", 0))
+    if settings.pop("stream", False):
+        settings["train_dataset"] = settings["train_dataset"].to_iterable_dataset()
+    if settings.pop("other_base", False):
+        next(each for each in model.parameters() if not each.requires_grad).data[0, 0] += 1
+    if "eval_rows" in settings:
+        settings["extra"] = {"eval_dataset": mixture(settings.pop("eval_rows"), seed=5)}
     return trainer(run["folder"], model, optim="adamw_torch", **settings)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -14,7 +14,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import xxhash
 
-from corebatch.trainer.tagging import Sources
+if TYPE_CHECKING:
+    from corebatch.trainer.tagging import Sources
 
 SAMPLED_ROWS = 64
 """Rows whose content goes into the short hash, which earlier versions have as well."""

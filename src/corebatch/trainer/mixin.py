@@ -44,11 +44,12 @@ from corebatch.trainer.own_loss import LossWatch, RowWeights, check_bases, check
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
+from corebatch.trainer.rank_agreement import check_agreement, check_streams
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
-from corebatch.trainer.run_control import controlled
+from corebatch.trainer.run_control import all_ranks, controlled
 from corebatch.trainer.run_identity import describe_run
 from corebatch.trainer.saving import Saving, check_writable, saving_failed
 from corebatch.trainer.scoring_config import ScoringConfig
@@ -358,6 +359,7 @@ class CoresetMixin(_Base):
         self._absorb()
         if self._format is None:
             self._format = RowFormat.of(batches).agree(ranks)
+            check_streams(ranks, self._tag(self.train_dataset)[0])
         eligible = self._eligible(batches)
         if 0 in counts:
             batches, eligible, counts = self._filled(batches, eligible, counts)
@@ -784,6 +786,9 @@ class CoresetMixin(_Base):
         if self.coreset.pool_factor > 1:
             self._resumed = self._begin(self._resumed)
             self._presence.watch()
+        elif self.accelerator.num_processes > 1:
+            run = describe_run(self, self._inner(self.model), self.train_dataset, Sources(Names(), {}))
+            check_agreement(self, all_ranks(self), run, sharded=self._sharded() is not None)
 
     def _end_run(self) -> None:
         self._begun = None
@@ -833,6 +838,7 @@ class CoresetMixin(_Base):
                 folder = last_complete(output_dir) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
                 first = self.accelerator.is_local_main_process
                 steps = load_state(folder, self._step, self.coreset.to_dict(), self._scoring, self._run, hashes=first)
+        check_agreement(self, self._ranks, self._run, sharded=self._sharded() is not None)
         pool = self.args.gradient_accumulation_steps * self._train_batch_size * self.coreset.pool_factor
         self._passes = Passes(steps * pool * self._ranks.count)
         latest = self._ranks.largest(steps)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError
+from corebatch.trainer.data_identity import row_hash
 
 ID, SOURCE = "corebatch_id", "corebatch_source"
+SEEN_ROWS = 64
+"""The first rows of a stream by which ranks know that they read the same one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +161,14 @@ class TaggedStream(torch.utils.data.IterableDataset[Any]):
     Args:
         dataset: the stream.
         source: gives the number of a row's source.
+
+    Attributes:
+        seen: LongTensor [SEEN_ROWS] in memory that worker processes share: hashes of the first rows that were read.
     """
 
     def __init__(self, dataset: Any, source: Callable[[Any], int]) -> None:
         self.dataset, self.source = dataset, source
+        self.seen = torch.zeros(SEEN_ROWS, dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.dataset, "set_epoch"):
@@ -171,7 +178,10 @@ class TaggedStream(torch.utils.data.IterableDataset[Any]):
         worker = torch.utils.data.get_worker_info()
         first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number, row in enumerate(self.dataset):
-            yield tagged_row(row, first + every * number, self.source(row))
+            place = first + every * number
+            if place < SEEN_ROWS and not self.seen[place]:
+                self.seen[place] = row_hash(row) >> 1 | 1  # 0: not read
+            yield tagged_row(row, place, self.source(row))
 
 
 class SizedTaggedStream(TaggedStream):
