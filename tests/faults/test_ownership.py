@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_and_told_who_is_there(held):
         for pool_factor in (1, 4):
             made = trainer(folder, coreset=CoresetConfig(pool_factor=pool_factor), max_steps=2)
             with pytest.raises(
-                ConfigError, match=rf"belongs to process {process.pid} on .*, started 20\d\d-"
+                ConfigError, match=rf"belongs to another process: {process.pid} on .*, started 20\d\d-"
             ) as caught:
                 run(made, **settings)
             assert str(folder) in str(caught.value)

@@ -30,6 +30,7 @@ from corebatch.evaluation import (
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig, CoresetTrainer
+from corebatch.trainer.folder_lock import LOCK, OWNER, owned
 
 MARKER = ".corebatch-demo"
 """Lies in a demo's folder, so that the next demo replaces what a demo made and nothing else."""
@@ -44,8 +45,15 @@ def demo(output_dir: Path, console: Console, *, steps: int | None = None, seed: 
         seed: of data, training and selection.
 
     Raises:
-        ConfigError: the folder holds something else, or the model's or the tasks' package is missing.
+        ConfigError: the folder holds something else, another process is at work there, or the model's or the tasks'
+            package is missing.
     """
+    with owned(output_dir):
+        _demo(output_dir, console, steps, seed)
+    return output_dir
+
+
+def _demo(output_dir: Path, console: Console, steps: int | None, seed: int) -> None:
     began = time.perf_counter()
     settings = DemoSettings(seed=seed)
     if steps is not None:
@@ -96,7 +104,6 @@ def demo(output_dir: Path, console: Console, *, steps: int | None = None, seed: 
     console.print()
     report(output_dir, console)
     say(console, f"The adapter is in {output_dir}. {(time.perf_counter() - began) / 60:.1f} minutes in all.")
-    return output_dir
 
 
 def prepare(output_dir: Path) -> None:
@@ -105,10 +112,15 @@ def prepare(output_dir: Path) -> None:
     Raises:
         ConfigError: there is something that no demo made.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    there = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir] * output_dir.exists()
+    if not {path.name for path in there} <= {LOCK, OWNER}:
         if not (output_dir / MARKER).is_file():
             raise ConfigError(f"--output-dir: {output_dir} holds something that no demo made. Choose another folder.")
-        shutil.rmtree(output_dir)
+        for path in there:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (LOCK, OWNER):
+                path.unlink()
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / MARKER).touch()
 
@@ -152,7 +164,7 @@ def _trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
     )
-    return CoresetTrainer(
+    made = CoresetTrainer(
         model=get_peft_model(model, adapters),
         args=args,
         train_dataset=mixture.dataset,
@@ -160,3 +172,5 @@ def _trainer(
         processing_class=tokenizer,
         coreset=coreset,
     )
+    made.handle_signals = False  # a demo is begun anew, and does not go on
+    return made

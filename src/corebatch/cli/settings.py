@@ -171,7 +171,7 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         training={**TRAINING_DEFAULTS, **training},
         coreset=CoresetConfig.from_dict(values.get("coreset")),
         lora=lora,
-        overwrite=bool(_checked(values.get("overwrite"), bool, "overwrite", where)),
+        overwrite=bool(_checked(values.get("overwrite", False), bool, "overwrite", where)),
     )
 
 

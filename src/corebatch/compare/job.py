@@ -123,6 +123,7 @@ class _CountingTrainer(CoresetTrainer):
     """Counts the rows and tokens that go into training, where the Trainer takes them."""
 
     counts: Counts
+    handle_signals = False  # a run of a comparison is made anew, and has no checkpoint to go on from
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)

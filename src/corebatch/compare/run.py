@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -23,6 +22,7 @@ from corebatch.compare.settings import CompareSettings, TuneSettings
 from corebatch.errors import ConfigError
 from corebatch.text import terminal
 from corebatch.trainer.checkpoint import write_text
+from corebatch.trainer.folder_lock import LOCK, OWNER, owned
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
 FREE = ("processes", "devices", "threads", "seeds")
@@ -67,10 +67,10 @@ def compare(setup: Setup, folder: Path, workers: Workers, console: Console) -> N
     """Runs what is missing in `folder`.
 
     Raises:
-        ConfigError: the folder holds another comparison, or a budget buys no step.
+        ConfigError: the folder holds another comparison, or another process is at work there, or a budget buys no step.
     """
-    begin(setup, folder)
     with alone(folder):
+        begin(setup, folder)
         _all(setup, folder, workers, console)
 
 
@@ -91,7 +91,8 @@ def begin(setup: Setup, folder: Path) -> None:
     """
     record = folder / BEGUN
     if not record.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
+        if set(there) - {LOCK, OWNER}:
             raise ConfigError(
                 f"output_dir: {folder} holds something else than a comparison, and nothing is overwritten."
             )
@@ -110,19 +111,13 @@ def begin(setup: Setup, folder: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process until it ends, however it ends.
+    """Holds the folder for this comparison until it ends, however it ends.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or this one does already.
     """
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ConfigError(
-            f"output_dir: another process runs the comparison in {folder}. Expected one; compare.processes says how "
-            "many runs it trains side by side."
-        ) from None
+    with owned(folder, again=False):
+        yield
 
 
 def _fixed(key: str, value: Any) -> Any:

@@ -36,8 +36,11 @@ _held: Counter[Path] = Counter()
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made if need be, for this process; what holds it already may hold it again.
+def owned(folder: Path, *, again: bool = True) -> Iterator[None]:
+    """Holds a folder, which is made if need be, for this process.
+
+    Args:
+        again: whether a process that holds it may hold it once more.
 
     Raises:
         CheckpointError: the folder cannot be written to.
@@ -47,6 +50,8 @@ def owned(folder: Path) -> Iterator[None]:
     check_writable(folder)
     place = folder.resolve()
     if _held[place]:
+        if not again:
+            raise ConfigError(_words(place, _owner(place)))
         _held[place] += 1
         try:
             yield
@@ -148,8 +153,8 @@ def _words(place: Path, owner: dict[str, Any]) -> str:
     who = "another process"
     if owner:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["started"]))
-        who = f"process {owner['pid']} on {owner['host']}, started {since}"
+        who = f"another process: {owner['pid']} on {owner['host']}, started {since}"
     return (
-        f"output_dir: {place} belongs to {who}, which is still at work there. Expected one run in a folder: wait for "
-        "it, end it, or choose another folder."
+        f"output_dir: {place} belongs to {who}, still at work there. Expected one run in a folder: wait for it, end "
+        "it, or choose another folder."
     )

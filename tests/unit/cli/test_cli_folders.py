@@ -247,8 +247,8 @@ def test_a_second_run_and_a_resume_are_refused_and_a_signal_saves(train, config,
         for more in ((), RESUME, ("--overwrite", "true")):
             code, said = train(*words, *more)
             assert code == 2
-            assert f"belongs to process {first.pid}" in said or "is not empty" in said
-        assert f"belongs to process {first.pid}" in train(*words, *RESUME)[1]
+            assert f"belongs to another process: {first.pid}" in said or "is not empty" in said
+        assert f"belongs to another process: {first.pid}" in train(*words, *RESUME)[1]
         first.send_signal(signal.SIGTERM)
         said = first.communicate(timeout=60)[0]
         assert first.returncode == 143, said

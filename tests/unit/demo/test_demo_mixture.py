@@ -129,3 +129,18 @@ def test_both_files_load_as_data_sets(files: Any, tmp_path: Path) -> None:
         table = load_dataset("json", data_files={split: path}, split=split, cache_dir=str(tmp_path))
         assert len(table) == len(rows(Path(path)))
         assert {"prompt", "completion", "answer", "source"} <= set(table.column_names)
+
+
+def test_a_demo_replaces_a_demo_and_nothing_else(tmp_path: Path) -> None:
+    from corebatch.cli.demo import MARKER, prepare
+    from corebatch.errors import ConfigError
+    from corebatch.trainer.folder_lock import LOCK, owned
+
+    (tmp_path / "demo" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no demo made"):
+        prepare(tmp_path / "demo")
+    (tmp_path / "demo" / MARKER).touch()
+    with owned(tmp_path / "demo"):
+        prepare(tmp_path / "demo")
+        assert (tmp_path / "demo" / LOCK).is_file()  # it is still this process's
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [MARKER]
