@@ -78,8 +78,13 @@ def _rows_hash(rows: Sequence[Any]) -> str:
 
 
 def row_hash(row: Any) -> int:
-    """64 bits of a row of plain values, arrays and tensors, the same in every process."""
-    return int(xxhash.xxh3_64(json.dumps(row, sort_keys=True, default=_listed).encode()).intdigest())
+    """64 bits of a row of plain values, arrays and tensors, the same in every process; of its type alone where it holds
+    something that has no order or no text."""
+    try:
+        text = json.dumps(row, sort_keys=True, default=_listed)
+    except (TypeError, ValueError):
+        text = type(row).__qualname__
+    return int(xxhash.xxh3_64(text.encode("utf-8", "surrogatepass")).intdigest())
 
 
 def _listed(value: Any) -> Any:
