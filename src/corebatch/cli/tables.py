@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from corebatch.text import terminal
 
@@ -20,7 +19,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
         made.add_column(
-            Text("\n").join(map(terminal, column.replace("_", " ").split("\n"))),
+            terminal(column.replace("_", " "), lines=True),
             justify="right" if numeric else "left",
             no_wrap=column == "source",
             overflow="fold",
