@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corebatch.errors import LossMismatchError
 from corebatch.scoring import trained_tokens
-from corebatch.trainer.model_loss import two_rows
+from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.own_loss import WAY, WEIGHTS
 from corebatch.trainer.repack import Padding, put_together
 from corebatch.trainer.untraced import counts_kept, untraced
@@ -22,6 +22,7 @@ AGAIN = frozenset({1, 2, 4, 8, 16, 32, 64})
 zero at its start."""
 FIRST, SECOND = 2.0, 3.0
 """Weights of two rows of one batch."""
+FIRST_OF_BASES = " What only adds to the parent's loss may stand before CoresetTrainer among the bases."
 EXACT, CLOSE, CLOSE_IN_LOW_PRECISION = 1e-6, 1e-3, 5e-2
 """Relative tolerances: where the same numbers are added, where batches of other sizes are run, and that in 16 bits."""
 
@@ -50,7 +51,7 @@ def check_own_loss(trainer: Any, pair: Mapping[str, Tensor], *, again: bool = Fa
     if found is not None:
         raise LossMismatchError(
             f"{trainer._weights.owned[0]} computes the loss itself, and its rows should count by their weights. "
-            f"Found: {found}. {WAY}"
+            f"Found: {found}. {WAY}" + trainer._weights.behind * FIRST_OF_BASES
         )
 
 
@@ -84,11 +85,24 @@ def _not_weighted(call: _Call, zeros: Sequence[float]) -> str | None:
     return None
 
 
-def check_again(trainer: Any, batches: Sequence[Mapping[str, Tensor]], padding: Padding) -> None:
-    """`check_own_loss` at a later step's pool, on all ranks; they raise together."""
+def check_later(
+    trainer: Any, model: Any, batches: Sequence[Mapping[str, Tensor]], padding: Padding, *, own: bool
+) -> None:
+    """A check at a step behind the first, on all ranks; they raise together.
+
+    Args:
+        model: without what wraps it.
+        batches: of the step's pool.
+        padding: how micro-batches are padded.
+        own: `check_own_loss` again; else the model's loss is compared, since rows have weights for the first time.
+    """
     failure: Exception | None = None
     try:
-        check_own_loss(trainer, put_together(two_rows(batches), padding), again=True)
+        pair = put_together(two_rows(batches), padding)
+        if own:
+            check_own_loss(trainer, pair, again=True)
+        else:
+            check_loss(model, pair, counts_items=trainer.model_accepts_loss_kwargs)
     except Exception as error:
         failure = error
     trainer._ranks.report(failure, doing="Checking the loss")

@@ -36,7 +36,7 @@ from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows
 from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
-from corebatch.trainer.loss_probe import AGAIN, check_again, check_own_loss
+from corebatch.trainer.loss_probe import AGAIN, check_later, check_own_loss
 from corebatch.trainer.model_loss import check_loss, check_model, two_rows
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
@@ -124,6 +124,7 @@ class CoresetMixin(_Base):
     _recorder: Any = None
     _watch: Any = None
     _tagged_by: tuple[str, bool] | None = None
+    _compared: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -368,7 +369,7 @@ class CoresetMixin(_Base):
             self._prepare_first(model, batches, padding)
             phases.start()  # checks are not part of a step's cost
         elif step in AGAIN and self._weights.owned:
-            check_again(self, batches, padding)
+            check_later(self, model, batches, padding, own=True)
             phases.start()
         pool = gather_pool(ranks, self._columns(batches, eligible), counts)
         self._passes.seen(pool.ids)
@@ -387,6 +388,9 @@ class CoresetMixin(_Base):
             self._states.retain(chosen[pool.ranks[chosen] == ranks.index].tolist())
         slots, candidates = asked * ranks.count, pool.tokens[plan.candidates]
         weights, denominator = self._loss_weights(choice, candidates, count, budget, slots)
+        if weights is not None and not self._compared:  # a mean of examples, or fewer rows than micro-batches
+            check_later(self, model, batches, padding, own=False)
+            self._compared = True
         measured = self._measured(model, batches, pool, plan, chosen, weights, denominator)
         # A row whose scoring forward is kept for training is dearer to move than a rank that waits a little.
         owners, lengths, sources = (column[chosen].tolist() for column in (pool.ranks, pool.lengths, pool.sources))
@@ -483,7 +487,8 @@ class CoresetMixin(_Base):
         try:
             if self._weights.owned:
                 check_own_loss(self, pair)
-            if self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward):
+            self._compared = self._step.selector.weighted or (self._step.scores and self._step.scorer.needs_forward)
+            if self._compared:
                 check_loss(model, pair, counts_items=self.model_accepts_loss_kwargs)
             if scoring.trained is not None:
                 scoring.trained.watch(model, untagged(batches[0]))
@@ -938,7 +943,7 @@ class CoresetMixin(_Base):
         self._saving = None
         self._pending = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
-        self._packed = self._prepared = self._in_backward = False
+        self._packed = self._prepared = self._compared = self._in_backward = False
         self._told = None
         self._weights = RowWeights(self)
 

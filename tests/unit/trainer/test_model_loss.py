@@ -274,3 +274,20 @@ def test_a_pool_without_a_trained_token_makes_a_step_of_loss_zero_and_says_so_on
 def test_a_router_in_a_model_of_experts_is_not_mixed_up_with_its_settings():
     model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=2))
     check_loss(model, untagged_batch())
+
+
+@pytest.mark.parametrize(
+    "coreset", [CoresetConfig(selector="random", loss="example_mean"), CoresetConfig(selector="random")]
+)
+def test_a_uniform_selector_compares_losses_once_rows_have_weights(tmp_path, coreset):
+    """With fewer rows than micro-batches, at the end of a stream, or by a mean of examples."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(list(mixture(33)))
+
+    settings = {"train_dataset": Stream(), "max_steps": 6} if coreset.loss == "token_mean" else {}
+    made = trainer(tmp_path, changed(add_tiny), coreset, remove_unused_columns=False, **settings)
+    with pytest.raises(LossMismatchError, match="labels that train nothing"):
+        run(made)
+    assert made.state.global_step == (0 if coreset.loss == "example_mean" else 2)
