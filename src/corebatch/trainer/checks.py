@@ -37,7 +37,6 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
         ConfigError: something that selection does not go with; the message says what to use.
         LossMismatchError: the Trainer minimises something else than the cross-entropy of trained tokens.
     """
-    check_model(trainer.model)
     _keep_four_bits(trainer.model)
     args = trainer.args
     ranks, loading = trainer.accelerator.num_processes, args.accelerator_config
@@ -71,12 +70,18 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
     for bad, found, use in problems:
         if bad:
             raise ConfigError(f"pool_factor {coreset.pool_factor} does not go with {found}. Use {use}.")
-    check_trained_loss(trainer)
+    check_trained_loss(trainer, trainer.model)
 
 
-def check_trained_loss(trainer: Any) -> None:
-    """Raises LossMismatchError where the Trainer's settings make it minimise something else than the cross-entropy of
-    trained tokens. Called again before the first step: much can be set on a Trainer that is made."""
+def check_trained_loss(trainer: Any, model: Any) -> None:
+    """What the Trainer's settings and the model's minimise. Called again before the first step: much can be set on a
+    Trainer that is made.
+
+    Raises:
+        LossMismatchError: something else than the cross-entropy of trained tokens.
+        UnsupportedModelError: the model is no causal language model.
+    """
+    check_model(model)
     args = trainer.args
     smoothing, loss_type = args.label_smoothing_factor, getattr(args, "loss_type", None)
     own = [
@@ -92,8 +97,7 @@ def check_trained_loss(trainer: Any) -> None:
                 f"corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should "
                 f"minimise just that. Found {found}. Switch it off, or set pool_factor to 1."
             )
-    if trainer.model is not None:
-        check_router(trainer.model)
+    check_router(model)
 
 
 def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:

@@ -37,10 +37,10 @@ from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.loss_probe import AGAIN, check_later, check_own_loss
-from corebatch.trainer.model_loss import check_loss, check_model, two_rows
+from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
-from corebatch.trainer.own_loss import LossWatch, RowWeights, check_bases, check_beside, divides_by_accumulation
+from corebatch.trainer.own_loss import LossWatch, RowWeights, as_the_trainer_wants, check_bases
 from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
@@ -281,10 +281,7 @@ class CoresetMixin(_Base):
                 loss, outputs = weighted_loss(model, self._inner(model), inputs, weights)
                 if self._scoring.trained is not None:
                     self._scoring.trained.scale_by(loss)
-                # The denominator counts all ranks, and DDP and its kin average gradients over them.
-                loss = loss / num_items_in_batch * self.accelerator.num_processes
-                if divides_by_accumulation(self, counted=True):
-                    loss = loss * self.current_gradient_accumulation_steps
+                loss = as_the_trainer_wants(self, loss / num_items_in_batch)
                 result = (loss, outputs) if return_outputs else loss
         if self._in_backward and not self._weights.checking:
             self._recorder.losses.append((result[0] if return_outputs else result).detach())
@@ -472,13 +469,8 @@ class CoresetMixin(_Base):
     def _prepare_first(self, model: Any, batches: list[dict[str, Tensor]], padding: Padding) -> None:
         """Checks on the first pool, the same forwards on every rank; then what of it is reused, learnt and packed."""
         scoring, settings = self._scoring, self._scoring.settings
-        check_model(model)
-        check_trained_loss(self)
-        self._weights = RowWeights(self)  # methods may have been replaced since the Trainer was made
-        check_beside(self.coreset, self._weights.owned)
-        if self._weights.owned and scoring.trained is not None:
-            scoring.trained.close()
-            scoring.trained = None  # a backward of another loss does not teach what is scored
+        check_trained_loss(self, model)
+        self._weights = RowWeights.beside(self)
         self._in_backward = moves_in_backward(self)
         check_tracking(self.coreset.track_error, in_backward=self._in_backward, sharded=self._sharded())
         failure: Exception | None = None

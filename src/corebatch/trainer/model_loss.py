@@ -66,7 +66,7 @@ def _text_config(model: Any) -> Any:
 
 
 def check_router(model: Any) -> None:
-    """Raises LossMismatchError for a model that adds a loss of its router, as its configuration says."""
+    """Raises LossMismatchError for a model that adds a loss of its router, as its configuration says; None passes."""
     config = _text_config(model)
     weight = getattr(config, "router_aux_loss_coef", None)
     if getattr(config, "output_router_logits", False) and weight != 0:

@@ -102,6 +102,15 @@ def divides_by_accumulation(trainer: Any, *, counted: bool) -> bool:
     return not (trainer.model_accepts_loss_kwargs and counted if said is None else said)
 
 
+def as_the_trainer_wants(trainer: Any, loss: Tensor) -> Tensor:
+    """The loss over the step's denominator, times what the Trainer or the engine divides it by later: ranks, over which
+    DDP and its kin average gradients and which the denominator counts all, and perhaps micro-batches."""
+    loss = loss * trainer.accelerator.num_processes
+    return (
+        loss * trainer.current_gradient_accumulation_steps if divides_by_accumulation(trainer, counted=True) else loss
+    )
+
+
 class LossWatch(TrainerCallback):
     """Before any weight of the model is moved: the rows' weights have reached the loss of every micro-batch, also
     where a `training_step` of the user's own computes it. A step that trains nothing is told of, once. The tokens
@@ -145,6 +154,20 @@ class RowWeights:
         self.given = self._taken = 0
         self._items: Any = None
         self._last: tuple[Any, Tensor, Any] | None = None
+
+    @classmethod
+    def beside(cls, trainer: Any) -> RowWeights:
+        """Before the first step, since methods may have been replaced after the Trainer was made.
+
+        Raises:
+            ConfigError: a loss of the user's own beside settings that need ours.
+        """
+        weights, scoring = cls(trainer), trainer._scoring
+        check_beside(trainer.coreset, weights.owned)
+        if weights.owned and scoring.trained is not None:
+            scoring.trained.close()
+            scoring.trained = None  # a backward of another loss does not teach what is scored
+        return weights
 
     def begin(self, batches: Sequence[dict[str, Any]], items: Any) -> None:
         """A step begins.

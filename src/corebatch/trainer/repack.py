@@ -51,12 +51,6 @@ def check_pool(batch: Mapping[str, Any]) -> None:
             f"labels of shape {tuple(batch['labels'].shape)}: those of a classifier or an encoder-decoder?"
         )
     rows = len(batch["input_ids"])
-    tags = [len(batch[key]) for key in (ID, SOURCE) if key in batch]
-    if any(count != rows for count in tags):
-        raise DataError(
-            f"Selection works on unpacked rows, one in each row of a batch: switch packing, padding_free and "
-            f"flattening collators off. Found {rows} of {tags[0]} rows: the collator has put them behind each other."
-        )
     for key, value in batch.items():
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != rows:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
