@@ -178,7 +178,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
         "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_steps": 8,
         "learning_rate": 0.5, "lr_scheduler_type": "constant", "extra": held_out(),
     }  # fmt: skip
-    made = run(trainer(tmp_path, tiny_model(lora=False), **settings))
+    made = run(trainer(tmp_path, tiny_model(lora=False), CoresetConfig(selector="balanced"), **settings))
     found = {line["step"]: line["eval_loss"] for line in made.state.log_history if "eval_loss" in line}
     best = min(found, key=found.get)
     assert best < 8

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from corebatch.trainer import CoresetConfig
 from training import largest_difference, run, same, tiny_model, trainer, weights
@@ -223,8 +224,25 @@ def test_reuse_runs_no_block_twice(tmp_path: Path) -> None:
         inner = model.model.layers[0].self_attn
         inner.register_forward_pre_hook(lambda module, _, calls=calls: calls.append(module.training))
         coreset = CoresetConfig(scoring={"way": "full", "reuse": reuse})
-        trained(tmp_path / str(reuse), coreset, model, max_steps=2, **CHECKPOINTING)
-        runs[reuse] = sum(calls)
+        calls_before: list[int] = []
+
+        class Began(TrainerCallback):
+            def __init__(self, calls: list[bool], before: list[int]) -> None:
+                self.calls, self.before = calls, before
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.before.append(sum(self.calls))
+
+        # the first step looks at the model's loss besides
+        trained(
+            tmp_path / str(reuse),
+            coreset,
+            model,
+            max_steps=3,
+            extra={"callbacks": [Began(calls, calls_before)]},
+            **CHECKPOINTING,
+        )
+        runs[reuse] = sum(calls) - calls_before[1]
     assert runs[False] == 8  # 2 steps of 2 micro-batches: forward and recomputation
     assert runs[True] == 4
 

@@ -107,7 +107,9 @@ def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:
         return []
     scoring = trainer._scoring.settings
     guesses = scoring.way == "remembered" and scoring.unknown == "guess"
-    if scoring.learns and not guesses and trainer.is_world_process_zero():
+    told = getattr(trainer, "_told_of_learning", None) is trainer.accelerator
+    if scoring.learns and not guesses and trainer.is_world_process_zero() and not told:
+        trainer._told_of_learning = trainer.accelerator  # settings are looked at again when a run begins
         logger.warning(
             "torch_compile: what the training backward would teach of examples is not learnt (coreset.scoring.learn); "
             "they keep the features of when they were scored."

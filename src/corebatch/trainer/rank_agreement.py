@@ -41,6 +41,7 @@ def check_agreement(trainer: Any, ranks: Ranks, run: Mapping[str, Any], *, shard
     if trainer.eval_dataset is not None:
         mine["evaluation"] = describe_evaluation(trainer.eval_dataset)
     texts = [json.loads(text) for text in ranks.gather_texts(json.dumps(mine, default=str))]
+    ranks.take_sent()  # what travels before the first step is none of the steps' own
     for rank, other in enumerate(texts):
         differing = [
             f"{NAMES.get(name, name)}: {_words(texts[0].get(name), other.get(name), rank)}"

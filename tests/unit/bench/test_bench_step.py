@@ -42,7 +42,8 @@ def lengths(tmp_path_factory):
 def settings(model_folder, lengths):
     return StepSettings(
         model=str(model_folder), lengths=lengths, max_length=32, large=LARGE, micro_batch=MICRO, ratios=[2, 4],
-        steps=STEPS, rounds=2, arms={name: None for name in ARMS if name not in ("full", "none (tokens x importance)")},
+        steps=STEPS, rounds=2, seed=1,
+        arms={name: None for name in ARMS if name not in ("full", "none (tokens x importance)")},
     )  # fmt: skip
 
 
