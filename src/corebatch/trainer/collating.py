@@ -88,7 +88,8 @@ class SourceCollator:
             return
         if len(ids) != len(rows):
             raise DataError(
-                f"The collator ({kind}) should make a row of each example: selection works on unpacked rows. Found "
+                f"The collator ({kind}) should make a row of each example: selection works on unpacked rows, "
+                f"so packing and flattening do not go with it. Found "
                 f"{len(ids)} rows of {len(rows)} examples."
             )
         if self._checked < CHECKED and all(isinstance(row, Mapping) and "input_ids" in row for row in rows):

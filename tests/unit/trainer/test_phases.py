@@ -185,6 +185,7 @@ class Run:
             _ranks=ranks,
             model_wrapped=self.model,
             _inner=lambda model: model,
+            _run_dir=folder,
             coreset_record=lambda: {"model": "tiny"},
         )
         self.recorder = record.Recorder(owner)
