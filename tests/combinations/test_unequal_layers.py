@@ -10,6 +10,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
+from corebatch.errors import UnsupportedModelError
 from corebatch.trainer import CoresetConfig
 from training import VOCABULARY, mixture, run, same, trainer, weights
 
@@ -101,6 +102,14 @@ def test_it_trains(tmp_path, name, lora, caplog):
     assert all(math.isfinite(loss) for loss in losses)
     counted = "mfu" in trained.state.log_history[0]
     assert counted or "no model FLOPs utilisation (mfu) of this model: it has layers" in caplog.text
+
+
+def test_attention_without_a_known_projection_is_named_with_what_works_instead(tmp_path):
+    name = next(name for name in MODELS if name.startswith(NO_VALUES))
+    with pytest.raises(UnsupportedModelError, match=r"executed .*kv_b_proj.*Use coreset.scoring none, or a scorer"):
+        run(trainer(tmp_path / "a", made(name, False), max_steps=2))
+    other = CoresetConfig(scorer="representation")
+    assert run(trainer(tmp_path / "b", made(name, False), other, max_steps=2)).state.global_step == 2
 
 
 @pytest.mark.parametrize("name", ["gemma 4: heads of two sizes", "qwen 3 next: linear attention"])

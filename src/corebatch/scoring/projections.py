@@ -80,7 +80,8 @@ def executed_value_projections(
         leaves = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear})
         raise UnsupportedModelError(
             f"No value projection was executed: expected a module called {', '.join(VALUE_NAMES)}. "
-            f"{type(base_model(model)).__name__} executed {', '.join(leaves) or 'nothing'}."
+            f"{type(base_model(model)).__name__} executed {', '.join(leaves) or 'nothing'}. "
+            "Use coreset.scoring none, or a scorer that needs no projection (representation, logits, loss)."
         )
     return tuple(_describe(model, name) for name in names[-count:])
 
