@@ -17,8 +17,9 @@ import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 
-from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError
 from corebatch.trainer.config import CoresetConfig
+from corebatch.trainer.row_checks import no_row_is_trained
 from corebatch.trainer.tagging import PLACES
 
 logger = logging.getLogger(__name__)
@@ -127,14 +128,21 @@ class LossWatch(TrainerCallback):
             # TRL counts in its own loss, which is not called where rows have weights.
             trainer._total_train_tokens += step["tokens_trained"]
             trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
-        if step is not None and step["labels_trained"] == 0 and not self._told and state.is_world_process_zero:
+        if step is not None and step["labels_trained"] == 0 and not self._told:
             self._told = True
-            logger.warning(
-                "At step %d no row of the small batch has a trained token: its loss is 0, as the Trainer's would be. "
-                "Later steps of the kind are not told of; selection.jsonl has labels_trained 0. Drop such rows, or "
-                "raise the length that cuts their answers off.",
-                state.global_step + 1,
-            )
+            if no_row_is_trained(trainer):
+                raise NonFiniteError(
+                    f"At step {state.global_step + 1} there is no loss, and there would be none later: no row of the "
+                    f"train set has a trained token. No weight was moved. {trainer._recorder.trained_rows()}Raise the "
+                    "length that cuts answers off (max_length), or look at what the labels are made of."
+                )
+            if state.is_world_process_zero:
+                logger.warning(
+                    "At step %d no row of the small batch has a trained token: its loss is 0, as the Trainer's would "
+                    "be. Later steps of the kind are not told of; selection.jsonl has labels_trained 0. Drop such "
+                    "rows, or raise the length that cuts their answers off.",
+                    state.global_step + 1,
+                )
 
 
 class RowWeights:

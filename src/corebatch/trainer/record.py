@@ -216,11 +216,11 @@ class Recorder(TrainerCallback):
                 self.flush()
                 raise NonFiniteError(
                     f"At step {step + 1} the loss of the small batch should be finite. "
-                    f"Found {self._loss}. No weight was moved. {self._trained_rows()}"
+                    f"Found {self._loss}. No weight was moved. {self.trained_rows()}"
                     + go_on_from(self._trainer._run_dir)
                 )
 
-    def _trained_rows(self) -> str:
+    def trained_rows(self) -> str:
         """In a sentence or two, which rows a loss that is not finite comes from."""
         if not self.chosen:
             return ""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from corebatch.errors import DataError
 from corebatch.scoring._modes import base_model
 from corebatch.scoring.base import IGNORED
-from corebatch.trainer.tagging import ID
+from corebatch.trainer.tagging import ID, is_stream
 
 SHOWN = 8
 _POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_pos\w*)$")
@@ -97,6 +99,23 @@ def check_rows(
         _refuse(batches, "Token ids", "input_ids", vocabulary)
     if least[2] < 0 or most[3] >= targets:
         _refuse(batches, f"Labels should be {IGNORED} or trained; trained ones", "labels", targets)
+
+
+def no_row_is_trained(trainer: Any) -> bool:
+    """Whether not one row of the train set has a trained token; looks until the first that has one, and draws no random
+    number of the run. A stream, which cannot be looked through, is taken to have one."""
+    dataset = trainer.train_dataset
+    if is_stream(dataset):
+        return False
+    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that collators draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            rows = (dataset[number] for number in range(len(dataset)))
+            return not any(bool((collator([row])["labels"] != IGNORED).any()) for row in rows)
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002
 
 
 def _extremes(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -57,7 +57,7 @@ def one(lines, arm, ratio=1):
     return line
 
 
-def test_every_arm_has_a_line_with_all_that_a_claim_needs(lines):
+def test_every_arm_has_a_line_with_all_that_a_claim_needs(lines, settings):
     corebatch = ["full", "none (tokens x importance)"]
     assert [(line["arm"], line["ratio"]) for line in lines] == [
         (ACCUMULATION, 1), (GROUPED, 1), *((arm, ratio) for ratio in (2, 4) for arm in (SMALL, *corebatch)),
@@ -65,7 +65,7 @@ def test_every_arm_has_a_line_with_all_that_a_claim_needs(lines):
     for line in lines:
         assert line["hardware"]
         assert line["versions"]
-        assert (line["seed"], line["large"], line["small"]) == (0, LARGE, LARGE // line["ratio"])
+        assert (line["seed"], line["large"], line["small"]) == (settings.seed, LARGE, LARGE // line["ratio"])
         for key in ("step_ms", "to_accumulation", "to_grouped", "speedup"):
             assert 0 < line[f"{key}_min"] <= line[key] <= line[f"{key}_max"] < math.inf
         assert line["peak_bytes"] > line["start_bytes"] > 0
