@@ -34,8 +34,9 @@ class StopAfterOne(TrainerCallback):
         control.should_save = control.should_evaluate = control.should_log = False
 
 
-def make_first_step(run: Run, output_dir: Path, resume: str | None) -> float:
-    """Measures a little of every task and held-out set, makes one step, and returns its loss.
+def make_first_step(run: Run, output_dir: Path, resume: str | None) -> float | None:
+    """Measures a little of every task and held-out set, makes one step, and returns its loss; None where the run that
+    goes on has made all its steps.
 
     Args:
         run: with a temporary folder as output_dir.
@@ -57,7 +58,7 @@ def make_first_step(run: Run, output_dir: Path, resume: str | None) -> float:
     result = trainer.train(resume_from_checkpoint=resume)
     if run.held_out is not None:
         trainer.evaluate(_beginnings(trainer.eval_dataset, trainer.args.per_device_eval_batch_size))
-    return float(result.training_loss)
+    return float(result.training_loss) if result.metrics else None
 
 
 def _keep_quiet(trainer: Any) -> None:

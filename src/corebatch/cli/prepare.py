@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,10 @@ def tell_idle(settings: Settings, args: Any, console: Console) -> None:
     for key, (used, by) in needs.items():
         if settings.training.get(key) is not None and not used:
             say(console, f"Warning: {key} has no effect without {by}.", "yellow")
+    for field in fields(settings.model):
+        set_otherwise = getattr(settings.model, field.name) != field.default
+        if field.name.startswith("lora_") and set_otherwise and not settings.lora:
+            say(console, f"Warning: {field.name} has no effect beside use_peft: false.", "yellow")
 
 
 _STRATEGIES = ("eval_strategy", "save_strategy")

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from corebatch._registry import hint
 from corebatch.cli.bounds import check_number
 from corebatch.cli.coerce import coerce, members
+from corebatch.cli.optim_args import check_optim_args
 from corebatch.cli.other_names import other_name
 from corebatch.cli.values import place, read_values
 from corebatch.errors import ConfigError
@@ -96,11 +97,13 @@ class Settings:
     overwrite: bool = False
 
     def training_arguments(self) -> TrainingArguments:
-        """Raises ConfigError with transformers' own words if it refuses a value."""
+        """Raises ConfigError with transformers' own words if it refuses a value, or for an idle one in `optim_args`."""
         try:
-            return TrainingArguments(**self.training)
+            args = TrainingArguments(**self.training)
         except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
             raise ConfigError(f"transformers refuses these training settings: {error}") from error
+        check_optim_args(args)
+        return args
 
 
 TRAINING_DEFAULTS: dict[str, Any] = {

@@ -67,8 +67,11 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
         run = prepare(dataclasses.replace(settings, training=training), console, look)
         loss = make_first_step(run, output_dir, resume)
     if run.first:
-        step = f"The first step was made, with a training loss of {loss:.4f}" if resume is None else "A step was made"
-        say(console, f"\n{step}, in a temporary folder that is gone. Nothing was written into {output_dir}.")
+        step = "Nothing to do: the run has made all its steps"
+        if loss is not None:
+            step = "A step was made" if resume else f"The first step was made, with a training loss of {loss:.4f}"
+            step += ", in a temporary folder that is gone"
+        say(console, f"\n{step}. Nothing was written into {output_dir}.")
 
 
 def _look(settings: Settings, console: Console, rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,9 @@ from corebatch.mixture.rows import Part
 from corebatch.mixture.spec import DatasetSpec
 
 Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
+
+SHOWN = 5
 LOOKED_AT = 1000
 """Rows of a file in which a column is looked for."""
 
@@ -37,20 +41,30 @@ def read_examples(
     null; else the file's or data set's name. `unused`, once all rows are read: the spec's label -> its columns
     (and "messages.NAME" of turns) to which nothing here gives a meaning.
 
+    A file without rows among others with rows (Spark writes such shards) is told of.
+
     Raises:
-        DataError: whatever cannot be read or used, an empty file, or a spec without any row.
+        DataError: whatever cannot be read or used, or a spec without any row.
     """
-    empty = True
-    columns = Columns.of(spec, source_column)
-    for part in read_parts(spec):
+    columns, parts = Columns.of(spec, source_column), read_parts(spec)
+    empty, empty_files = True, []
+    for part in parts:
+        example = None
         for example in _part_examples(part, spec, columns):
             empty = False
             yield example
+        if example is None:
+            empty_files.append(part.reader.label)
+    if empty and len(parts) == 1 and not spec.split:
+        raise DataError(f"{empty_files[0]}: should have at least one row. Found none.")
     if unused is not None and columns.unused:
         unused[spec.label] = tuple(sorted({*unused.get(spec.label, ()), *columns.unused}))
     if empty:
         split = f" (split {spec.split!r})" if spec.split else ""
         raise DataError(f"{spec.label}{split}: should have at least one row. Found none.")
+    if empty_files:
+        shown = ", ".join(empty_files[:SHOWN]) + (" and more" if len(empty_files) > SHOWN else "")
+        logger.warning("%s: %d of %d files have no rows: %s.", spec.label, len(empty_files), len(parts), shown)
     columns.check_ignored(spec.label)
 
 
@@ -101,8 +115,6 @@ def _part_examples(part: Part, spec: DatasetSpec, columns: Columns) -> Iterator[
         values = columns.row(raw, form, from_table=stated is not None)
         source = spec.source or _own_source(values, columns.source_column, raw.where) or part.default_source
         yield Example(canonical(values, raw.where, form), source, raw.where)
-    if form is None:
-        raise DataError(f"{part.reader.label}: should have at least one row. Found none.")
 
 
 def _own_source(values: Mapping[str, Any], source_column: str, where: str) -> str | None:

@@ -56,6 +56,10 @@ def test_a_finished_run_has_nothing_to_do_and_changes_no_file(train, run, words)
         assert code == 0
         assert "Nothing to do: the run in" in said
         assert files(run) == before
+    code, said = train(*words, *RESUME, command="validate")
+    assert code == 0
+    assert "Nothing to do: the run has made all its steps" in said
+    assert "step was made" not in said
     code, said = train(*words)
     assert code == 2
     assert "is not empty" in said

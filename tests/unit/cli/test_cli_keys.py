@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from corebatch.cli.bounds import RANGES, Range
 from corebatch.cli.main import main
+from corebatch.cli.optim_args import check_optim_args
 from corebatch.cli.other_names import OTHER_NAMES, other_name
 from corebatch.cli.settings import KEYS, DataSettings, ModelSettings
 from corebatch.trainer import CoresetConfig
@@ -63,6 +65,25 @@ def test_keys_of_other_trainers(refused, config, key, value, words):
     lines = config.read_text().splitlines()
     config.write_text("\n".join([*lines, f"{key}: {value}"]))
     assert f"config.yaml, line {len(lines) + 1}: unknown key {key!r}" in refused("validate", config)
+
+
+@pytest.mark.parametrize(
+    "optim, given, words",
+    [
+        ("adamw_torch", "eps=1e-6", "Found eps, which it passes over"),
+        ("sgd", "momentum=0.9,betas=0.5", "Found betas, which"),
+        ("rmsprop", "momentum=0.9,lr=1", "Found lr, which"),
+        ("adamw_torch", "momentum", "key=value pairs"),
+    ],
+)
+def test_an_option_that_the_optimizer_passes_over(refused, config, optim, given, words):
+    for command in (("train",), ("validate",), ("validate", "--fast")):
+        assert words in refused(*command, config, "--optim", optim, "--optim_args", given)
+
+
+def test_an_option_that_the_optimizer_takes(tmp_path):
+    for optim, given in (("sgd", "momentum=0.9, nesterov=true"), ("adagrad", "eps=1e-10"), ("rmsprop", "alpha=0.99")):
+        check_optim_args(TrainingArguments(output_dir=str(tmp_path), optim=optim, optim_args=given))
 
 
 def test_every_other_name_leads_somewhere():

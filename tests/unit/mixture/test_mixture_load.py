@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixture_rows import WriteLines, qa
@@ -164,6 +165,18 @@ def test_dropped_and_truncated_rows_are_counted(tokenizer: PreTrainedTokenizerFa
     assert max(mixture.dataset["length"]) == 30
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_an_empty_shard_among_others_is_told(tokenizer, tmp_path, caplog, kind) -> None:
+    rows = Dataset.from_list([{"prompt": f"q {i}", "completion": f"a {i}"} for i in range(6)])
+    for number, some in enumerate((rows.select(range(3)), rows.select([]), rows.select(range(3, 6)))):
+        path = tmp_path / f"part-{number}.{kind}"
+        write = {"jsonl": some.to_json, "csv": some.to_csv, "parquet": some.to_parquet}[kind]
+        write(path) if len(some) or kind == "parquet" else path.write_text("")
+    mixture = load_mixture([str(tmp_path)], tokenizer)
+    assert len(mixture.dataset) == 6
+    assert f"1 of 3 files have no rows: {tmp_path / 'part-1'}.{kind}." in caplog.text
+
+
 def test_empty_files_and_sources(tokenizer: PreTrainedTokenizerFast, write_jsonl: WriteLines) -> None:
     empty = write_jsonl("empty.jsonl", [])
     with pytest.raises(DataError, match=r"empty\.jsonl: should have at least one row"):
@@ -175,6 +188,8 @@ def test_empty_files_and_sources(tokenizer: PreTrainedTokenizerFast, write_jsonl
     header.write_text("text\n")
     with pytest.raises(DataError, match=r"header\.csv: should have at least one row"):
         load_mixture([str(header)], tokenizer)
+    with pytest.raises(DataError, match=r"header\.csv.*should have at least one row"):
+        load_mixture([{"path": [str(header), str(empty)]}], tokenizer)
     some = write_jsonl("some.jsonl", qa(3))
     with pytest.raises(DataError, match=r"some\.jsonl \(split 'train\[:0\]'\): should have at least one row"):
         load_mixture([{"path": str(some), "split": "train[:0]"}], tokenizer)

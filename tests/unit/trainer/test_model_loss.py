@@ -153,6 +153,15 @@ def test_plain_models_pass_in_any_precision_and_with_dropout(kind, dtype, dropou
     check_loss(tiny_model(kind, lora=True, dropout=dropout).to(dtype), untagged_batch())
 
 
+@pytest.mark.parametrize("vocabulary", [49_152, 151_936])
+def test_a_large_vocabulary_passes_to_rounding(vocabulary):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(transformers.LlamaConfig(**{**SMALL, "vocab_size": vocabulary}))
+    model.lm_head.weight.data.mul_(40)  # logits that spread as those of a trained model
+    ids = torch.randint(3, vocabulary, (2, 40))
+    check_loss(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids})
+
+
 def test_the_check_leaves_no_trace():
     class Counting(LlamaForCausalLM):
         def __init__(self, made):
