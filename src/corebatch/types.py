@@ -12,6 +12,13 @@ from torch import Tensor
 
 from corebatch.errors import InputError
 
+IGNORED = -100
+"""The label that is not trained, everywhere in transformers."""
+ID, SOURCE = "corebatch_id", "corebatch_source"
+"""Keys of a batch of the pool: LongTensors [B] of example ids and sources."""
+PLACES = "corebatch_places"
+"""Key of a micro-batch: where the pool's rows lie in it; see `micro_batches`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceGroup:

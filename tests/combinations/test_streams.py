@@ -7,7 +7,7 @@ import torch
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.tagging import ID, SOURCE
+from corebatch.types import ID, SOURCE
 from training import SOURCES, Collator, mixture, run, same, tiny_model, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings(

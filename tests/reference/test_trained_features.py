@@ -17,8 +17,8 @@ from corebatch.scoring._value_gradients import ValueGradientScorer
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.trainer import CoresetConfig
 from corebatch.trainer.repack import Padding, micro_batches, put_together, take_rows
-from corebatch.trainer.tagging import ID, PLACES
 from corebatch.trainer.weighted_loss import weighted_loss
+from corebatch.types import ID, PLACES
 from models import batch_for, tiny_model
 from training import Collator, mixture, run, trainer
 from training import tiny_model as trained_model

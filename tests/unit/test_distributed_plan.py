@@ -11,7 +11,7 @@ from corebatch.errors import DataError
 from corebatch.trainer.distributed import BALANCED, RowFormat, exchange_rows, share
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import take_rows
-from corebatch.trainer.tagging import ID
+from corebatch.types import ID
 
 
 @st.composite

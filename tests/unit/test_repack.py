@@ -24,7 +24,7 @@ from corebatch.trainer.repack import (
     row_spans,
     take_rows,
 )
-from corebatch.trainer.tagging import ID, PLACES, SOURCE
+from corebatch.types import ID, PLACES, SOURCE
 from models import tiny_batch
 
 LENGTHS = (12, 10, 8, 6, 12)  # of tiny_batch's rows

@@ -13,7 +13,8 @@ import torch
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.trainer.collating import SourceCollator
-from corebatch.trainer.tagging import ID, SOURCE, Names, Passes, is_stream, name_hash, tag
+from corebatch.trainer.tagging import Names, Passes, is_stream, name_hash, tag
+from corebatch.types import ID, SOURCE
 
 ROWS = [
     {"input_ids": [1, 2, 3], "source": "logic"},

@@ -24,8 +24,9 @@ from corebatch.text import say
 from corebatch.trainer.commits import commit_of_corebatch
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.record import hardware, now, versions
-from corebatch.trainer.tagging import DEFAULT_COLUMN, SOURCE, tag
+from corebatch.trainer.tagging import DEFAULT_COLUMN, tag
 from corebatch.trainer.weighted_loss import weighted_loss
+from corebatch.types import IGNORED, SOURCE
 
 
 def bench_gradients(
@@ -220,7 +221,7 @@ def _costs_text(costs: Costs) -> str:
 
 
 def _train_step(model: Any, optimizer: torch.optim.Optimizer, batches: Sequence[dict[str, Tensor]]) -> None:
-    tokens = sum(int((b["labels"][:, 1:] != -100).sum()) for b in batches)
+    tokens = sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches)
     for part in batches:
         loss, _ = weighted_loss(model, model, part, torch.ones(len(part["labels"]), device=part["labels"].device))
         (loss / tokens).backward()

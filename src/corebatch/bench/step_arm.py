@@ -31,10 +31,10 @@ from corebatch.bench.step_plan import (
     StepSettings,
 )
 from corebatch.scoring import trained_tokens
-from corebatch.scoring.base import IGNORED
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 from corebatch.trainer.record import LOG
+from corebatch.types import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from corebatch.bench.models import ADAPTERS, PRECISIONS, model_config
 from corebatch.errors import ConfigError, DataError
-from corebatch.scoring.base import IGNORED
 from corebatch.trainer import CoresetConfig
+from corebatch.types import IGNORED
 
 ACCUMULATION, GROUPED, SMALL, COREBATCH = "accumulation", "accumulation, grouped by length", "small batch", "corebatch"
 RECOMMENDED = "full"

@@ -12,8 +12,7 @@ from corebatch.errors import DataError
 from corebatch.evaluation.generate import progress_bar
 from corebatch.evaluation.loss import HeldoutLoss, LossMeans, heldout_loss
 from corebatch.evaluation.tasks import RunOptions, Task, limited
-
-_IGNORED = -100
+from corebatch.types import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ def _row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def _padded(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
     width = max(len(row["input_ids"]) for row in rows)
-    ids, labels = torch.full((len(rows), width), pad), torch.full((len(rows), width), _IGNORED)
+    ids, labels = torch.full((len(rows), width), pad), torch.full((len(rows), width), IGNORED)
     mask = torch.zeros_like(ids)
     for n, row in enumerate(rows):
         length = len(row["input_ids"])

@@ -19,8 +19,8 @@ from corebatch.evaluation.loss import logits_at, output_head, row_losses
 from corebatch.evaluation.modes import evaluating
 from corebatch.evaluation.result import Answer, Count, EvaluationResult
 from corebatch.evaluation.tasks import RunOptions, Task, limited
+from corebatch.types import IGNORED
 
-IGNORED = -100
 NORMALISE = ("none", "tokens", "bytes")
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from corebatch.errors import DataError, InputError, NonFiniteError, UnsupportedModelError
 from corebatch.evaluation.modes import evaluating
+from corebatch.types import IGNORED
 
 # Shape suffixes: N rows, T tokens, L positions with a label, H hidden size, V vocabulary.
-_IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def row_losses(model: nn.Module, head: nn.Module, batch: Mapping[str, Any], chun
     device = next(model.parameters()).device
     inputs = {k: batch[k].to(device) for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
     targets_NT = batch["labels"].to(device)[:, 1:]
-    scored_NT = targets_NT != _IGNORED
+    scored_NT = targets_NT != IGNORED
     counts_N = scored_NT.sum(1)
     sums_N = torch.zeros(len(targets_NT), dtype=torch.float64, device=device)
     for rows, wanted_NT in _chunks(scored_NT, counts_N.tolist(), chunk):

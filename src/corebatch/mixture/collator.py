@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.mixture.formats import IGNORED_LABEL
+from corebatch.types import IGNORED
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PaddingCollator:
         return {
             "input_ids": self._stack([row["input_ids"] for row in rows], pad),
             "attention_mask": self._stack(masks, 0),
-            "labels": self._stack([row["labels"] for row in rows], IGNORED_LABEL),
+            "labels": self._stack([row["labels"] for row in rows], IGNORED),
         }
 
     def _stack(self, rows: Sequence[Any], fill: int) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from corebatch.mixture.formats import IGNORED_LABEL
 from corebatch.mixture.store import row_sources
+from corebatch.types import IGNORED
 
 ROWS = 64
 """Rows of a source that are looked at, evenly over all of them."""
@@ -42,7 +42,7 @@ def _endless(dataset: Any, own: Sequence[int], tokenizer: Any, stops: set[int], 
 
 def answers(labels: Sequence[int]) -> Iterator[list[int]]:
     """The runs of trained tokens."""
-    for trained, run in groupby(labels, key=lambda label: label != IGNORED_LABEL):
+    for trained, run in groupby(labels, key=lambda label: label != IGNORED):
         if trained:
             yield list(run)
 

@@ -15,8 +15,7 @@ from corebatch.errors import DataError
 from corebatch.mixture.cells import describe, given, integers, mappings, parsed, string
 from corebatch.mixture.keys import KNOWN_OF_ROWS, MASKS, SYSTEM, TEMPLATE_OPTIONS, THOUGHTS, TOOLS, refusal
 from corebatch.mixture.turns import Message, pairs, parse_turns, with_system
-
-IGNORED_LABEL = -100
+from corebatch.types import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ def _parse_tokens(row: Mapping[str, Any], where: str) -> TokenIds:
     for name in MASKS:
         if row.get(name) is not None:
             mask = _mask(row, name, ids, where)
-            labels = [label if kept else IGNORED_LABEL for label, kept in zip(labels, mask, strict=True)]
+            labels = [label if kept else IGNORED for label, kept in zip(labels, mask, strict=True)]
     if row.get("attention_mask") is not None:
         mask = _mask(row, "attention_mask", ids, where)
         kept = [i for i, value in enumerate(mask) if value]  # padding is the collator's affair
@@ -179,9 +178,9 @@ def _parse_tokens(row: Mapping[str, Any], where: str) -> TokenIds:
         raise DataError(f"{where}: 'input_ids' should not be empty.")
     if min(ids) < 0:
         raise DataError(f"{where}: 'input_ids' should not be negative. Found {min(ids)}.")
-    wrong = next((label for label in labels if label < 0 and label != IGNORED_LABEL), None)
+    wrong = next((label for label in labels if label < 0 and label != IGNORED), None)
     if wrong is not None:
-        raise DataError(f"{where}: 'labels' should be token ids or {IGNORED_LABEL}. Found {wrong}.")
+        raise DataError(f"{where}: 'labels' should be token ids or {IGNORED}. Found {wrong}.")
     return TokenIds(ids, labels)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from corebatch.mixture.formats import IGNORED_LABEL
+from corebatch.types import IGNORED
 
 
 def parts(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> Iterator[tuple[str, bool]]:
@@ -19,7 +19,7 @@ def parts(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> It
     """
     ids, before = list(input_ids), ""
     start = 0
-    for trained, run in groupby(labels, key=lambda label: label != IGNORED_LABEL):
+    for trained, run in groupby(labels, key=lambda label: label != IGNORED):
         end = start + len(list(run))
         text = _decoded(tokenizer, ids[:end])
         yield text[len(before) :] if text.startswith(before) else _decoded(tokenizer, ids[start:end]), trained

@@ -22,9 +22,10 @@ from typing import Any
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.chat import one_by_one, trained_tokens
 from corebatch.mixture.conversations import Conversations
-from corebatch.mixture.formats import IGNORED_LABEL, Canonical, Chat, Completion, Text, TokenIds, canonical
+from corebatch.mixture.formats import Canonical, Chat, Completion, Text, TokenIds, canonical
 from corebatch.mixture.seam import Seam, common
 from corebatch.mixture.template import read_template
+from corebatch.types import IGNORED
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,12 @@ class TokenRow:
     @property
     def trained(self) -> int:
         """Tokens with a loss: labels are shifted by one, so the first never has one."""
-        return len(self.labels) - self.labels.count(IGNORED_LABEL) - (self.labels[:1] not in ([], [IGNORED_LABEL]))
+        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ([], [IGNORED]))
 
     @property
     def prompt_ids(self) -> list[int]:
         """[T'] what comes before the first trained token: the prompt to generate from."""
-        first = next((i for i, label in enumerate(self.labels) if label != IGNORED_LABEL), len(self.labels))
+        first = next((i for i, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
         return self.input_ids[:first]
 
 
@@ -178,7 +179,7 @@ class Tokeniser:
             after = [*after, self._eos]
         if self._start and (before or after)[:1] != self._start:
             before = self._start + before
-        labels = [IGNORED_LABEL] * len(before) + (after if trained else [IGNORED_LABEL] * len(after))
+        labels = [IGNORED] * len(before) + (after if trained else [IGNORED] * len(after))
         return self._cut(before + after, labels)
 
     def _chats(self, rows: Sequence[tuple[Any, str]]) -> list[TokenRow]:
@@ -208,7 +209,7 @@ class Tokeniser:
     def _chat(self, ids: list[int], trained: list[bool]) -> TokenRow:
         if self.options.chat_template == "plain" and self._start and ids[:1] != self._start:
             ids, trained = self._start + ids, [False] * len(self._start) + trained
-        labels = [token if yes else IGNORED_LABEL for token, yes in zip(ids, trained, strict=True)]
+        labels = [token if yes else IGNORED for token, yes in zip(ids, trained, strict=True)]
         return self._cut(ids, labels)
 
     def _given(self, row: TokenIds, where: str) -> TokenRow:

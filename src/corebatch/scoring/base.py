@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import InputError
+from corebatch.types import IGNORED
 
 LossUnit = Literal["token_mean", "example_mean"]
 """What is minimised: the mean over all tokens of a step (an example counts with the sum of its token losses, as in
 today's Trainer), or the mean over examples of each one's mean (the official CoLM code)."""
-
-IGNORED = -100
-"""The label that is not trained, everywhere in transformers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

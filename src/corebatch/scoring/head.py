@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from corebatch.errors import InputError, UnsupportedModelError
 from corebatch.scoring._modes import base_model
-from corebatch.scoring.base import IGNORED
+from corebatch.types import IGNORED
 
 CHUNK_ELEMENTS = 2**25
 """Logits that exist at one time: 128 MiB in float32."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import DataError
-from corebatch.trainer.tagged import ID, SOURCE, TaggedRow
+from corebatch.trainer.tagged import TaggedRow
+from corebatch.types import ID, SOURCE
 
 CHECKED = 8
 """Batches of a process that are looked through for rows that changed places."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from corebatch.errors import DataError
 from corebatch.scoring import Scores
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.tagging import ID
+from corebatch.types import ID
 
 COLUMNS = ("ids", "sources", "lengths", "tokens", "eligible")
 BALANCED = 0.05

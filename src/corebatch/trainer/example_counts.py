@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from corebatch.trainer.checkpoint import write_text
-from corebatch.trainer.tagging import SOURCE, is_stream
+from corebatch.trainer.tagging import is_stream
+from corebatch.types import SOURCE
 
 logger = logging.getLogger(__name__)
 

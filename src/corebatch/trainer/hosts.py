@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError
-from corebatch.trainer.tagged import ID
+from corebatch.types import ID
 
 CHANGED = (
     "Weights were changed after the pool was scored and before it was trained (by a callback's on_step_begin, for "

@@ -53,20 +53,9 @@ from corebatch.trainer.run_control import all_ranks, controlled
 from corebatch.trainer.run_identity import describe_run
 from corebatch.trainer.saving import Saving, check_writable, saving_failed
 from corebatch.trainer.scoring_config import ScoringConfig
-from corebatch.trainer.tagging import (
-    DEFAULT_COLUMN,
-    ID,
-    PLACES,
-    SOURCE,
-    Names,
-    Passes,
-    Sources,
-    has_transform,
-    is_stream,
-    tag,
-    untagged,
-)
+from corebatch.trainer.tagging import DEFAULT_COLUMN, Names, Passes, Sources, has_transform, is_stream, tag, untagged
 from corebatch.trainer.weighted_loss import weighted_loss
+from corebatch.types import ID, PLACES, SOURCE
 
 logger = logging.getLogger(__name__)
 

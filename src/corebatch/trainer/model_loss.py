@@ -20,10 +20,10 @@ from torch.distributed.fsdp import FSDPModule
 from corebatch.errors import LossMismatchError, UnsupportedModelError
 from corebatch.scoring import Loss, trained_tokens
 from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
-from corebatch.scoring.base import IGNORED
 from corebatch.trainer.repack import take_rows
 from corebatch.trainer.tagging import untagged
 from corebatch.trainer.untraced import untraced
+from corebatch.types import IGNORED
 
 LOSS_TOLERANCE, SAME_LOGITS, SAME_LOGITS_LOW = 1e-3, 1e-5, 1e-2
 """Of max(1, loss): ours to the model's; the model's to that of its own logits, and where it is computed in 16 bits."""

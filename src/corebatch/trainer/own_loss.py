@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.row_checks import no_row_is_trained
-from corebatch.trainer.tagging import PLACES
+from corebatch.types import PLACES
 
 logger = logging.getLogger(__name__)
 

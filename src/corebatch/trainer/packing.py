@@ -13,7 +13,7 @@ from corebatch.errors import DataError
 from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
 from corebatch.scoring.head import Positions, intercepted_head, logit_map, token_losses
 from corebatch.trainer.repack import Padding, check_packable, pack_together, put_together
-from corebatch.trainer.tagging import ID, SOURCE
+from corebatch.types import ID, SOURCE
 
 TOLERANCE = 1e-3
 """How far the loss of any token may differ, relative to max(1, loss)."""

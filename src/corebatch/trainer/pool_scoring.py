@@ -23,7 +23,6 @@ from corebatch.errors import ConfigError, NonFiniteError
 from corebatch.scoring import Scores, Tokens, seeded
 from corebatch.scoring._modes import base_model
 from corebatch.scoring._value_gradients import ValueGradientScorer
-from corebatch.scoring.base import IGNORED
 from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.selectors import SELECTORS
@@ -36,7 +35,7 @@ from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, put_together, take_rows
 from corebatch.trainer.reuse import BlockStates
 from corebatch.trainer.tagging import untagged
-from corebatch.types import Selection, SourceGroup
+from corebatch.types import IGNORED, Selection, SourceGroup
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import DataError, InputError
-from corebatch.scoring.base import IGNORED
-from corebatch.trainer.tagging import ID, PLACES, SOURCE
+from corebatch.types import ID, IGNORED, PLACES, SOURCE
 
 PACKED_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "max_length_q")
 

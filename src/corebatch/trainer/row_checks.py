@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from corebatch.errors import DataError
 from corebatch.scoring._modes import base_model
-from corebatch.scoring.base import IGNORED
-from corebatch.trainer.tagging import ID, is_stream
+from corebatch.trainer.tagging import is_stream
+from corebatch.types import ID, IGNORED
 
 SHOWN = 8
 _POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_pos\w*)$")

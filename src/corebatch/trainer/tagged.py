@@ -13,8 +13,8 @@ from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.trainer.data_identity import row_hash
+from corebatch.types import ID, SOURCE
 
-ID, SOURCE = "corebatch_id", "corebatch_source"
 SEEN_ROWS = 64
 """The first rows of a stream by which ranks know that they read the same one."""
 

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError, InputError
 from corebatch.sources import SmallSources, encode_sources, small_candidates
-from corebatch.trainer.tagged import ID as ID
-from corebatch.trainer.tagged import SOURCE as SOURCE
 from corebatch.trainer.tagged import (
     SizedTaggedStream,
     Tagged,
@@ -30,9 +28,8 @@ from corebatch.trainer.tagged import (
     first_row,
     with_tags,
 )
+from corebatch.types import ID, SOURCE
 
-PLACES = "corebatch_places"
-"""Where the pool's rows lie in a micro-batch; see `repack.micro_batches`."""
 DEFAULT_COLUMN, NO_COLUMN = "source", "none"
 MANY = 32
 """Sources that a column may have whatever the number of examples."""

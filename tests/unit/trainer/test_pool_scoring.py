@@ -18,7 +18,7 @@ from corebatch.trainer.distributed import Pool, gather_pool
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, window
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.repack import Padding, check_pool, put_together, row_spans, take_rows
-from corebatch.trainer.tagging import ID, SOURCE
+from corebatch.types import ID, SOURCE
 from models import ARCHITECTURES, batch_for, tiny_batch, tiny_model
 
 ALONE = Ranks()
