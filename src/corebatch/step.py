@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError, NonFiniteError
-from corebatch.scoring import Scorer, Scores, seeded
+from corebatch.scoring import Scorer, Scores
+from corebatch.seeds import seeded
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, encode_sources, small_candidates, split
 from corebatch.transforms import Normaliser, Sparsifier

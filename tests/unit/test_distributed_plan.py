@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corebatch.errors import DataError
+from corebatch.model.rows import take_rows
 from corebatch.trainer.distributed import BALANCED, RowFormat, exchange_rows, share
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.repack import take_rows
 from corebatch.types import ID
 
 

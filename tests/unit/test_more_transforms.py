@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError
-from corebatch.scoring import LastLayer, Loss, seeded
+from corebatch.scoring import LastLayer, Loss
+from corebatch.seeds import seeded
 from corebatch.selectors import make_selector
 from corebatch.step import CoresetStep
 from corebatch.trainer import CoresetConfig

@@ -44,7 +44,8 @@ from corebatch.bench.population import (
     remembered,
 )
 from corebatch.errors import InputError
-from corebatch.scoring import LossUnit, Scores, seeded
+from corebatch.scoring import LossUnit, Scores
+from corebatch.seeds import seeded
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.tagging import Sources

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from corebatch.bench.methods import Pair
 from corebatch.errors import InputError
-from corebatch.scoring import Scores, seeded
-from corebatch.scoring.base import trained_tokens
+from corebatch.model.rows import Padding, row_spans, trained_tokens
+from corebatch.scoring import Scores
+from corebatch.seeds import seeded
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory
 from corebatch.trainer.pool_scoring import Plan, PoolScoring
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.repack import Padding, row_spans
 from corebatch.trainer.tagging import Names, Sources
 from corebatch.types import Selection
 

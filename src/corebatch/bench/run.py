@@ -18,8 +18,8 @@ from corebatch.bench.methods import Pair
 from corebatch.bench.population import ROWS_AT_A_TIME, Population, remembered
 from corebatch.errors import ConfigError, InputError
 from corebatch.mixture import PaddingCollator
-from corebatch.scoring import seeded
 from corebatch.scoring.early_exit import FirstBlocks
+from corebatch.seeds import seeded
 from corebatch.text import say
 from corebatch.trainer.commits import commit_of_corebatch
 from corebatch.trainer.memory import FeatureMemory

@@ -30,7 +30,7 @@ from corebatch.bench.step_plan import (
     Shape,
     StepSettings,
 )
-from corebatch.scoring import trained_tokens
+from corebatch.model.rows import trained_tokens
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 from corebatch.trainer.record import LOG

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from corebatch._registry import build
-from corebatch.scoring.base import Coordinates, LossUnit, Scorer, Scores, seeded, trained_tokens
+from corebatch.model.rows import trained_tokens
+from corebatch.scoring.base import LossUnit, Scorer, Scores
 from corebatch.scoring.gradient_norm import GradientNorm
 from corebatch.scoring.last_layer import LastLayer
 from corebatch.scoring.length import Length
@@ -15,6 +16,8 @@ from corebatch.scoring.loss import Loss
 from corebatch.scoring.representation import Representation
 from corebatch.scoring.tokens import Tokens
 from corebatch.scoring.zeroth_order import ZerothOrder
+from corebatch.seeds import seeded
+from corebatch.trainer.moments import Coordinates
 
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer

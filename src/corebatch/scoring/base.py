@@ -5,17 +5,16 @@ Shape suffixes: B rows of one forward, N rows of the large batch, T tokens, P fe
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from corebatch.errors import InputError
-from corebatch.types import IGNORED
+from corebatch.trainer.moments import Coordinates
 
 LossUnit = Literal["token_mean", "example_mean"]
 """What is minimised: the mean over all tokens of a step (an example counts with the sum of its token losses, as in
@@ -45,31 +44,6 @@ class Scores:
             losses=torch.cat(losses) if len(losses) == len(parts) else None,
             tokens=torch.cat([part.tokens for part in parts]),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coordinates:
-    """Where a block of feature columns comes from: the flattened rows `columns` of a parameter [out, in].
-
-    A scorer gives these if each feature is the derivative by one weight, so that an optimizer's moments of that
-    weight can scale it.
-    """
-
-    parameter: nn.Parameter
-    rows: Tensor | None
-    transposed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(O, R): the block's columns are a matrix [O, R], row by row, O outputs and R inputs of the weight."""
-        whole = whole_shape(self.parameter)
-        outputs, inputs = whole[::-1] if self.transposed else whole
-        return (outputs if self.rows is None else len(self.rows), inputs)
-
-
-def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape as the layer uses it: DeepSpeed ZeRO-3 leaves an empty tensor between uses."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 class Scorer(ABC):
@@ -134,35 +108,3 @@ def check_batch(batch: Mapping[str, Tensor]) -> None:
             f"`input_ids` and `labels` should both have shape [rows, tokens]. "
             f"Found {tuple(inputs.shape)} and {tuple(labels.shape)}."
         )
-
-
-def trained_tokens(labels: Tensor) -> Tensor:
-    """LongTensor [B]: labels that are trained. The first position predicts nothing: labels are shifted by one."""
-    return (labels[:, 1:] != IGNORED).sum(dim=1)
-
-
-def attended(batch: Mapping[str, Tensor]) -> Tensor:
-    """BoolTensor [B, T]: tokens that are no padding; without an attention mask all.
-
-    Raises:
-        InputError: the attention mask has another shape than the inputs.
-    """
-    inputs = batch["input_ids"]
-    mask = batch.get("attention_mask")
-    if mask is None:
-        return torch.ones_like(inputs, dtype=torch.bool)
-    if mask.shape != inputs.shape:
-        raise InputError(
-            f"`attention_mask` should have the shape of `input_ids`, {tuple(inputs.shape)}. Found {tuple(mask.shape)}."
-        )
-    return mask != 0
-
-
-def seeded(seed: int, *purpose: Any) -> torch.Generator:
-    """A CPU generator for one purpose, e.g. `seeded(seed, step, "select")`.
-
-    Its state depends on the arguments alone and is never carried over, so that a resumed run and every rank draw
-    the same numbers.
-    """
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
 from corebatch.scoring._value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
-from corebatch.scoring.base import Coordinates, seeded, whole_shape
+from corebatch.seeds import seeded
+from corebatch.trainer.moments import Coordinates, whole_shape
 
 
 class LastLayer(ValueGradientScorer):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from corebatch.scoring.base import LossUnit, Scorer, Scores, attended, trained_tokens
+from corebatch.model.rows import attended, trained_tokens
+from corebatch.scoring.base import LossUnit, Scorer, Scores
 
 
 class Length(Scorer):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from corebatch.scoring.base import LossUnit, Scorer, Scores, trained_tokens
+from corebatch.model.rows import trained_tokens
+from corebatch.scoring.base import LossUnit, Scorer, Scores
 
 
 class Tokens(Scorer):

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from corebatch.errors import CheckpointError, ConfigError
+from corebatch.trainer.moments import TORCH_OWN, plain
 
 logger = logging.getLogger(__name__)
 
-HOOKS, TORCH_OWN = "_post_accumulate_grad_hooks", "_in_backward_optimizers"
+HOOKS = "_post_accumulate_grad_hooks"
 """Attributes of a parameter: hooks that run when its gradient is there; what torch.distributed.optim leaves."""
 LOMO = ("lomo", "adalomo")
 OWN = "OptimizerInBackward"
@@ -207,20 +208,3 @@ def check_resume(trainer: Any) -> None:
         f"{without}, so the resumed run would not be the same. corebatch.trainer.OptimizerInBackward saves its state; "
         "or start anew from the checkpoint's weights."
     )
-
-
-def plain(optimizer: Any) -> Any:
-    """The optimizer below Accelerate's wrappers."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def part_of(optimizer: Any, parameter: nn.Parameter) -> Any:
-    """The optimizer that has the state of `parameter`: the one given, or its part for that weight."""
-    optimizer = plain(optimizer)
-    parts = getattr(optimizer, "optimizer_dict", None)
-    if isinstance(parts, dict):
-        return parts.get(parameter, optimizer)
-    own = getattr(parameter, TORCH_OWN, None)
-    return own[0] if own else optimizer

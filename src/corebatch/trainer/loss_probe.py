@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import LossMismatchError
-from corebatch.scoring import trained_tokens
+from corebatch.model.rows import Padding, put_together, trained_tokens
 from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.own_loss import WAY, WEIGHTS
-from corebatch.trainer.repack import Padding, put_together
 from corebatch.trainer.untraced import counts_kept, untraced
 
 AGAIN = frozenset({1, 2, 4, 8, 16, 32, 64})

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corebatch.scoring import seeded
 from corebatch.scoring.sketch import count_sketch
+from corebatch.seeds import seeded
 
 WIDTH = 512
 """Numbers kept of a feature: 1 KiB an example in half precision."""

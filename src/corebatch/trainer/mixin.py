@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import CheckpointError, ConfigError, CorebatchError, DataError, NonFiniteError
-from corebatch.scoring import Scores, trained_tokens
+from corebatch.model.rows import Padding, check_pool, put_together, row_spans, take_rows, trained_tokens
+from corebatch.scoring import Scores
 from corebatch.sources import absent_names, small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import compiling, record, trials
@@ -37,6 +38,7 @@ from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.loss_probe import AGAIN, check_later, check_own_loss
+from corebatch.trainer.micro_batches import micro_batches
 from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
@@ -46,7 +48,6 @@ from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
 from corebatch.trainer.rank_agreement import check_agreement, check_streams
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.repack import Padding, check_pool, micro_batches, put_together, row_spans, take_rows
 from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
 from corebatch.trainer.run_control import all_ranks, controlled

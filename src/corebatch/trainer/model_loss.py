@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from corebatch.errors import LossMismatchError, UnsupportedModelError
-from corebatch.scoring import Loss, trained_tokens
+from corebatch.model.rows import take_rows, trained_tokens
+from corebatch.scoring import Loss
 from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
-from corebatch.trainer.repack import take_rows
 from corebatch.trainer.tagging import untagged
 from corebatch.trainer.untraced import untraced
 from corebatch.types import IGNORED

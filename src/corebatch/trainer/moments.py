@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
-from corebatch.scoring import Coordinates
-from corebatch.trainer.in_backward import part_of, plain
 
-KEY = "exp_avg_sq"
+KEY, TORCH_OWN = "exp_avg_sq", "_in_backward_optimizers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinates:
+    """Where a block of feature columns comes from: the flattened rows `columns` of a parameter [out, in].
+
+    A scorer gives these if each feature is the derivative by one weight, so that an optimizer's moments of that
+    weight can scale it.
+    """
+
+    parameter: nn.Parameter
+    rows: Tensor | None
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, R): the block's columns are a matrix [O, R], row by row, O outputs and R inputs of the weight."""
+        whole = whole_shape(self.parameter)
+        outputs, inputs = whole[::-1] if self.transposed else whole
+        return (outputs if self.rows is None else len(self.rows), inputs)
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape as the layer uses it: DeepSpeed ZeRO-3 leaves an empty tensor between uses."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) -> Tensor | None:
@@ -86,3 +110,20 @@ def _none_for_weights(optimizer: Any, groups: list[dict[str, Any]]) -> Unsupport
         f"normalise 'optimizer' needs an optimizer with a second moment for every weight, such as AdamW. Found "
         f"{type(optimizer).__name__}, {found}. Use normalise none."
     )
+
+
+def plain(optimizer: Any) -> Any:
+    """The optimizer below Accelerate's wrappers."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def part_of(optimizer: Any, parameter: nn.Parameter) -> Any:
+    """The optimizer that has the state of `parameter`: the one given, or its part for that weight."""
+    optimizer = plain(optimizer)
+    parts = getattr(optimizer, "optimizer_dict", None)
+    if isinstance(parts, dict):
+        return parts.get(parameter, optimizer)
+    own = getattr(parameter, TORCH_OWN, None)
+    return own[0] if own else optimizer

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from corebatch.scoring import seeded
+from corebatch.seeds import seeded
 
 
 class OrderOfEpoch(Sampler[int]):

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from corebatch.errors import ConfigError, InputError, UnsupportedModelError
-from corebatch.trainer.repack import row_spans
+from corebatch.model.rows import row_spans
 
 Run = Callable[..., Any]
 """What transformers hands to a checkpointing function: the block's forward with its keyword arguments bound."""

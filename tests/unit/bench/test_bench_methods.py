@@ -13,7 +13,8 @@ from corebatch.bench.gradients import _draw, _Errors
 from corebatch.bench.population import History, Population, PopulationScoring
 from corebatch.bench.run import _second_moments, bench_gradients
 from corebatch.errors import ConfigError, InputError
-from corebatch.scoring import Scores, seeded
+from corebatch.scoring import Scores
+from corebatch.seeds import seeded
 from training import SOURCES, Collator, mixture, tiny_model
 
 POPULATION, LARGE, BUDGET = 48, 24, 8

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError
-from corebatch.scoring import seeded
+from corebatch.seeds import seeded
 from corebatch.trainer import CoresetConfig, OptimizerInBackward
 from corebatch.trainer.error_tracking import ErrorTracking, check_tracking
 from training import mixture, run, same, tiny_model, trainer, weights
