@@ -40,8 +40,9 @@ from corebatch.bench.step_arm import Rows, run_arm
 from corebatch.bench.step_plan import ACCUMULATION, COREBATCH, SMALL, Arm, Shape, StepSettings, plan
 from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.settings import load_settings
-from corebatch.scoring import Scorer, head, make_scorer
-from corebatch.scoring._modes import scoring_mode
+from corebatch.model import head
+from corebatch.model.modes import scoring_mode
+from corebatch.scoring import Scorer, make_scorer
 from corebatch.trainer import CoresetConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from corebatch.bench.gradients import Moment, _Errors, _random_choices, per_example_gradients
 from corebatch.bench.run import _second_moments, _train_step, provenance, write_lines
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
+from corebatch.model.early_exit import FirstBlocks
 from corebatch.scoring import Scores, make_scorer
-from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.scoring.sketch import count_sketch
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS

@@ -40,8 +40,8 @@ from transformers import (
 
 from corebatch.demo import smollm2_folder
 from corebatch.mixture import PaddingCollator, load_mixture
+from corebatch.model.modes import scoring_mode
 from corebatch.scoring import SCORERS
-from corebatch.scoring._modes import scoring_mode
 from corebatch.trainer.record import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,10 +11,10 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from corebatch.errors import ConfigError
+from corebatch.model.compiling import decoder
 from corebatch.scoring import make_scorer
 from corebatch.trainer import CoresetConfig
 from corebatch.trainer.checks import check_settings
-from corebatch.trainer.compiling import decoder
 from training import VOCABULARY, Collator, largest_difference, mixture, run, same, tiny_model, trainer, weights
 
 pytestmark = [

@@ -13,9 +13,9 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from corebatch.errors import UnsupportedModelError
+from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import SCORERS, make_scorer
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.weighted_loss import weighted_loss
 from training import VOCABULARY, Collator, largest_difference, mixture, run, tiny_model, trainer, weights
 
 of_liger = pytest.mark.filterwarnings(

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from corebatch.errors import ConfigError, UnsupportedModelError
+from corebatch.model.modes import packing_linears
 from corebatch.scoring import make_scorer
-from corebatch.scoring._modes import packing_linears
 from corebatch.trainer import CoresetConfig, CoresetSFTTrainer
 from training import VOCABULARY, Collator, largest_difference, mixture, run, same, trainer, weights
 

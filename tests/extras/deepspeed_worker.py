@@ -14,7 +14,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from corebatch.errors import NonFiniteError, UnsupportedModelError
-from corebatch.scoring import head
+from corebatch.model import head
 from corebatch.trainer import CoresetConfig, mixin
 from training import mixture, run, tiny_model, trainer
 

@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from corebatch.errors import InputError, UnsupportedModelError
-from corebatch.scoring import SCORERS, head
-from corebatch.scoring.head import Positions, logit_map, token_losses, weighted_token_loss
-from corebatch.trainer.weighted_loss import weighted_loss
+from corebatch.model import head
+from corebatch.model.head import Positions, logit_map, token_losses, weighted_token_loss
+from corebatch.model.weighted_loss import weighted_loss
+from corebatch.scoring import SCORERS
 from models import adapted, batch_for, tiny_batch, tiny_model
 
 B, T, D, V = 3, 7, 5, 11

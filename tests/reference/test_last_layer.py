@@ -8,8 +8,8 @@ from autograd_twin import full_token_losses, per_example_gradients
 from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
+from corebatch.model.projections import ValueProjection, executed_value_projections, value_columns
 from corebatch.scoring import LastLayer
-from corebatch.scoring.projections import ValueProjection, executed_value_projections, value_columns
 from models import ARCHITECTURES, FUSED, HEADS, adapted, batch_for, tiny_batch, tiny_model, value_modules, value_weights
 
 LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

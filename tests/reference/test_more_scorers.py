@@ -11,9 +11,9 @@ from autograd_twin import full_token_losses, per_example_gradients
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, InputError
+from corebatch.model.head import logit_map
 from corebatch.scoring import SCORERS, GradientNorm, LastLayer, Length, Logits, Representation
 from corebatch.scoring.gradient_norm import squared_norms
-from corebatch.scoring.head import logit_map
 from corebatch.scoring.logits import nuclear_norm
 from corebatch.trainer import CoresetConfig
 from models import adapted, batch_for, take, tiny_batch, tiny_model, value_weights

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
 from corebatch.errors import CorebatchError
+from corebatch.model.modes import forward_inputs
 from corebatch.model.rows import Padding, check_pool, pack_together, put_together, row_spans, take_rows
-from corebatch.scoring._modes import forward_inputs
 from corebatch.trainer.micro_batches import cut, deal, micro_batches
 from corebatch.types import ID, PLACES, SOURCE
 from models import tiny_batch

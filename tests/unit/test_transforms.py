@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import CorebatchError, UnsupportedModelError
+from corebatch.model.moments import second_moments
 from corebatch.scoring import LastLayer, ZerothOrder
-from corebatch.trainer.moments import second_moments
 from corebatch.transforms import (
     NORMALISERS,
     SPARSIFIERS,

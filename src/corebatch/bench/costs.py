@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from corebatch.bench.methods import Pair, Way
 from corebatch.bench.population import ROWS_AT_A_TIME, Population, PopulationScoring
 from corebatch.errors import InputError
+from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring import Scorer, Scores
-from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
 from corebatch.scoring.base import LossUnit
 from corebatch.trainer.config import CoresetConfig
 

@@ -44,12 +44,12 @@ from corebatch.bench.population import (
     remembered,
 )
 from corebatch.errors import InputError
+from corebatch.model.moments import second_moments
+from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import LossUnit, Scores
 from corebatch.seeds import seeded
 from corebatch.trainer.memory import FeatureMemory
-from corebatch.trainer.moments import second_moments
 from corebatch.trainer.tagging import Sources
-from corebatch.trainer.weighted_loss import weighted_loss
 
 STEPS_AVERAGED = 50
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from corebatch.cli.building import load_tokenizer, preview, skeleton
 from corebatch.cli.first_step import make_first_step
 from corebatch.cli.folders import check_place, checkpoint_of
-from corebatch.cli.memory import predict
 from corebatch.cli.output_dir import plan_start
 from corebatch.cli.prepare import check_evaluation, prepare, tell_idle, tell_mixture, tell_unused
 from corebatch.cli.settings import Settings
 from corebatch.cli.show_rows import show_rows
 from corebatch.cli.tables import table
 from corebatch.errors import ConfigError
+from corebatch.model.footprint import predict
 from corebatch.scratch import temporary_folder
 from corebatch.sources import small_candidates
 from corebatch.text import say

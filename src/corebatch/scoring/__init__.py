@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corebatch._registry import build
+from corebatch.model.moments import Coordinates
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 from corebatch.scoring.gradient_norm import GradientNorm
@@ -17,7 +18,6 @@ from corebatch.scoring.representation import Representation
 from corebatch.scoring.tokens import Tokens
 from corebatch.scoring.zeroth_order import ZerothOrder
 from corebatch.seeds import seeded
-from corebatch.trainer.moments import Coordinates
 
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import InputError
-from corebatch.trainer.moments import Coordinates
+from corebatch.model.moments import Coordinates
 
 LossUnit = Literal["token_mean", "example_mean"]
 """What is minimised: the mean over all tokens of a step (an example counts with the sum of its token losses, as in

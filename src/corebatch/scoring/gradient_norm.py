@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.scoring._value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
+from corebatch.scoring.value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
 
 
 class GradientNorm(ValueGradientScorer):

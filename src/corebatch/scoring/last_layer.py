@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
-from corebatch.scoring._value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
+from corebatch.model.moments import Coordinates, whole_shape
+from corebatch.scoring.value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
 from corebatch.seeds import seeded
-from corebatch.trainer.moments import Coordinates, whole_shape
 
 
 class LastLayer(ValueGradientScorer):

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corebatch.model.head import CHUNK_ELEMENTS, Positions, intercepted_head, logit_map, token_losses, vocabulary
+from corebatch.model.modes import forward_inputs, scoring_mode
 from corebatch.model.rows import trained_tokens
-from corebatch.scoring._modes import forward_inputs, scoring_mode
 from corebatch.scoring.base import LossUnit, Scorer, Scores
-from corebatch.scoring.head import CHUNK_ELEMENTS, Positions, intercepted_head, logit_map, token_losses, vocabulary
 
 
 class Logits(Scorer):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from corebatch.scoring._value_gradients import ValueGradients, ValueGradientScorer
+from corebatch.model.projections import ValueProjection
 from corebatch.scoring.base import LossUnit
-from corebatch.scoring.projections import ValueProjection
+from corebatch.scoring.value_gradients import ValueGradients, ValueGradientScorer
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ import logging
 from typing import Any
 
 from corebatch.errors import ConfigError, LossMismatchError
-from corebatch.scoring._modes import PACKS, packing_linears
+from corebatch.model.compiling import check_uncompiled, is_asked_for
+from corebatch.model.modes import PACKS, packing_linears
 from corebatch.step import CoresetStep
-from corebatch.trainer.compiling import check_uncompiled, is_asked_for
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.model_loss import check_model, check_router
 from corebatch.trainer.tagging import is_stream

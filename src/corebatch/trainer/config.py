@@ -10,7 +10,7 @@ from typing import Any
 from corebatch._registry import hint
 from corebatch.errors import ConfigError
 from corebatch.scoring import LossUnit, Scorer, make_scorer
-from corebatch.scoring._value_gradients import ValueGradientScorer
+from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
 from corebatch.step import DEFAULT_SELECTOR, CoresetStep

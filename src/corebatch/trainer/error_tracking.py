@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, UnsupportedModelError
+from corebatch.model.modes import scoring_mode
 from corebatch.model.rows import Padding, put_together, take_rows
+from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import LossUnit
-from corebatch.scoring._modes import scoring_mode
 from corebatch.seeds import seeded
 from corebatch.trainer.distributed import Pool
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.tagging import untagged
-from corebatch.trainer.weighted_loss import weighted_loss
 
 DIGITS = 6
 """Of the numbers that are recorded."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from corebatch.errors import CheckpointError, ConfigError
-from corebatch.trainer.moments import TORCH_OWN, plain
+from corebatch.model.moments import TORCH_OWN, plain
 
 logger = logging.getLogger(__name__)
 

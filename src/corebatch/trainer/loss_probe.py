@@ -12,9 +12,9 @@ from torch import Tensor
 
 from corebatch.errors import LossMismatchError
 from corebatch.model.rows import Padding, put_together, trained_tokens
+from corebatch.model.untraced import counts_kept, untraced
 from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.own_loss import WAY, WEIGHTS
-from corebatch.trainer.untraced import counts_kept, untraced
 
 AGAIN = frozenset({1, 2, 4, 8, 16, 32, 64})
 """Steps done before which terms without weights are looked for again: a divergence from the model before training is

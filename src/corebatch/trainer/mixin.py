@@ -23,11 +23,16 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import CheckpointError, ConfigError, CorebatchError, DataError, NonFiniteError
+from corebatch.model import compiling
+from corebatch.model.moments import second_moments
+from corebatch.model.packing import check_packing, packing_unfit
+from corebatch.model.recompute import BlockStates, unfit
 from corebatch.model.rows import Padding, check_pool, put_together, row_spans, take_rows, trained_tokens
+from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import Scores
 from corebatch.sources import absent_names, small_candidates
 from corebatch.step import Choice
-from corebatch.trainer import compiling, record, trials
+from corebatch.trainer import record, trials
 from corebatch.trainer._compat import follow_epochs
 from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_settings, check_stream, check_trained_loss
@@ -40,22 +45,18 @@ from corebatch.trainer.in_backward import check_in_backward, check_resume, moves
 from corebatch.trainer.loss_probe import AGAIN, check_later, check_own_loss
 from corebatch.trainer.micro_batches import micro_batches
 from corebatch.trainer.model_loss import check_loss, two_rows
-from corebatch.trainer.moments import second_moments
 from corebatch.trainer.order import resumable
 from corebatch.trainer.own_loss import LossWatch, RowWeights, as_the_trainer_wants, check_bases
-from corebatch.trainer.packing import check_packing, packing_unfit
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
 from corebatch.trainer.rank_agreement import check_agreement, check_streams
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.reuse import BlockStates, unfit
 from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
 from corebatch.trainer.run_control import all_ranks, controlled
 from corebatch.trainer.run_identity import describe_run
 from corebatch.trainer.saving import Saving, check_writable, saving_failed
 from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import DEFAULT_COLUMN, Names, Passes, Sources, has_transform, is_stream, tag, untagged
-from corebatch.trainer.weighted_loss import weighted_loss
 from corebatch.types import ID, PLACES, SOURCE
 
 logger = logging.getLogger(__name__)

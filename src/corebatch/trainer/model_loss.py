@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from corebatch.errors import LossMismatchError, UnsupportedModelError
+from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import take_rows, trained_tokens
+from corebatch.model.untraced import untraced
 from corebatch.scoring import Loss
-from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
 from corebatch.trainer.tagging import untagged
-from corebatch.trainer.untraced import untraced
 from corebatch.types import IGNORED
 
 LOSS_TOLERANCE, SAME_LOGITS, SAME_LOGITS_LOW = 1e-3, 1e-5, 1e-2

@@ -20,21 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, NonFiniteError
+from corebatch.model.early_exit import FirstBlocks
+from corebatch.model.model_flops import largest
+from corebatch.model.modes import base_model
+from corebatch.model.recompute import BlockStates
 from corebatch.model.rows import Padding, put_together, take_rows
 from corebatch.scoring import Scores, Tokens
-from corebatch.scoring._modes import base_model
-from corebatch.scoring._value_gradients import ValueGradientScorer
-from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.scoring.trained import TrainedFeatures
+from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS
 from corebatch.step import Choice, CoresetStep
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory, Recalled
-from corebatch.trainer.model_flops import largest
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.reuse import BlockStates
 from corebatch.trainer.tagging import untagged
 from corebatch.types import IGNORED, Selection, SourceGroup
 

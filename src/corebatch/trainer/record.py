@@ -22,12 +22,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError, NonFiniteError
+from corebatch.model.flops import ModelFlops, Peak, peak_flops
+from corebatch.model.model_flops import flops_or_reason, model_flops
 from corebatch.trainer.checkpoint import sync, write_text
 from corebatch.trainer.commits import commit_of_corebatch, commit_of_user
 from corebatch.trainer.example_counts import EXAMPLES, ROWS, write_examples
-from corebatch.trainer.flops import ModelFlops, Peak, peak_flops
 from corebatch.trainer.hosts import check_chosen
-from corebatch.trainer.model_flops import flops_or_reason, model_flops
 from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.run_identity import versions as versions
 from corebatch.trainer.saving import go_on_from, log_failed

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import DataError
-from corebatch.scoring._modes import base_model
+from corebatch.model.modes import base_model
 from corebatch.trainer.tagging import is_stream
 from corebatch.types import ID, IGNORED
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from corebatch.trainer import flops
-from corebatch.trainer.flops import ModelFlops, causal_context, listed_peak, measured_peak, peak_flops
-from corebatch.trainer.model_flops import model_flops
+from corebatch.model import flops
+from corebatch.model.flops import ModelFlops, causal_context, listed_peak, measured_peak, peak_flops
+from corebatch.model.model_flops import model_flops
 
 ROWS, LENGTH, VOCABULARY = 3, 24, 160
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from corebatch.scoring.projections import value_columns
-from corebatch.trainer.flops import ModelFlops, windowed_context
-from corebatch.trainer.model_flops import flops_or_reason, largest
+from corebatch.model.flops import ModelFlops, windowed_context
+from corebatch.model.model_flops import flops_or_reason, largest
+from corebatch.model.projections import value_columns
 
 VOCABULARY = 160
 SIZES: dict[str, Any] = {

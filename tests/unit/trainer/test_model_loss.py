@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from corebatch.errors import CorebatchError, DataError, LossMismatchError, UnsupportedModelError
+from corebatch.model.untraced import untraced
 from corebatch.trainer import CoresetConfig
 from corebatch.trainer.model_loss import check_loss, check_model
-from corebatch.trainer.untraced import untraced
 from training import VOCABULARY, Collator, mixture, run, tiny_model, trainer
 
 SMALL = {

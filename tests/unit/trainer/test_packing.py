@@ -12,11 +12,11 @@ from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM
 
+from corebatch.model.head import logit_map, weighted_token_loss
+from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.rows import Padding, pack_together, put_together, take_rows
-from corebatch.scoring.head import logit_map, weighted_token_loss
+from corebatch.model.weighted_loss import weighted_loss
 from corebatch.trainer.micro_batches import micro_batches
-from corebatch.trainer.packing import check_packing, packing_unfit
-from corebatch.trainer.weighted_loss import weighted_loss
 from corebatch.types import ID, SOURCE
 from models import ARCHITECTURES, HIDDEN, TOKENS, VOCABULARY, batch_for, take, tiny_batch, tiny_model
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, NonFiniteError, UnsupportedModelError
+from corebatch.model.early_exit import FirstBlocks
 from corebatch.model.rows import Padding, check_pool, put_together, row_spans, take_rows
 from corebatch.scoring import SCORERS, Scores
-from corebatch.scoring.early_exit import FirstBlocks
 from corebatch.trainer import CoresetConfig
 from corebatch.trainer.distributed import Pool, gather_pool
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, window

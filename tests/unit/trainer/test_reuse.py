@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from corebatch.errors import ConfigError, InputError, UnsupportedModelError
+from corebatch.model import recompute as reuse
+from corebatch.model.modes import forward_inputs, scoring_mode
+from corebatch.model.recompute import BlockStates, unfit
 from corebatch.model.rows import Padding, put_together, row_spans, take_rows
+from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import LastLayer, Loss, ZerothOrder
-from corebatch.scoring._modes import forward_inputs, scoring_mode
-from corebatch.trainer import reuse
-from corebatch.trainer.reuse import BlockStates, unfit
-from corebatch.trainer.weighted_loss import weighted_loss
 from models import (
     ARCHITECTURES,
     FUSED,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
-from corebatch.scoring._modes import base_model, forward_inputs, scoring_mode
-from corebatch.scoring.head import intercepted_head
+from corebatch.model.head import intercepted_head
+from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 
 VALUE_NAMES = ("v_proj", "qkv_proj", "c_attn", "query_key_value", "Wqkv")
 """What value projections are called in transformers; all but the first compute queries and keys as well."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from corebatch.scoring._modes import is_compiled
+from corebatch.model.modes import is_compiled
 
 LARGEST = 4096
 """Entries of a container that are put back at most; a longer one is data, not a count."""

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, UnsupportedModelError
-from corebatch.scoring._modes import scoring_mode
-from corebatch.scoring.head import intercepted_head
-from corebatch.scoring.projections import executed_value_projections, short_row
+from corebatch.model.head import intercepted_head
+from corebatch.model.modes import scoring_mode
+from corebatch.model.projections import executed_value_projections, short_row
 
 
 class FirstBlocks:

@@ -17,10 +17,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from corebatch.scoring._modes import scoring_mode
-from corebatch.scoring.head import intercepted_head
-from corebatch.scoring.projections import short_row
-from corebatch.trainer.flops import ModelFlops
+from corebatch.model.flops import ModelFlops
+from corebatch.model.head import intercepted_head
+from corebatch.model.modes import scoring_mode
+from corebatch.model.projections import short_row
 
 _OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin", "attn_out")
 """What the projection of an attention's context is called: as many inputs as heads x the size of a value."""

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from corebatch.errors import InputError, UnsupportedModelError
-from corebatch.scoring._modes import base_model
+from corebatch.model.modes import base_model
 from corebatch.types import IGNORED
 
 CHUNK_ELEMENTS = 2**25

@@ -16,8 +16,8 @@ from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
 from corebatch.errors import ConfigError
-from corebatch.scoring._modes import base_model, is_compiled
-from corebatch.scoring.head import output_head
+from corebatch.model.head import output_head
+from corebatch.model.modes import base_model, is_compiled
 
 
 def is_asked_for(accelerator: Any) -> bool:
