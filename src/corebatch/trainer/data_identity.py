@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import xxhash
+
+from corebatch.trainer.tagged import row_hash
 
 if TYPE_CHECKING:
     from corebatch.trainer.tagging import Sources
@@ -75,22 +76,6 @@ def _rows_hash(rows: Sequence[Any]) -> str:
     for row in rows[::every]:
         made.update(row_hash(row).to_bytes(8, "little"))
     return str(made.hexdigest()[:16])
-
-
-def row_hash(row: Any) -> int:
-    """64 bits of a row of plain values, arrays and tensors, the same in every process; of its type alone where it holds
-    something that has no order or no text."""
-    try:
-        text = json.dumps(row, sort_keys=True, default=_listed)
-    except (TypeError, ValueError):
-        text = type(row).__qualname__
-    return int(xxhash.xxh3_64(text.encode("utf-8", "surrogatepass")).intdigest())
-
-
-def _listed(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class ContentHash:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from corebatch.errors import CheckpointError, ConfigError, CorebatchError, DataError, NonFiniteError
 from corebatch.model import compiling
+from corebatch.model.limits import RowLimits, row_limits
 from corebatch.model.moments import second_moments
 from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.recompute import BlockStates, unfit
@@ -51,7 +52,7 @@ from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
 from corebatch.trainer.rank_agreement import check_agreement, check_streams
 from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.row_checks import RowLimits, check_rows, row_limits
+from corebatch.trainer.row_checks import check_rows
 from corebatch.trainer.run_control import all_ranks, controlled
 from corebatch.trainer.run_identity import describe_run
 from corebatch.trainer.saving import Saving, check_writable, saving_failed

@@ -9,9 +9,11 @@ them, is found by calling it (`loss_probe`), and at every step it is counted whe
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -19,8 +21,8 @@ from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.row_checks import no_row_is_trained
-from corebatch.types import PLACES
+from corebatch.trainer.tagging import is_stream
+from corebatch.types import IGNORED, PLACES
 
 logger = logging.getLogger(__name__)
 
@@ -255,3 +257,20 @@ def _behind(kind: type) -> bool:
 
 def _named(trainer: Any) -> str:
     return " or ".join(own_methods(trainer)) or f"{type(trainer).__name__}.compute_loss"
+
+
+def no_row_is_trained(trainer: Any) -> bool:
+    """Whether not one row of the train set has a trained token; looks until the first that has one, and draws no random
+    number of the run. A stream, which cannot be looked through, is taken to have one."""
+    dataset = trainer.train_dataset
+    if is_stream(dataset):
+        return False
+    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that collators draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            rows = (dataset[number] for number in range(len(dataset)))
+            return not any(bool((collator([row])["labels"] != IGNORED).any()) for row in rows)
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.trainer.data_identity import row_hash
 from corebatch.types import ID, SOURCE
 
 SEEN_ROWS = 64
@@ -189,3 +190,19 @@ class SizedTaggedStream(TaggedStream):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def row_hash(row: Any) -> int:
+    """64 bits of a row of plain values, arrays and tensors, the same in every process; of its type alone where it holds
+    something that has no order or no text."""
+    try:
+        text = json.dumps(row, sort_keys=True, default=_listed)
+    except (TypeError, ValueError):
+        text = type(row).__qualname__
+    return int(xxhash.xxh3_64(text.encode("utf-8", "surrogatepass")).intdigest())
+
+
+def _listed(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return f"{type(value).__module__}.{type(value).__qualname__}"
