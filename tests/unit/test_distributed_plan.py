@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from corebatch.errors import DataError
 from corebatch.model.rows import take_rows
-from corebatch.trainer.distributed import BALANCED, RowFormat, exchange_rows, share
+from corebatch.trainer.balance import BALANCED, share
+from corebatch.trainer.exchange import RowFormat, exchange_rows
 from corebatch.trainer.ranks import Ranks
 from corebatch.types import ID
 

@@ -20,8 +20,8 @@ from corebatch.model.rows import Padding, row_spans, trained_tokens
 from corebatch.scoring import Scores
 from corebatch.seeds import seeded
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory
+from corebatch.trainer.pool import Pool
 from corebatch.trainer.pool_scoring import Plan, PoolScoring
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.tagging import Names, Sources
@@ -120,7 +120,9 @@ class PopulationScoring:
         self.step = coreset.build()
         self.step.small_sources = population.table.small(coreset.small_sources)
         self.step.source_names = population.table.names
-        self.scoring = PoolScoring(coreset, self.step, micro_batch=ROWS_AT_A_TIME)
+        self.scoring = PoolScoring(
+            coreset.resolve_scoring(False), self.step, loss=coreset.loss, micro_batch=ROWS_AT_A_TIME
+        )
         self._seed = coreset.seed
 
     @property

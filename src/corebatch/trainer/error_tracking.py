@@ -33,7 +33,7 @@ from corebatch.model.rows import Padding, put_together, take_rows
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import LossUnit
 from corebatch.seeds import seeded
-from corebatch.trainer.distributed import Pool
+from corebatch.trainer.pool import Pool
 from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.tagging import untagged
 

@@ -35,19 +35,21 @@ from corebatch.sources import absent_names, small_candidates
 from corebatch.step import Choice
 from corebatch.trainer import record, trials
 from corebatch.trainer._compat import follow_epochs
+from corebatch.trainer.balance import Shares, share
 from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
 from corebatch.trainer.checks import check_settings, check_stream, check_trained_loss
 from corebatch.trainer.collating import SourceCollator
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.distributed import Pool, RowFormat, Shares, exchange_rows, gather_pool, gather_scores, share
 from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
-from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
+from corebatch.trainer.exchange import RowFormat, exchange_rows
+from corebatch.trainer.hosts import CHANGED, check_chosen, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.loss_probe import AGAIN, check_later, check_own_loss
 from corebatch.trainer.micro_batches import micro_batches
 from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.order import resumable
 from corebatch.trainer.own_loss import LossWatch, RowWeights, as_the_trainer_wants, check_bases
+from corebatch.trainer.pool import Pool, gather_pool, gather_scores
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.trainer.presence import Presence
 from corebatch.trainer.rank_agreement import check_agreement, check_streams
@@ -160,7 +162,7 @@ class CoresetMixin(_Base):
             check_settings(self, self.coreset, self._step)
             check_tracking(self.coreset.track_error, in_backward=check_in_backward(self), sharded=self._sharded())
             if self._recorder is None:
-                self._recorder, self._watch = record.Recorder(self), LossWatch(self)
+                self._recorder, self._watch = record.Recorder(self, check=check_chosen), LossWatch(self)
             if not recorded:
                 self.add_callback(self._recorder)
                 self.add_callback(self._watch)
@@ -914,11 +916,11 @@ class CoresetMixin(_Base):
         if (old := getattr(self, "_scoring", None)) is not None and old.trained is not None:
             old.trained.close()
         self._scoring = PoolScoring(
-            self.coreset,
+            self.coreset.resolve_scoring(self._examples_come_again()),
             self._step,
+            loss=self.coreset.loss,
             micro_batch=self._train_batch_size,
             sharded=self._sharded() is not None,
-            again=self._examples_come_again(),
         )
         if self._compiled:
             self._scoring.trained = None  # hooks of a compiled module are not seen; `check_settings` has told

@@ -25,16 +25,16 @@ from corebatch.model.model_flops import largest
 from corebatch.model.modes import base_model
 from corebatch.model.recompute import BlockStates
 from corebatch.model.rows import Padding, put_together, take_rows
-from corebatch.scoring import Scores, Tokens
+from corebatch.scoring import LossUnit, Scores, Tokens
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS
 from corebatch.step import Choice, CoresetStep
-from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.distributed import Pool
 from corebatch.trainer.memory import FeatureMemory, Recalled
+from corebatch.trainer.pool import Pool
 from corebatch.trainer.ranks import Ranks
+from corebatch.trainer.scoring_config import ScoringConfig
 from corebatch.trainer.tagging import untagged
 from corebatch.types import IGNORED, Selection, SourceGroup
 
@@ -89,31 +89,30 @@ class PoolScoring:
     """Scores pools and chooses from them, in the way that the settings say; remembers what they ask to be remembered.
 
     Args:
-        coreset: the settings.
-        step: the stages that choose.
+        settings: the way of scoring, resolved.
+        step: the stages that choose, with the seed.
+        loss: the unit of features.
         micro_batch: rows of a training micro-batch.
         sharded: whether forwards on all ranks must run in step (FSDP, DeepSpeed), so that a rank cannot try again
             by itself when its memory runs out.
-        again: whether the run will see examples more than once.
     """
 
     def __init__(
         self,
-        coreset: CoresetConfig,
+        settings: ScoringConfig,
         step: CoresetStep,
         *,
+        loss: LossUnit,
         micro_batch: int,
         sharded: bool = False,
-        again: bool = False,
     ) -> None:
-        self.settings = coreset.resolve_scoring(again)
-        self.step, self.loss, self.seed = step, coreset.loss, coreset.seed
+        self.settings, self.step, self.loss, self.seed = settings, step, loss, step.seed
         self.scorer = step.scorer if step.scores else Tokens()  # e.g. random looks at nothing
         self.micro_batch, self.sharded = micro_batch, sharded
-        self.memory = FeatureMemory(coreset.seed) if self.settings.remembers else None
+        self.memory = FeatureMemory(step.seed) if self.settings.remembers else None
         self.trained: TrainedFeatures | None = None
         if self.settings.learns and isinstance(self.scorer, ValueGradientScorer):
-            self.trained = TrainedFeatures(self.scorer, loss=coreset.loss, seed=coreset.seed)
+            self.trained = TrainedFeatures(self.scorer, loss=loss, seed=step.seed)
         self.positions: int | None = None  # of one scoring forward, where the settings leave it to us
         self.reuse_bytes: int | None = None  # the cap on what is kept of scoring forwards, once it is decided
         self.work = Work()

@@ -27,7 +27,6 @@ from corebatch.model.model_flops import flops_or_reason, model_flops
 from corebatch.trainer.checkpoint import sync, write_text
 from corebatch.trainer.commits import commit_of_corebatch, commit_of_user
 from corebatch.trainer.example_counts import EXAMPLES, ROWS, write_examples
-from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.phases import Phases, clock_for
 from corebatch.trainer.run_identity import versions as versions
 from corebatch.trainer.saving import go_on_from, log_failed
@@ -144,10 +143,15 @@ class StepLog:
 
 
 class Recorder(TrainerCallback):
-    """Writes the record of a run, on rank 0 alone; times training and the optimizer on every rank."""
+    """Writes the record of a run, on rank 0 alone; times training and the optimizer on every rank.
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    Args:
+        trainer: whose run it is.
+        check: called before each optimizer step, with the trainer and whether the step's batches were chosen.
+    """
+
+    def __init__(self, trainer: Any, check: Callable[[Any, bool], None] = lambda *_: None) -> None:
+        self._trainer, self._check = trainer, check
         self.step: dict[str, Any] | None = None
         self._clock = clock_for(trainer.args.device)
         self.phases = Phases(self._clock)
@@ -194,7 +198,7 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,
         and CheckpointError where the last step's line could not be written."""
-        check_chosen(self._trainer, self.step is not None)
+        self._check(self._trainer, self.step is not None)
         self.phases.end("train")
         self.check_loss(state.global_step)
 

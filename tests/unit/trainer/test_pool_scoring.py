@@ -15,7 +15,7 @@ from corebatch.model.early_exit import FirstBlocks
 from corebatch.model.rows import Padding, check_pool, put_together, row_spans, take_rows
 from corebatch.scoring import SCORERS, Scores
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.distributed import Pool, gather_pool
+from corebatch.trainer.pool import Pool, gather_pool
 from corebatch.trainer.pool_scoring import Plan, PoolScoring, window
 from corebatch.trainer.ranks import Ranks
 from corebatch.types import ID, SOURCE
@@ -29,7 +29,9 @@ Batch = dict[str, Tensor]
 
 
 def made(config: CoresetConfig, **settings: Any) -> PoolScoring:
-    return PoolScoring(config, config.build(), **{"micro_batch": 4, **settings})
+    return PoolScoring(
+        config.resolve_scoring(False), config.build(), loss=config.loss, **{"micro_batch": 4, **settings}
+    )
 
 
 def drawn(*, left: bool = False, seed: int = 0) -> list[Batch]:
