@@ -38,8 +38,8 @@ from corebatch.bench.run import bench_gradients, provenance, write_lines
 from corebatch.bench.step import bench_step
 from corebatch.bench.step_arm import Rows, run_arm
 from corebatch.bench.step_plan import ACCUMULATION, COREBATCH, SMALL, Arm, Shape, StepSettings, plan
-from corebatch.cli.building import load_model, load_tokenizer, read_mixture
-from corebatch.cli.settings import load_settings
+from corebatch.config.building import load_model, load_tokenizer, read_mixture
+from corebatch.config.settings import load_settings
 from corebatch.model import head
 from corebatch.model.modes import scoring_mode
 from corebatch.scoring import Scorer, make_scorer

@@ -41,8 +41,8 @@ from transformers import (
 from corebatch.demo import smollm2_folder
 from corebatch.mixture import PaddingCollator, load_mixture
 from corebatch.model.modes import scoring_mode
+from corebatch.record.writer import hardware, versions
 from corebatch.scoring import SCORERS
-from corebatch.trainer.record import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 MATHMIX = Path(os.environ.get("COREBATCH_MATHMIX") or ROOT.parent / "shared" / "data" / "mathmix")

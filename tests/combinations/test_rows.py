@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from corebatch.batch.row_checks import check_rows
 from corebatch.errors import DataError
 from corebatch.model.limits import RowLimits, row_limits
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.row_checks import check_rows
 from models import ARCHITECTURES, LENGTH
 from models import tiny_model as one_of
 from training import VOCABULARY, Collator, mixture, run, same, tiny_model, trainer, weights

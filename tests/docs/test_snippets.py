@@ -23,7 +23,7 @@ def test_python_snippets_run(text):
 
 @pytest.mark.parametrize("text", list(blocks("yaml")))
 def test_configs_in_the_docs_have_known_keys(text, tmp_path):
-    from corebatch.cli.settings import load_settings
+    from corebatch.config.settings import load_settings
 
     path = tmp_path / "config.yaml"
     path.write_text(text)
@@ -33,7 +33,7 @@ def test_configs_in_the_docs_have_known_keys(text, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_example_configs_have_known_keys(path):
-    from corebatch.cli.settings import load_settings
+    from corebatch.config.settings import load_settings
 
     assert load_settings(path).training["output_dir"] == yaml.safe_load(path.read_text())["output_dir"]
 

@@ -232,7 +232,7 @@ def odd_path(random_: random.Random, folder: Path, settings: dict[str, Any]) -> 
 
 
 def odd_setting(random_: random.Random, folder: Path, settings: dict[str, Any]) -> list[str]:
-    from corebatch.cli.settings import KEYS
+    from corebatch.config.settings import KEYS
     from corebatch.trainer import CoresetConfig
 
     block = list(CoresetConfig.__dataclass_fields__)

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import TrainerCallback
 
 from corebatch.errors import DataError, NonFiniteError
+from corebatch.record.checkpoint import last_complete
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.checkpoint import last_complete
 from training import mixture, run, same, tiny_model, trainer, weights
 
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}

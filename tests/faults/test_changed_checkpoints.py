@@ -11,8 +11,8 @@ import xxhash
 from peft import LoraConfig, get_peft_model
 
 from corebatch.errors import CheckpointError
+from corebatch.record.checkpoint import MARKER
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.checkpoint import MARKER
 from training import Collator, run, tiny_model, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,8 +7,8 @@ import pytest
 from lives import assert_same, final
 
 from corebatch.errors import CheckpointError
+from corebatch.record.checkpoint import last_complete
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.checkpoint import last_complete
 from training import run, trainer
 
 TWO = {"per_device_train_batch_size": 2, "ddp_timeout": 60}

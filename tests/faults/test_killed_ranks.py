@@ -10,7 +10,7 @@ import pytest
 from cases import NEW
 from lives import assert_same, environment, final
 
-from corebatch.trainer.checkpoint import last_complete
+from corebatch.record.checkpoint import last_complete
 from training import largest_difference
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from lives import assert_same, final
 
 from corebatch.errors import CheckpointError
-from corebatch.trainer.checkpoint import last_complete
+from corebatch.record.checkpoint import last_complete
 
 STEPS, EVERY = 14, 3
 KILLS = 5

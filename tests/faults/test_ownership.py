@@ -11,15 +11,15 @@ import torch
 
 import corebatch
 from corebatch.errors import CheckpointError, ConfigError
+from corebatch.record.folder_lock import LOCK, OWNER, owned
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.folder_lock import LOCK, OWNER, owned
 from training import mixture, run, same, trainer, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOLD = """
 import sys
 from pathlib import Path
-from corebatch.trainer.folder_lock import owned
+from corebatch.record.folder_lock import owned
 with owned(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

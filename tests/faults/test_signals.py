@@ -8,9 +8,9 @@ import threading
 import pytest
 from lives import assert_same, final
 
+from corebatch.distributed.ranks import Ranks
+from corebatch.record.checkpoint import last_complete
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.checkpoint import last_complete
-from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.stop_signals import Stopped, StopSignals
 from training import run, trainer
 

@@ -10,8 +10,8 @@ import torch
 from test_resume import untimed
 
 from corebatch.errors import CheckpointError, ConfigError, NonFiniteError, UnsupportedModelError
+from corebatch.memory import FeatureMemory
 from corebatch.trainer import CoresetConfig, OptimizerInBackward
-from corebatch.trainer.memory import FeatureMemory
 from training import largest_difference, run, same, tiny_model, trainer, weights
 
 ONE = {"gradient_accumulation_steps": 1, "max_grad_norm": 0.0, "optim": "adamw_torch"}

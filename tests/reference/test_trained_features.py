@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corebatch.batch.micro_batches import micro_batches
 from corebatch.model.rows import Padding, put_together, take_rows
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import GradientNorm, LastLayer
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.micro_batches import micro_batches
 from corebatch.types import ID, PLACES
 from models import batch_for, tiny_model
 from training import Collator, mixture, run, trainer

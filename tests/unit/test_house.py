@@ -6,37 +6,49 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
-LEAVES = {"types", "errors", "_registry", "text", "scratch"}
+LEAVES = {"types", "errors", "options", "seeds", "text", "scratch"}
+METHODS = {"scoring", "transforms", "selectors"}
+CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "memory", "sampling", "distributed"}
+RUN = CHOOSE | {"batch", "record", "trainer"}
 ALLOWED = {
     "types": {"errors"},
     "errors": set(),
-    "_registry": {"errors"},
+    "options": {"errors"},
+    "seeds": set(),
     "text": set(),
     "scratch": set(),
-    "sources": LEAVES,
-    "scoring": LEAVES,
+    "model": LEAVES,
+    "scoring": LEAVES | {"model"},
     "transforms": LEAVES,
     "selectors": LEAVES,
-    "step": LEAVES | {"sources", "scoring", "transforms", "selectors"},
-    "trainer": LEAVES | {"sources", "scoring", "transforms", "selectors", "step"},
+    "sources": LEAVES,
+    "memory": LEAVES | {"scoring"},
+    "sampling": LEAVES | {"sources"},
+    "distributed": LEAVES,
+    "batch": CHOOSE,
+    "record": CHOOSE | {"batch"},
+    "trainer": RUN,
     "mixture": LEAVES,
-    "evaluation": LEAVES,
+    "evaluation": LEAVES | {"model"},
     "report": LEAVES,
     "demo": LEAVES | {"evaluation"},
-    "bench": LEAVES | {"scoring", "selectors", "trainer", "mixture", "evaluation"},
-    "compare": LEAVES | {"trainer", "mixture", "evaluation", "bench", "report"},
+    "config": RUN | {"mixture"},
+    "bench": RUN | {"mixture", "evaluation"},
+    "compare": RUN | {"mixture", "evaluation", "bench", "report"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {
     "types",
     "errors",
-    "_registry",
+    "options",
+    "seeds",
     "text",
     "scratch",
     "sources",
     "selectors",
     "transforms",
-    "step",
+    "memory",
+    "distributed",
     "report",
 }
 

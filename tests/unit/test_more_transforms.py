@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from corebatch.batch.step import CoresetStep
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import LastLayer, Loss
 from corebatch.seeds import seeded
 from corebatch.selectors import make_selector
-from corebatch.step import CoresetStep
 from corebatch.trainer import CoresetConfig
 from corebatch.transforms import NORMALISERS, Muon, Sgd, make_normaliser
 from models import tiny_batch, tiny_model

@@ -44,12 +44,12 @@ from corebatch.bench.population import (
     remembered,
 )
 from corebatch.errors import InputError
+from corebatch.memory import FeatureMemory
 from corebatch.model.moments import second_moments
 from corebatch.model.weighted_loss import weighted_loss
+from corebatch.sampling.tags import Sources
 from corebatch.scoring import LossUnit, Scores
 from corebatch.seeds import seeded
-from corebatch.trainer.memory import FeatureMemory
-from corebatch.trainer.tagging import Sources
 
 STEPS_AVERAGED = 50
 

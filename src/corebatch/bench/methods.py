@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from corebatch._registry import hint
+from corebatch.batch.scoring_config import ScoringConfig
 from corebatch.errors import ConfigError
+from corebatch.options import hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.scoring_config import ScoringConfig
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "full": (),

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-from corebatch._registry import hint
 from corebatch.errors import ConfigError, UnsupportedModelError
+from corebatch.options import hint
 
 ADAPTERS = ("lora", "full")
 PRECISIONS = ("float32", "bfloat16")

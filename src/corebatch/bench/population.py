@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corebatch.batch.pool import Pool
+from corebatch.batch.pool_scoring import Plan, PoolScoring
 from corebatch.bench.methods import Pair
+from corebatch.distributed.ranks import Ranks
 from corebatch.errors import InputError
+from corebatch.memory import FeatureMemory
 from corebatch.model.rows import Padding, row_spans, trained_tokens
+from corebatch.sampling.tags import Names, Sources
 from corebatch.scoring import Scores
 from corebatch.seeds import seeded
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.memory import FeatureMemory
-from corebatch.trainer.pool import Pool
-from corebatch.trainer.pool_scoring import Plan, PoolScoring
-from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.tagging import Names, Sources
 from corebatch.types import Selection
 
 ROWS_AT_A_TIME = 16

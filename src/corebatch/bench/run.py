@@ -17,15 +17,15 @@ from corebatch.bench.gradients import WARM_UP, Moment, Past, check_cost_ratios, 
 from corebatch.bench.methods import Pair
 from corebatch.bench.population import ROWS_AT_A_TIME, Population, remembered
 from corebatch.errors import ConfigError, InputError
+from corebatch.memory import FeatureMemory
 from corebatch.mixture import PaddingCollator
 from corebatch.model.early_exit import FirstBlocks
 from corebatch.model.weighted_loss import weighted_loss
+from corebatch.record.commits import commit_of_corebatch
+from corebatch.record.writer import hardware, now, versions
+from corebatch.sampling.tags import DEFAULT_COLUMN, tag
 from corebatch.seeds import seeded
 from corebatch.text import say
-from corebatch.trainer.commits import commit_of_corebatch
-from corebatch.trainer.memory import FeatureMemory
-from corebatch.trainer.record import hardware, now, versions
-from corebatch.trainer.tagging import DEFAULT_COLUMN, tag
 from corebatch.types import IGNORED, SOURCE
 
 

@@ -31,9 +31,9 @@ from corebatch.bench.step_plan import (
     StepSettings,
 )
 from corebatch.model.rows import trained_tokens
+from corebatch.record.writer import LOG
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
-from corebatch.trainer.record import LOG
 from corebatch.types import IGNORED
 
 

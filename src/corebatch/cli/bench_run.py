@@ -21,10 +21,10 @@ from corebatch.bench.step import bench_step
 from corebatch.bench.step_plan import StepSettings, parse_arms, plan
 from corebatch.bench.step_report import report_text, setting_name, target_rows, write_report
 from corebatch.bench.step_report import table_rows as step_rows
-from corebatch.cli.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
-from corebatch.cli.settings import load_settings
 from corebatch.cli.tables import table
-from corebatch.cli.yaml_file import read_config
+from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
+from corebatch.config.settings import load_settings
+from corebatch.config.yaml_file import read_config
 from corebatch.errors import ConfigError
 from corebatch.text import say
 

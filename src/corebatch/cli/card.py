@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from corebatch.record.checkpoint import write_text
 from corebatch.text import markdown, markdown_code
-from corebatch.trainer.checkpoint import write_text
 
 _COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"
 

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from corebatch.cli.card import write_card
 from corebatch.cli.output_dir import FINISHED, Contents
 from corebatch.cli.prepare import Run
-from corebatch.cli.settings import Settings
+from corebatch.config.settings import Settings
+from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, CorebatchError
+from corebatch.record.checkpoint import write_text
+from corebatch.record.writer import now
 from corebatch.text import say
-from corebatch.trainer.checkpoint import write_text
-from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.record import now
 
 
 def is_closed(output_dir: Path, step: int) -> bool:

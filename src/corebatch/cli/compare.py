@@ -21,9 +21,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from corebatch.bench.run import provenance
-from corebatch.cli.building import load_model, load_tokenizer, read_mixture
 from corebatch.cli.main import hush
-from corebatch.cli.settings import Settings, settings_from
 from corebatch.compare import read_comparison, terminal_tables, write_outputs
 from corebatch.compare.arms import Arm, make_arms
 from corebatch.compare.costs import StepCost
@@ -31,6 +29,8 @@ from corebatch.compare.job import HeldOut, Place, count_flops, run_arm, time_arm
 from corebatch.compare.run import Setup
 from corebatch.compare.run import compare as run_comparison
 from corebatch.compare.settings import CompareSettings
+from corebatch.config.building import load_model, load_tokenizer, read_mixture
+from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError, CorebatchError
 from corebatch.evaluation import evaluate, parse_task
 from corebatch.mixture import PaddingCollator

@@ -28,9 +28,9 @@ from corebatch.evaluation import (
     write_json,
 )
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
+from corebatch.record.folder_lock import LOCK, OWNER, owned
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig, CoresetTrainer
-from corebatch.trainer.folder_lock import LOCK, OWNER, owned
 
 MARKER = ".corebatch-demo"
 """Lies in a demo's folder, so that the next demo replaces what a demo made and nothing else."""

@@ -32,8 +32,8 @@ from corebatch.evaluation import (
     write_json,
 )
 from corebatch.mixture import DatasetSpec, TokeniseOptions, load_mixture
+from corebatch.record.run_identity import versions
 from corebatch.text import say
-from corebatch.trainer.run_identity import versions
 
 FOLDER = "evaluation"
 LM_EVAL = "lm_eval"

@@ -11,8 +11,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from corebatch.cli.evaluate_run import random_states
 from corebatch.cli.prepare import Run
 from corebatch.evaluation import evaluate
-from corebatch.trainer.example_counts import ROWS
-from corebatch.trainer.record import LOG
+from corebatch.record.example_counts import ROWS
+from corebatch.record.writer import LOG
 
 RECORD = (LOG, ROWS)
 

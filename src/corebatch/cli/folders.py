@@ -9,7 +9,7 @@ from typing import Any
 from transformers.trainer_utils import get_last_checkpoint
 
 from corebatch.errors import CheckpointError
-from corebatch.trainer.checkpoint import TRAINER_STATE, last_complete
+from corebatch.record.checkpoint import TRAINER_STATE, last_complete
 
 
 def checkpoint_of(output_dir: Path, resume: Any, pool_factor: int) -> str:

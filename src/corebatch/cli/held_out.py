@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from corebatch.cli.settings import Settings
+from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError, CorebatchError
 from corebatch.mixture import row_sources
 from corebatch.trainer import CoresetTrainer

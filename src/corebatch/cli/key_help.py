@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from corebatch.cli.settings import TRAINING_DEFAULTS, DataSettings, ModelSettings
+from corebatch.batch.scoring_config import ScoringConfig
 from corebatch.cli.tables import table
+from corebatch.config.settings import TRAINING_DEFAULTS, DataSettings, ModelSettings
 from corebatch.mixture import DatasetSpec
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.scoring_config import ScoringConfig
 
 PAGE = "docs/cli.md"
 

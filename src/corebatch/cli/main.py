@@ -67,8 +67,8 @@ def console() -> Console:
 @app.command(context_settings=_PASS, cls=WithKeys)
 def train(context: typer.Context, config: _CONFIG) -> None:
     """Fine-tune by a config file; `--key value` pairs change its keys (`--coreset.pool_factor 4`)."""
-    from corebatch.cli.settings import load_settings
     from corebatch.cli.train import train as run
+    from corebatch.config.settings import load_settings
 
     run(load_settings(config, context.args), console())
 
@@ -81,8 +81,8 @@ def validate(
     fast: Annotated[bool, typer.Option("--fast", help="look at a sample of the data, and make no step")] = False,
 ) -> None:
     """Do all that `train` does up to its first step, and show what would be trained; `output_dir` is not touched."""
-    from corebatch.cli.settings import load_settings
     from corebatch.cli.validate import validate as run
+    from corebatch.config.settings import load_settings
 
     run(load_settings(config, context.args), console(), rows=rows, fast=fast)
 
@@ -116,7 +116,7 @@ def demo(
 def compare(context: typer.Context, config: _CONFIG) -> None:
     """Compare the config's selection with plain training and other arms, at equal budgets, tuned, over seeds."""
     from corebatch.cli.compare import compare as run
-    from corebatch.cli.values import read_values
+    from corebatch.config.values import read_values
 
     run(*read_values(config, context.args), console())
 

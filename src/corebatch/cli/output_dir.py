@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import ConfigError
-from corebatch.trainer.checkpoint import MARKER, TRAINER_STATE
-from corebatch.trainer.folder_lock import LOCK, OWNER
-from corebatch.trainer.record import LOG, RUN
+from corebatch.record.checkpoint import MARKER, TRAINER_STATE
+from corebatch.record.folder_lock import LOCK, OWNER
+from corebatch.record.writer import LOG, RUN
 
 FINISHED = "finished.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")

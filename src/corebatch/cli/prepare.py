@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
-from corebatch.cli.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.cli.evaluate_run import BeforeAndAfter
 from corebatch.cli.held_out import CheckGeneration, TrainerBySource, refused, sets_by_source
-from corebatch.cli.settings import Settings
 from corebatch.cli.tables import MOST_SOURCES, source_rows, table
+from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
+from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
 from corebatch.mixture import Mixture, PaddingCollator
 from corebatch.mixture.ends import endless_sources

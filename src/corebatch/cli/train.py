@@ -14,9 +14,9 @@ from corebatch.cli.held_out import TrainerBySource
 from corebatch.cli.output_dir import plan_start
 from corebatch.cli.prepare import prepare
 from corebatch.cli.progress import show_progress
-from corebatch.cli.settings import Settings
+from corebatch.config.settings import Settings
+from corebatch.record.folder_lock import owned, owned_by_first
 from corebatch.text import say
-from corebatch.trainer.folder_lock import owned, owned_by_first
 from corebatch.trainer.run_control import all_ranks
 
 __all__ = ["TrainerBySource", "finish", "train"]

@@ -11,21 +11,21 @@ from typing import Any
 
 from rich.console import Console
 
-from corebatch.cli.building import load_tokenizer, preview, skeleton
 from corebatch.cli.first_step import make_first_step
 from corebatch.cli.folders import check_place, checkpoint_of
 from corebatch.cli.output_dir import plan_start
 from corebatch.cli.prepare import check_evaluation, prepare, tell_idle, tell_mixture, tell_unused
-from corebatch.cli.settings import Settings
 from corebatch.cli.show_rows import show_rows
 from corebatch.cli.tables import table
+from corebatch.config.building import load_tokenizer, preview, skeleton
+from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
 from corebatch.model.footprint import predict
+from corebatch.record.folder_lock import check_unowned
 from corebatch.scratch import temporary_folder
 from corebatch.sources import small_candidates
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
-from corebatch.trainer.folder_lock import check_unowned
 
 
 def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool = False) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from corebatch._registry import hint
 from corebatch.errors import ConfigError
+from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
 
 Budget = Literal["wall_clock", "flops", "steps"]

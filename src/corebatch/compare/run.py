@@ -20,9 +20,9 @@ from corebatch.compare.arms import REFERENCE, Arm
 from corebatch.compare.costs import StepCost, side_by_side
 from corebatch.compare.settings import CompareSettings, TuneSettings
 from corebatch.errors import ConfigError
+from corebatch.record.checkpoint import write_text
+from corebatch.record.folder_lock import LOCK, OWNER, owned
 from corebatch.text import terminal
-from corebatch.trainer.checkpoint import write_text
-from corebatch.trainer.folder_lock import LOCK, OWNER, owned
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
 FREE = ("processes", "devices", "threads", "seeds")

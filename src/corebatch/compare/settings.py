@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from corebatch._registry import hint
 from corebatch.compare.arms import DEFAULT_ARMS
 from corebatch.compare.record import MEANS
 from corebatch.errors import ConfigError
+from corebatch.options import hint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from corebatch._registry import hint
 from corebatch.errors import ConfigError
 from corebatch.evaluation.choices import ClassificationTask, MultipleChoiceTask
 from corebatch.evaluation.expressions import MathTask
 from corebatch.evaluation.reasoning import ReasoningGymTask, draw_items
 from corebatch.evaluation.superglue import SUPERGLUE, SuperGlueTask
 from corebatch.evaluation.tasks import FILE_TASKS, RunOptions, Task
+from corebatch.options import hint
 
 RUN_OPTIONS = ("batch_size", "max_new_tokens", "stop", "limit")
 

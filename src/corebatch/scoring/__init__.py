@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from corebatch._registry import build
 from corebatch.model.moments import Coordinates
 from corebatch.model.rows import trained_tokens
+from corebatch.options import build
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 from corebatch.scoring.gradient_norm import GradientNorm
 from corebatch.scoring.last_layer import LastLayer

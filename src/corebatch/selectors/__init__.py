@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from corebatch._registry import build
+from corebatch.options import build
 from corebatch.selectors.balanced import Balanced
 from corebatch.selectors.base import Choice, Selector
 from corebatch.selectors.calibrated import Calibrated

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from corebatch.batch.step import CoresetStep
 from corebatch.errors import ConfigError, LossMismatchError
 from corebatch.model.compiling import check_uncompiled, is_asked_for
 from corebatch.model.modes import PACKS, packing_linears
-from corebatch.step import CoresetStep
+from corebatch.sampling.tags import is_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.model_loss import check_model, check_router
-from corebatch.trainer.tagging import is_stream
 
 logger = logging.getLogger(__name__)
 

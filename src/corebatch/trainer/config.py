@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from corebatch._registry import hint
+from corebatch.batch.scoring_config import FROM_MEMORY, ScoringConfig
+from corebatch.batch.step import DEFAULT_SELECTOR, CoresetStep
 from corebatch.errors import ConfigError
+from corebatch.options import hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
-from corebatch.step import DEFAULT_SELECTOR, CoresetStep
-from corebatch.trainer.scoring_config import FROM_MEMORY, ScoringConfig
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
 MOST = 2**20

@@ -22,6 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from corebatch.batch.error_tracking import ErrorTracking, Step, check_tracking
+from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.pool import Pool, gather_pool, gather_scores
+from corebatch.batch.pool_scoring import Plan, PoolScoring, free_memory
+from corebatch.batch.row_checks import check_rows
+from corebatch.batch.scoring_config import ScoringConfig
+from corebatch.batch.step import Choice
+from corebatch.distributed.balance import Shares, share
+from corebatch.distributed.exchange import RowFormat, exchange_rows
+from corebatch.distributed.heartbeat import Presence
+from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, ConfigError, CorebatchError, DataError, NonFiniteError
 from corebatch.model import compiling
 from corebatch.model.limits import RowLimits, row_limits
@@ -30,36 +41,26 @@ from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.recompute import BlockStates, unfit
 from corebatch.model.rows import Padding, check_pool, put_together, row_spans, take_rows, trained_tokens
 from corebatch.model.weighted_loss import weighted_loss
+from corebatch.record import writer as record
+from corebatch.record.checkpoint import last_complete, load_state, rotate, save_state, unmark
+from corebatch.record.rank_agreement import check_agreement, check_streams
+from corebatch.record.run_identity import describe_run
+from corebatch.record.saving import Saving, check_writable, saving_failed
+from corebatch.sampling.collating import SourceCollator
+from corebatch.sampling.epochs import follow_epochs
+from corebatch.sampling.order import resumable
+from corebatch.sampling.tags import DEFAULT_COLUMN, Names, Passes, Sources, has_transform, is_stream, tag, untagged
 from corebatch.scoring import Scores
 from corebatch.sources import absent_names, small_candidates
-from corebatch.step import Choice
-from corebatch.trainer import record, trials
-from corebatch.trainer._compat import follow_epochs
-from corebatch.trainer.balance import Shares, share
-from corebatch.trainer.checkpoint import last_complete, load_state, rotate, save_state, unmark
+from corebatch.trainer import trials
 from corebatch.trainer.checks import check_settings, check_stream, check_trained_loss
-from corebatch.trainer.collating import SourceCollator
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.error_tracking import ErrorTracking, Step, check_tracking
-from corebatch.trainer.exchange import RowFormat, exchange_rows
 from corebatch.trainer.hosts import CHANGED, check_chosen, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_in_backward, check_resume, moves_in_backward
 from corebatch.trainer.loss_probe import AGAIN, check_later, check_own_loss
-from corebatch.trainer.micro_batches import micro_batches
 from corebatch.trainer.model_loss import check_loss, two_rows
-from corebatch.trainer.order import resumable
 from corebatch.trainer.own_loss import LossWatch, RowWeights, as_the_trainer_wants, check_bases
-from corebatch.trainer.pool import Pool, gather_pool, gather_scores
-from corebatch.trainer.pool_scoring import Plan, PoolScoring, free_memory
-from corebatch.trainer.presence import Presence
-from corebatch.trainer.rank_agreement import check_agreement, check_streams
-from corebatch.trainer.ranks import Ranks
-from corebatch.trainer.row_checks import check_rows
 from corebatch.trainer.run_control import all_ranks, controlled
-from corebatch.trainer.run_identity import describe_run
-from corebatch.trainer.saving import Saving, check_writable, saving_failed
-from corebatch.trainer.scoring_config import ScoringConfig
-from corebatch.trainer.tagging import DEFAULT_COLUMN, Names, Passes, Sources, has_transform, is_stream, tag, untagged
 from corebatch.types import ID, PLACES, SOURCE
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from corebatch.errors import LossMismatchError, UnsupportedModelError
 from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import take_rows, trained_tokens
 from corebatch.model.untraced import untraced
+from corebatch.sampling.tags import untagged
 from corebatch.scoring import Loss
-from corebatch.trainer.tagging import untagged
 from corebatch.types import IGNORED
 
 LOSS_TOLERANCE, SAME_LOGITS, SAME_LOGITS_LOW = 1e-3, 1e-5, 1e-2

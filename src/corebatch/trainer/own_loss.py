@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError
+from corebatch.sampling.tags import is_stream
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.tagging import is_stream
 from corebatch.types import IGNORED, PLACES
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from corebatch.distributed.ranks import Ranks
+from corebatch.record.folder_lock import owned_by_first
 from corebatch.trainer.finished import AlreadyDone, StopBeforeTheFirst, outcome
-from corebatch.trainer.folder_lock import owned_by_first
-from corebatch.trainer.ranks import Ranks
 from corebatch.trainer.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)

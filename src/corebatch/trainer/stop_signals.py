@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from corebatch.trainer.ranks import Ranks
+from corebatch.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from corebatch._registry import hint
 from corebatch.errors import ConfigError
+from corebatch.options import hint
 from corebatch.trainer.config import CoresetConfig
 
 PREFIX = "coreset."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from corebatch._registry import build
 from corebatch.errors import ConfigError
+from corebatch.options import build
 from corebatch.transforms.adam import AdamHistory, OptimizerScale
 from corebatch.transforms.base import Normaliser, Shapes, Sparsifier
 from corebatch.transforms.muon import Muon

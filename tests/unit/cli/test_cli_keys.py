@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from corebatch.cli.bounds import RANGES, Range
 from corebatch.cli.main import main
-from corebatch.cli.optim_args import check_optim_args
-from corebatch.cli.other_names import OTHER_NAMES, other_name
-from corebatch.cli.settings import KEYS, DataSettings, ModelSettings
+from corebatch.config.bounds import RANGES, Range
+from corebatch.config.optim_args import check_optim_args
+from corebatch.config.other_names import OTHER_NAMES, other_name
+from corebatch.config.settings import KEYS, DataSettings, ModelSettings
 from corebatch.trainer import CoresetConfig
 
 

@@ -350,12 +350,12 @@ def test_only_what_nobody_could_mend_is_a_traceback(monkeypatch, corebatch, conf
     def broken(*_):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("corebatch.cli.settings.load_settings", broken)
+    monkeypatch.setattr("corebatch.config.settings.load_settings", broken)
     with pytest.raises(ZeroDivisionError):
         corebatch("validate", config)
     for error in (OSError(28, "No space left on device", "a/b"), MemoryError(), RecursionError(), UnicodeError("x")):
         monkeypatch.setattr(
-            "corebatch.cli.settings.load_settings", lambda *_, error=error: (_ for _ in ()).throw(error)
+            "corebatch.config.settings.load_settings", lambda *_, error=error: (_ for _ in ()).throw(error)
         )
         code, _, told = corebatch("validate", config)
         assert code == 2

@@ -134,7 +134,7 @@ def test_both_files_load_as_data_sets(files: Any, tmp_path: Path) -> None:
 def test_a_demo_replaces_a_demo_and_nothing_else(tmp_path: Path) -> None:
     from corebatch.cli.demo import MARKER, prepare
     from corebatch.errors import ConfigError
-    from corebatch.trainer.folder_lock import LOCK, owned
+    from corebatch.record.folder_lock import LOCK, owned
 
     (tmp_path / "demo" / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no demo made"):

@@ -1,0 +1,1 @@
+"""Ranks: what they tell each other, rows that move, who is missing."""

@@ -1,0 +1,51 @@
+"""Which code a run was made with: the commit of the user's repository, and corebatch's own."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from corebatch.record.repository import Index, Repository, UnreadableError
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def commit_of_user() -> str | None:
+    """The commit of the repository that the process works in, with "+" if its files have changes and "?" if that
+    cannot be told; None outside of one."""
+    return _commit(Path.cwd())
+
+
+def commit_of_corebatch() -> str | None:
+    """The commit that this corebatch was installed from or lies in; None for a released package."""
+    try:
+        told = metadata.distribution("corebatch").read_text("direct_url.json")
+        revision = json.loads(told or "{}").get("vcs_info", {}).get("commit_id")
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        revision = None
+    if revision:
+        return str(revision)[:12]
+    # A virtual environment may lie in somebody's repository, which does not track what is installed there.
+    return _commit(PACKAGE) if _tracked(PACKAGE / "trainer" / Path(__file__).name) else None
+
+
+def _tracked(path: Path) -> bool:
+    try:
+        around, path = Repository.around(path.parent), path.resolve()
+        return around is not None and Index.read(around.own / "index").tracks(path.relative_to(around.tree).as_posix())
+    except (OSError, UnreadableError):
+        return False
+
+
+@cache
+def _commit(folder: Path) -> str | None:
+    try:
+        around = Repository.around(folder)
+        revision = None if around is None else around.head()
+    except (OSError, UnreadableError):
+        return None
+    if around is None or revision is None:
+        return None
+    return revision[:12] + {True: "+", False: "", None: "?"}[around.changed()]

@@ -1,0 +1,486 @@
+"""What a run leaves beside the Trainer's own files: `corebatch.json` once; `selection.jsonl` and `chosen.jsonl`, a line
+a step each; `examples.json` when training ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import math
+import platform
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from corebatch.errors import CheckpointError, NonFiniteError
+from corebatch.model.flops import ModelFlops, Peak, peak_flops
+from corebatch.model.model_flops import flops_or_reason, model_flops
+from corebatch.record.checkpoint import sync, write_text
+from corebatch.record.commits import commit_of_corebatch, commit_of_user
+from corebatch.record.example_counts import EXAMPLES, ROWS, write_examples
+from corebatch.record.phases import Phases, clock_for
+from corebatch.record.run_identity import versions as versions
+from corebatch.record.saving import go_on_from, log_failed
+from corebatch.sampling.tags import Sources
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 32
+"""Example ids that an error names at most."""
+LOG, RUN = "selection.jsonl", "corebatch.json"
+
+
+class StepLine:
+    """The line of one step, whole once its phases are timed.
+
+    Args:
+        values: what is known at the end of the step.
+        phases: of the step.
+        at_peak: how many seconds the step's model FLOPs take the devices of all ranks at their peak; None if unknown.
+        rows: the step's line of `chosen.jsonl`: which examples were chosen and which passed over.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], phases: Phases, at_peak: float | None, rows: dict[str, Any] | None = None
+    ) -> None:
+        self._values, self._phases, self._at_peak = values, phases, at_peak
+        self.rows = rows if rows is not None else {"step": values["step"]}
+
+    def timed(self, wait: bool = False) -> bool:
+        """Whether all phases are timed; see `Phases.resolve`."""
+        return self._phases.resolve(wait)
+
+    def values(self) -> dict[str, Any]:
+        """The line, with those phases that are timed by now."""
+        ms, memory_mb = self._phases.ms, self._phases.memory_mb
+        seconds = sum(ms.values()) / 1000
+        mfu = None
+        if self._at_peak is not None and seconds > 0 and self._phases.resolved:
+            mfu = float(f"{self._at_peak / seconds:.4g}")
+        values = {
+            **self._values,
+            "mfu": mfu,
+            "ms": {key: round(value, 3) for key, value in ms.items()},
+            "memory_mb": {key: round(value, 1) for key, value in memory_mb.items()},
+        }
+        values["seconds"] = values.pop("seconds")  # last
+        return values
+
+
+class StepLog:
+    """Writes lines in the order of the steps, each as soon as it is timed: on CPU at once, on a GPU up to a step late.
+
+    A line that cannot be written ends no step by itself, since other ranks would wait for this one: `failure` keeps
+    the error until all ranks can be told, and nothing is written after it.
+
+    Args:
+        path: of `selection.jsonl`, beside which `chosen.jsonl` lies; None on the ranks that write nothing.
+    """
+
+    held: ClassVar[weakref.WeakSet[StepLog]] = weakref.WeakSet()
+    """Those of this process that may hold lines back."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = None if path is None else path.resolve()
+        self.failure: CheckpointError | None = None
+        self._waiting: deque[StepLine] = deque()
+        self.held.add(self)
+
+    def add(self, line: StepLine) -> None:
+        """Writes the line, or holds it back until it is timed."""
+        self._waiting.append(line)
+        self._write(lambda line: line.timed())
+
+    def flush(self) -> None:
+        """Writes all lines, waiting for the device. Where it has failed, lines go without what it did not finish."""
+        try:
+            self._write(lambda line: line.timed(wait=True))
+        except RuntimeError:  # of the device; whoever uses it next is told
+            self._write(lambda line: True)
+
+    def sync(self) -> None:
+        """Returns once what was written has reached the disk."""
+        for path in self.paths:
+            if path.exists() and self.failure is None:
+                try:
+                    sync(path)
+                except OSError as error:
+                    self.failure = log_failed(error, path)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of the two files; none on the ranks that write nothing."""
+        return [] if self.path is None else [self.path, self.path.with_name(ROWS)]
+
+    def _write(self, ready: Callable[[StepLine], bool]) -> None:
+        lines = []
+        try:
+            while self._waiting and ready(self._waiting[0]):
+                lines.append(self._waiting.popleft())
+        finally:
+            if lines and self.path is not None:
+                texts = ([json.dumps(line.values()) for line in lines], [_compact(line.rows) for line in lines])
+                for path, written in zip(self.paths, texts, strict=True):
+                    self._append(path, written)
+
+    def _append(self, path: Path, lines: list[str]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+        except OSError as error:
+            self.failure = log_failed(error, path)
+
+
+class Recorder(TrainerCallback):
+    """Writes the record of a run, on rank 0 alone; times training and the optimizer on every rank.
+
+    Args:
+        trainer: whose run it is.
+        check: called before each optimizer step, with the trainer and whether the step's batches were chosen.
+    """
+
+    def __init__(self, trainer: Any, check: Callable[[Any, bool], None] = lambda *_: None) -> None:
+        self._trainer, self._check = trainer, check
+        self.step: dict[str, Any] | None = None
+        self._clock = clock_for(trainer.args.device)
+        self.phases = Phases(self._clock)
+        self.losses: list[Tensor] = []
+        self.chosen: list[int] = []
+        self.passed: list[int] = []
+        self.weights: list[float] | None = None
+        self._loss: float | None = None
+        self._log = StepLog(None)
+        self._since_log: list[StepLine] = []
+        self._began = time.perf_counter()
+        self._flops: ModelFlops | None = None
+        self._peak: Peak | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        model = self._trainer._inner(self._trainer.model_wrapped)
+        self._flops = model_flops(model)  # until a row has shown what runs
+        self._peak = peak_flops(args.device, _training_type(args, model))
+        self.step, self._since_log, self.losses = None, [], []
+        with self._trainer._ranks.together(f"Cutting {LOG}"):
+            if state.is_world_process_zero:
+                start_log(self._trainer._run_dir, state.global_step)
+        self._log = StepLog(self._trainer._run_dir / LOG if state.is_world_process_zero else None)
+        # Training may also end by an error that no callback hears of: what is held back is written when the recorder
+        # goes, or the process.
+        weakref.finalize(self, self._log.flush)
+        with self._trainer._ranks.together(f"Writing {RUN}"):
+            if state.is_world_process_zero:
+                folder = self._trainer._run_dir
+                folder.mkdir(parents=True, exist_ok=True)
+                run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
+                try:
+                    write_text(folder / RUN, json.dumps(run, indent=1, default=str) + "\n")
+                except OSError as error:
+                    raise log_failed(error, folder / RUN) from error
+        self._began = time.perf_counter()
+
+    def count_flops(self, model: Any, batch: Mapping[str, Tensor] | None) -> None:
+        """Counts what a token costs; on every rank alike, since a row of the batch is traced."""
+        self._flops, reason = flops_or_reason(model, batch)
+        if reason and self._trainer.is_world_process_zero():
+            logger.warning("There is no model FLOPs utilisation (mfu) of this model: %s.", reason)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,
+        and CheckpointError where the last step's line could not be written."""
+        self._check(self._trainer, self.step is not None)
+        self.phases.end("train")
+        self.check_loss(state.global_step)
+
+    def check_loss(self, step: int) -> None:
+        """Waits for the step's loss and raises NonFiniteError if it is not finite. Where weights are updated inside
+        backward it is called before that, and the wait is one more of the device."""
+        self._loss = None
+        if self.losses:
+            loss = torch.stack(self.losses).sum()
+            unwritten = self._log.failure is not None
+            if self._trainer.accelerator.num_processes > 1:
+                both = torch.stack([loss, torch.full_like(loss, float(unwritten))])
+                loss, share = self._trainer.accelerator.reduce(both, reduction="mean")
+                unwritten = float(share) > 0
+            if unwritten:
+                self.raise_unwritten()
+            self._loss = float(loss)
+            if not math.isfinite(self._loss):
+                self.flush()
+                raise NonFiniteError(
+                    f"At step {step + 1} the loss of the small batch should be finite. "
+                    f"Found {self._loss}. No weight was moved. {self.trained_rows()}"
+                    + go_on_from(self._trainer._run_dir)
+                )
+
+    def trained_rows(self) -> str:
+        """In a sentence or two, which rows a loss that is not finite comes from."""
+        if not self.chosen:
+            return ""
+        shown = ", ".join(map(str, self.chosen[:SHOWN])) + (", ..." if len(self.chosen) > SHOWN else "")
+        none = self.step is not None and self.step.get("labels_trained") == 0
+        return f"It was made of examples {shown} of the train set{', none of which has a trained token' * none}. "
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.phases.end("optimizer")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.step is None:
+            return
+        values = {
+            "step": state.global_step,
+            "epoch": state.epoch,
+            **self.step,
+            "padding_scored": _padding(self.step.get("tokens_scored"), self.step.get("positions_scored")),
+            "padding_trained": _padding(self.step.get("tokens_trained"), self.step.get("positions_trained")),
+            "train_loss": self._loss,
+            "seconds": round(time.perf_counter() - self._began, 3),
+        }
+        rows = {"step": state.global_step, "chosen": self.chosen}
+        if self.weights is not None:
+            rows["weights"] = [float(f"{weight:.4g}") for weight in self.weights]
+        rows["passed"] = self.passed
+        line = StepLine(values, self.phases, self._seconds_at_peak(self.step), rows)
+        self.step, self.losses = None, []
+        self._since_log.append(line)
+        self._log.add(line)
+        self.phases = Phases(self._clock)
+
+    def flush(self) -> None:
+        """Writes the lines that are held back until the device has finished their steps; waits for it."""
+        self._log.flush()
+
+    def before_save(self) -> None:
+        """Writes all lines to the disk: a complete checkpoint has a line for each of its steps.
+
+        Raises:
+            CheckpointError: on every rank, a line could not be written.
+        """
+        self.flush()
+        self._log.sync()
+        self.raise_unwritten()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.flush()
+        if self._log.path is not None and self._log.failure is None:
+            write_examples(self._log.path.parent, self._trainer)
+        self.raise_unwritten()
+
+    def raise_unwritten(self) -> None:
+        """Raises CheckpointError on every rank if a line could not be written; all ranks call it."""
+        self._trainer._ranks.report(self._log.failure, doing=f"Writing {LOG}")
+
+    def take_means(self) -> dict[str, float]:
+        """What the Trainer's log shows beside its own numbers: means over the steps since the last call, and the most
+        memory by phase. Times are means over those steps that the device has finished."""
+        lines, self._since_log = self._since_log, []
+        if not lines:
+            return {}
+        done = [line.timed() for line in lines]
+        steps = [line.values() for line in lines]
+        timed = [step for step, known in zip(steps, done, strict=True) if known]
+        means: dict[str, float] = {}
+        for key in ("pool_loss", "chosen_loss"):
+            means |= _mean(key, [step[key] for step in steps])
+        seconds = sum(sum(step["ms"].values()) for step in timed) / 1000
+        for key in ("tokens_scored", "tokens_trained"):
+            means[key] = sum(step[key] for step in steps) / len(steps)
+            if timed:
+                means[f"{key}_per_second"] = sum(step[key] for step in timed) / max(seconds, 1e-9)
+        for key in ("padding_scored", "padding_trained"):
+            means |= _mean(key, [step[key] for step in steps], 5)
+        if any(step.get("weight_max") not in (None, 1.0) for step in steps):
+            means |= _mean("effective_sample_size", [step.get("effective_sample_size") for step in steps], 5)
+            means["weight_max"] = max(step.get("weight_max") or 0.0 for step in steps)
+        measured = [step["gradient_error"] for step in steps if "gradient_error" in step]
+        for key in ("error", "cosine", "length"):
+            means |= _mean(f"gradient_{key}", [found[key] for found in measured], 6)
+        means |= _mean("gradient_error_random", [found["random"]["error"] for found in measured], 6)
+        means |= _mean("mfu", [step["mfu"] for step in timed], 5)
+        for phase in dict.fromkeys(phase for step in timed for phase in step["ms"]):
+            means |= _mean(f"ms_{phase}", [step["ms"].get(phase) for step in timed], 5)
+        for phase in dict.fromkeys(phase for step in steps for phase in step["memory_mb"]):
+            means[f"memory_mb_{phase}"] = max(step["memory_mb"].get(phase, 0.0) for step in steps)
+        return means
+
+    def _seconds_at_peak(self, step: dict[str, Any]) -> float | None:
+        if self._flops is None or self._peak is None:
+            return None
+        flops = self._flops.step(
+            scored=step["tokens_scored"],
+            scored_rows=step.get("examples_scored", step["pool_examples"]),
+            trained=step["tokens_trained"],
+            trained_rows=step["chosen_examples"],
+        )
+        return flops / (self._trainer.accelerator.num_processes * self._peak.value)
+
+
+def _training_type(args: Any, model: Any) -> torch.dtype:
+    """What the model's matrices are multiplied in: the autocast type, else the weights' own."""
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(types, torch.float32)
+
+
+def _padding(tokens: int | None, positions: int | None) -> float | None:
+    """The share of positions that hold no token; None where they were not counted, or there are none."""
+    return round(1 - tokens / positions, 4) if tokens is not None and positions else None
+
+
+def _mean(key: str, values: list[float | None], digits: int = 17) -> dict[str, float]:
+    """The mean under its key, over what is known, to so many digits that count; nothing where nothing is."""
+    known = [value for value in values if value is not None]
+    return {key: float(f"{sum(known) / len(known):.{digits}g}")} if known else {}
+
+
+def _compact(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"))
+
+
+def start_log(output_dir: Path, steps: int) -> None:
+    """Makes `selection.jsonl` and `chosen.jsonl` end with step `steps`: a resumed run goes on there. A new run (0
+    steps) keeps the old files under other names. `examples.json`, which is written when training ends, goes.
+
+    Raises:
+        CheckpointError: `selection.jsonl` lacks lines up to that step, or `chosen.jsonl` has a hole. A run of an
+            older version has no `chosen.jsonl`: it begins here.
+    """
+    path, rows = output_dir / LOG, output_dir / ROWS
+    for log in list(StepLog.held):  # of a run in this process that ended by an error
+        if log.path == path.resolve():
+            log.flush()
+    if steps == 0:
+        number = 1
+        while any((output_dir / f"{old.stem}.old-{number}.jsonl").exists() for old in (path, rows)):
+            number += 1
+        for old in (path, rows):
+            if old.exists():
+                old.rename(output_dir / f"{old.stem}.old-{number}.jsonl")
+    else:
+        kept = _lines_up_to(path, steps)
+        if len(kept) != steps:
+            raise CheckpointError(
+                f"{path} should have a line for each of the {steps} steps of the checkpoint. Found {len(kept)}."
+            )
+        kept_rows = _lines_up_to(rows, steps)
+        first, last = (json.loads(kept_rows[i])["step"] if kept_rows else steps for i in (0, -1))
+        if last != steps or len(kept_rows) not in (0, last - first + 1):
+            raise CheckpointError(
+                f"{rows} should have a line for each step up to {steps}, the checkpoint's. Found {len(kept_rows)} "
+                f"lines, of steps {first} to {last}."
+            )
+        write_text(path, "".join(line + "\n" for line in kept))
+        if rows.exists():
+            write_text(rows, "".join(line + "\n" for line in kept_rows))
+    (output_dir / EXAMPLES).unlink(missing_ok=True)
+
+
+def _lines_up_to(path: Path, steps: int) -> list[str]:
+    """The whole lines of a file up to a step's; none if there is no such file."""
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] > steps:
+                break
+        except (ValueError, KeyError, TypeError):
+            break  # the line that a killed run did not finish
+        kept.append(line)
+    return kept
+
+
+RECORDED = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "max_steps", "num_train_epochs"),
+    *("optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed", "bf16", "fp16", "world_size"),
+)
+"""The training arguments that a record names."""
+
+
+def describe(
+    args: Any, coreset: dict[str, Any], model: Any, sources: Sources, small: frozenset[int], started: str
+) -> dict[str, Any]:
+    """The content of `corebatch.json`.
+
+    Args:
+        args: the TrainingArguments.
+        coreset: plain values of the CoresetConfig.
+        model: the model without its wrappers.
+        sources: of the train set.
+        small: the sources that may be kept whole.
+        started: when, in ISO 8601.
+    """
+    total = max(sum(sources.counts.values()), 1)
+    found = versions()
+    return {
+        "corebatch": found.get("corebatch", "unknown"),
+        "coreset": coreset,
+        "training": {key: getattr(args, key) for key in RECORDED if hasattr(args, key)},
+        "model": getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__,
+        "sources": {
+            sources.names[s]: {"examples": count, "share": count / total, "small": s in small}
+            for s, count in sorted(sources.counts.items())
+        },
+        "method_note": kept_note(sources, small),
+        "hardware": hardware(),
+        "versions": found,
+        "commit": commit_of_user(),
+        "corebatch_commit": commit_of_corebatch(),
+        "started": started,
+    }
+
+
+def kept_note(sources: Sources, small: frozenset[int]) -> str:
+    """Whether the mixture that is trained is the one that is drawn, in a sentence."""
+    if not small:
+        return "No source is kept whole: the mixture that is trained is the one that is drawn."
+    kept = ", ".join(sources.names[s] for s in sorted(small))
+    return f"Small sources are kept whole ({kept}), which changes the mixture that is trained."
+
+
+def absent_note(sources: Sources, absent: list[str]) -> str:
+    """That small sources are named which the data set does not have, in a sentence."""
+    there = ", ".join(sorted(sources.names[s] for s in sources.counts))
+    return f"coreset.small_sources names {', '.join(absent)}, which no example has. The sources are {there}."
+
+
+def per_source(ids: Tensor, names: Any) -> dict[str, int]:
+    """How many rows each source has, by name, in order of the source numbers."""
+    return {names[source]: count for source, count in sorted(Counter(ids.tolist()).items())}
+
+
+def weights_per_source(ids: Tensor, weights: Tensor, names: Any) -> dict[str, float]:
+    """The sum of the weights of each source's rows, by name, in order of the source numbers.
+
+    (Sum of a source's weights) / M estimates its share of the large batch's rows.
+    """
+    kinds, places = torch.unique(ids.cpu(), return_inverse=True)
+    sums = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, weights.detach().double().cpu())
+    return {names[kind]: float(f"{value:.6g}") for kind, value in zip(kinds.tolist(), sums.tolist(), strict=True)}
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in the words that a report shows."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": psutil.cpu_count(logical=True),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()

@@ -1,0 +1,1 @@
+"""Which rows come: ids and sources on every example, and the order of an epoch."""

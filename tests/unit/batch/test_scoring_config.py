@@ -1,0 +1,240 @@
+"""The `scoring:` key: every mistake is named where it is made, and no option is taken that would do nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from corebatch.batch.scoring_config import OWN_OPTIONS, ScoringConfig
+from corebatch.config.settings import load_settings
+from corebatch.errors import ConfigError
+from corebatch.trainer import CoresetConfig
+
+HOME = {option: way for way, options in OWN_OPTIONS.items() for option in options}
+"""A way that takes each option."""
+
+OTHER_VALUES: dict[str, Any] = {
+    "tokens": 32, "blocks": 1, "steps": 2, "max_age": 5, "unknown": "score", "learn": False, "share": 0.75,
+    "proxy": "norm", "rows": 3, "reuse": False, "reuse_place": "host", "reuse_gb": 0.5,
+}  # fmt: skip
+"""For each option a value that is not its default."""
+
+WRONG: list[tuple[str, Any]] = [
+    *[("tokens", value) for value in (1, 0, -3, 2.5, "64", None, True)],
+    *[("blocks", value) for value in (0, -1, 1.0, "2", None, True)],
+    *[("steps", value) for value in (0, -1, 1.5, "4", None, True)],
+    *[("max_age", value) for value in (0, -1, 1.5, "4", True, False)],
+    *[("rows", value) for value in (0, -1, 1.5, "all", None, True)],
+    *[("share", value) for value in (0, -0.5, 1.01, float("nan"), "0.5", True)],
+    *[("reuse_gb", value) for value in (-1, float("nan"), float("inf"), "4", True)],
+    *[("unknown", value) for value in ("guessed", None, True, 1)],
+    *[("proxy", value) for value in ("token", None, True)],
+    *[("learn", value) for value in ("yes", None, 1, 0)],
+    *[("reuse", value) for value in ("yes", None, 1, 0)],
+    *[("reuse_place", value) for value in ("cuda", None, True)],
+]
+
+
+def home(option: str) -> str:
+    return HOME.get(option, "full")
+
+
+@pytest.mark.parametrize("option, value", WRONG, ids=str)
+def test_a_wrong_value_names_its_key_and_what_was_found(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CoresetConfig(scoring={"way": home(option), option: value})
+    assert f"coreset.scoring.{option} should be" in str(caught.value)
+    assert f"Found {value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("tokens", 2), ("blocks", 1), ("steps", 1), ("max_age", 1), ("max_age", None), ("rows", 1), ("rows", "auto"),
+        ("share", 1), ("share", 1.0), ("share", 0.51), ("reuse_gb", 0), ("reuse_gb", None), ("reuse", True),
+    ],
+)  # fmt: skip
+def test_the_bounds_belong_to_the_range(option: str, value: Any) -> None:
+    assert getattr(CoresetConfig(scoring={"way": home(option), option: value}).scoring_settings, option) == value
+
+
+@pytest.mark.parametrize("way", ["half", "", None, 2, ["full"], {"way": "half"}, {"way": None}, {"way": ["full"]}])
+def test_an_unknown_way_is_told_the_ways(way: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CoresetConfig(scoring=way)
+    assert all(name in str(caught.value) for name in OWN_OPTIONS)
+
+
+def test_slips_of_the_pen_are_recognised() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean 'remembered'\?"):
+        CoresetConfig(scoring="remembred")
+    with pytest.raises(ConfigError, match=r"Found 'max_ages'.*Did you mean 'max_age'\?"):
+        CoresetConfig(scoring={"way": "remembered", "max_ages": 3})
+
+
+@pytest.mark.parametrize("way", OWN_OPTIONS)
+def test_an_option_of_another_way_is_refused(way: str) -> None:
+    assert set(OTHER_VALUES) == {f.name for f in dataclasses.fields(ScoringConfig)} - {"way"}
+    for option, value in OTHER_VALUES.items():
+        if option in (*OWN_OPTIONS[way], "rows"):
+            continue
+        with pytest.raises(ConfigError, match=f"{way}.*Found {option}, which would do nothing"):
+            ScoringConfig(way=way, **{option: value})  # type: ignore[arg-type]
+
+
+def test_an_option_without_its_way_is_one_of_another_way() -> None:
+    with pytest.raises(ConfigError, match=r"'auto' takes .*Found max_age"):
+        CoresetConfig(scoring={"max_age": 5})
+
+
+@pytest.mark.parametrize("way", OWN_OPTIONS)
+def test_a_name_a_mapping_and_an_instance_are_one(way: str) -> None:
+    expected = ScoringConfig(way=way)  # type: ignore[arg-type]
+    written = (way, {"way": way}, expected)
+    assert [CoresetConfig(scoring=value).scoring_settings for value in written] == [expected] * 3
+    records = [CoresetConfig(scoring=value).to_dict() for value in written]
+    assert records[0] == records[1] == records[2], "or a run could not be resumed with the settings written otherwise"
+    assert records[0]["scoring"] == way
+
+
+@pytest.mark.parametrize("way", OWN_OPTIONS)
+@pytest.mark.parametrize("form", [dict, ScoringConfig])
+def test_the_record_can_be_read_again(way: str, form: Any) -> None:
+    options = {option: OTHER_VALUES[option] for option in (*OWN_OPTIONS[way], "rows")}
+    config = CoresetConfig(scoring=form(way=way, **options))
+    record = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    again = CoresetConfig.from_dict(record)
+    assert again.scoring_settings == config.scoring_settings
+    assert again.to_dict() == config.to_dict()
+    assert record["scoring"] == {"way": way, **options}
+
+
+@pytest.mark.parametrize(
+    "settings, parts",
+    [
+        ({"scoring": "remembered", "selector": "random"}, ["'remembered'", "a selector that looks at it", "'random'"]),
+        ({"scoring": "remembered", "selector": "facility_location"}, ["a weighted selector", "'facility_location'"]),
+        ({"scoring": "two_phase", "selector": "herding"}, ["a weighted selector", "'herding'"]),
+        ({"scoring": "window", "scorer": "tokens"}, ["'window'", "a scorer with a forward", "'tokens'"]),
+        ({"scoring": "none", "scorer": "tokens"}, ["'none'", "a scorer with a forward", "'tokens'"]),
+        ({"scoring": "remembered", "normalise": "optimizer"}, ["normalise none", "'optimizer'"]),
+        ({"scoring": "every", "normalise": "optimizer"}, ["normalise none", "'optimizer'"]),
+        ({"scoring": "remembered", "sparsify": "projection"}, ["sparsify none", "'projection'"]),
+        ({"scoring": "two_phase", "small_sources": "auto"}, ["small_sources none", "'auto'"]),
+        ({"scoring": "remembered", "small_sources": ["a"]}, ["small_sources none", "['a']"]),
+        ({"scoring": {"way": "two_phase", "share": 0.5}}, ["needs a share above 1 / pool_factor = 0.5", "0.5"]),
+        ({"scoring": {"way": "two_phase", "share": 0.2}, "pool_factor": 4}, ["0.25", "Found 0.2"]),
+        ({"scoring": "remembered", "scorer": "loss"}, ["unknown 'score'", "last_layer", "'loss'"]),
+        ({"scoring": {"way": "remembered", "learn": False}}, ["learn true or unknown 'score'"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_go_together(settings: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CoresetConfig(**settings)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scoring": "window", "selector": "facility_location"},
+        {"scoring": "first_blocks", "selector": "herding", "small_sources": "auto"},
+        {"scoring": "window", "normalise": "optimizer", "sparsify": "projection"},
+        {"scoring": "two_phase", "normalise": "optimizer"},
+        {"scoring": {"way": "two_phase", "share": 0.5}, "pool_factor": 4},
+        {"scoring": {"way": "two_phase", "share": 0.5}, "pool_factor": 1},
+        {"scoring": {"way": "remembered", "unknown": "score", "learn": False}},
+        {"scoring": {"way": "remembered", "unknown": "score"}, "scorer": "loss"},
+        {"scoring": "every", "scorer": "representation"},
+        {"scoring": "remembered", "scorer": "gradient_norm", "selector": "importance"},
+        {"scoring": {"way": "full", "reuse": True}, "scorer": "tokens", "selector": "importance"},
+    ],
+    ids=str,
+)
+def test_what_goes_together(settings: dict[str, Any]) -> None:
+    CoresetConfig(**settings)
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def loaded(folder: Path, scoring: Any, *overrides: str) -> ScoringConfig:
+    """Settings of a file whose `coreset:` block has `scoring` (None: no such block)."""
+    values = {"model_name_or_path": "m", "datasets": [{"path": "d.jsonl"}], "output_dir": "o"}
+    if scoring is not None:
+        values["coreset"] = {"scoring": scoring}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return load_settings(folder / "config.yaml", overrides).coreset.scoring_settings
+
+
+REMEMBERED_5 = ScoringConfig(way="remembered", max_age=5)
+
+
+@pytest.mark.parametrize(
+    "scoring, overrides",
+    [
+        (None, ("--coreset.scoring.way", "remembered", "--coreset.scoring.max_age", "5")),
+        (None, ("--coreset.scoring", "{way: remembered, max_age: 5}")),
+        (None, ("--coreset.scoring=remembered", "--coreset.scoring.max-age=5")),
+        ("remembered", ("--coreset.scoring.max_age", "5")),
+        ("every", ("--coreset.scoring.way", "remembered", "--coreset.scoring.max_age", "5")),
+        ({"way": "remembered"}, ("--coreset.scoring.max_age", "5")),
+        ({"way": "remembered", "max_age": 3}, ("--coreset.scoring.max_age", "5")),
+        ({"way": "window", "tokens": 9}, ("--coreset.scoring", "{way: remembered, max_age: 5}")),
+    ],
+    ids=str,
+)
+def test_ways_and_options_on_the_command_line(tmp_path: Path, scoring: Any, overrides: tuple[str, ...]) -> None:
+    assert loaded(tmp_path, scoring, *overrides) == REMEMBERED_5
+
+
+def test_a_way_on_the_command_line_replaces_the_block(tmp_path: Path) -> None:
+    found = loaded(tmp_path, {"way": "remembered", "max_age": 3}, "--coreset.scoring", "none")
+    assert found == ScoringConfig(way="none")
+
+
+def test_options_that_are_left_from_another_way_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'every' takes .*Found tokens"):
+        loaded(tmp_path, {"way": "window", "tokens": 9}, "--coreset.scoring.way", "every")
+    with pytest.raises(ConfigError, match="Found max_age"):
+        loaded(tmp_path, None, "--coreset.scoring.max_age", "5")
+    with pytest.raises(ConfigError, match=r"'scoring' is no block of keys\. Found 3"):
+        loaded(tmp_path, 3, "--coreset.scoring.max_age", "5")
+
+
+def test_auto_scores_once_and_remembers_where_examples_come_again() -> None:
+    config = CoresetConfig()
+    assert config.scoring_settings.way == "auto"
+    assert config.resolve_scoring(False).way == "full"
+    again = config.resolve_scoring(True)
+    assert (again.way, again.unknown, again.learn) == ("remembered", "score", True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"selector": "facility_location"},
+        {"normalise": "optimizer"},
+        {"small_sources": "auto"},
+        {"scorer": "tokens", "selector": "importance"},
+        {"selector": "random"},
+    ],
+    ids=str,
+)
+def test_auto_is_full_where_the_other_settings_leave_no_room(settings: dict[str, Any]) -> None:
+    assert CoresetConfig(**settings).resolve_scoring(True).way == "full"
+    assert CoresetConfig.colm().resolve_scoring(True).way == "full"
+
+
+def test_auto_takes_what_says_how_forwards_are_reused() -> None:
+    config = CoresetConfig(scoring={"way": "auto", "rows": 3, "reuse": False})
+    for again in (False, True):
+        found = config.resolve_scoring(again)
+        assert (found.rows, found.reuse) == (3, False)
