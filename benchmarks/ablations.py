@@ -31,13 +31,13 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig
 
-from corebatch.bench import parse_pairs
+from corebatch.bench.gradients import parse_pairs
+from corebatch.bench.gradients.run import bench_gradients, provenance, write_lines
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import build_model
-from corebatch.bench.run import bench_gradients, provenance, write_lines
-from corebatch.bench.step import bench_step
-from corebatch.bench.step_arm import Rows, run_arm
-from corebatch.bench.step_plan import ACCUMULATION, COREBATCH, SMALL, Arm, Shape, StepSettings, plan
+from corebatch.bench.steps.arm import Rows, run_arm
+from corebatch.bench.steps.measure import bench_step
+from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, SMALL, Arm, Shape, StepSettings, plan
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
 from corebatch.model import head

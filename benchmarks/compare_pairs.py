@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scipy.stats import ttest_rel
 
-from corebatch.compare import read_comparison
+from corebatch.bench.runs import read_comparison
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from corebatch.bench.gradients import Moment, _Errors, _random_choices, per_example_gradients
-from corebatch.bench.run import _second_moments, _train_step, provenance, write_lines
+from corebatch.bench.gradients.estimate import Moment, _Errors, _random_choices, per_example_gradients
+from corebatch.bench.gradients.run import _second_moments, _train_step, provenance, write_lines
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.model.early_exit import FirstBlocks
 from corebatch.scoring import Scores, make_scorer

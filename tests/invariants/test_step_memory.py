@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from corebatch.bench.step import bench_step
-from corebatch.bench.step_plan import StepSettings, plan
+from corebatch.bench.steps.measure import bench_step
+from corebatch.bench.steps.plan import StepSettings, plan
 
 MODEL = {
     "model_type": "llama", "vocab_size": 512, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8,

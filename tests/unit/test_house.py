@@ -33,8 +33,7 @@ ALLOWED = {
     "report": LEAVES,
     "demo": LEAVES | {"evaluation"},
     "config": RUN | {"mixture"},
-    "bench": RUN | {"mixture", "evaluation"},
-    "compare": RUN | {"mixture", "evaluation", "bench", "report"},
+    "bench": RUN | {"mixture", "evaluation", "report"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {

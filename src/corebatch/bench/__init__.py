@@ -1,6 +1,4 @@
-"""Measuring selection on a user's own model and data: `corebatch bench`."""
+"""Measuring on a user's own model and data: `corebatch bench` and `corebatch compare`.
 
-from corebatch.bench.gradients import Measurement, Moment, measure
-from corebatch.bench.methods import DEFAULT_PAIRS, Pair, parse_pair, parse_pairs
-
-__all__ = ["DEFAULT_PAIRS", "Measurement", "Moment", "Pair", "measure", "parse_pair", "parse_pairs"]
+gradients/ has one step's estimate, steps/ one step's cost, runs/ whole trainings.
+"""

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from corebatch.bench import DEFAULT_PAIRS, parse_pairs
-from corebatch.bench.frontier import plot_frontier
-from corebatch.bench.gradients import WARM_UP
-from corebatch.bench.run import bench_gradients, plot, table_rows, write_lines
-from corebatch.bench.step import bench_step
-from corebatch.bench.step_plan import StepSettings, parse_arms, plan
-from corebatch.bench.step_report import report_text, setting_name, target_rows, write_report
-from corebatch.bench.step_report import table_rows as step_rows
+from corebatch.bench.gradients import DEFAULT_PAIRS, parse_pairs
+from corebatch.bench.gradients.estimate import WARM_UP
+from corebatch.bench.gradients.frontier import plot_frontier
+from corebatch.bench.gradients.run import bench_gradients, plot, table_rows, write_lines
+from corebatch.bench.steps.measure import bench_step
+from corebatch.bench.steps.plan import StepSettings, parse_arms, plan
+from corebatch.bench.steps.report import report_text, setting_name, target_rows, write_report
+from corebatch.bench.steps.report import table_rows as step_rows
 from corebatch.cli.tables import table
 from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings

@@ -20,15 +20,15 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from corebatch.bench.run import provenance
+from corebatch.bench.gradients.run import provenance
+from corebatch.bench.runs import read_comparison, terminal_tables, write_outputs
+from corebatch.bench.runs.arms import Arm, make_arms
+from corebatch.bench.runs.costs import StepCost
+from corebatch.bench.runs.engine import Setup
+from corebatch.bench.runs.engine import compare as run_comparison
+from corebatch.bench.runs.settings import CompareSettings
+from corebatch.bench.runs.training_run import HeldOut, Place, count_flops, run_arm, time_arm, tune_arm
 from corebatch.cli.main import hush
-from corebatch.compare import read_comparison, terminal_tables, write_outputs
-from corebatch.compare.arms import Arm, make_arms
-from corebatch.compare.costs import StepCost
-from corebatch.compare.job import HeldOut, Place, count_flops, run_arm, time_arm, tune_arm
-from corebatch.compare.run import Setup
-from corebatch.compare.run import compare as run_comparison
-from corebatch.compare.settings import CompareSettings
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError, CorebatchError

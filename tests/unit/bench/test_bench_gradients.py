@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from corebatch.bench import Moment, measure, parse_pair
-from corebatch.bench.gradients import _Errors, per_example_gradients
+from corebatch.bench.gradients import Moment, measure, parse_pair
+from corebatch.bench.gradients.estimate import _Errors, per_example_gradients
 from corebatch.errors import ConfigError, InputError
 from training import Collator, mixture, tiny_model
 

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from corebatch.bench import Moment, measure, parse_pair, parse_pairs
-from corebatch.bench.costs import Costs, Ratio
-from corebatch.bench.gradients import _draw, _Errors
-from corebatch.bench.population import History, Population, PopulationScoring
-from corebatch.bench.run import _second_moments, bench_gradients
+from corebatch.bench.gradients import Moment, measure, parse_pair, parse_pairs
+from corebatch.bench.gradients.costs import Costs, Ratio
+from corebatch.bench.gradients.estimate import _draw, _Errors
+from corebatch.bench.gradients.population import History, Population, PopulationScoring
+from corebatch.bench.gradients.run import _second_moments, bench_gradients
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import Scores
 from corebatch.seeds import seeded

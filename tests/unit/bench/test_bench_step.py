@@ -8,11 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from corebatch.bench import step, step_arm, step_plan, step_report
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import PRESETS, build_model, model_config
-from corebatch.bench.step_arm import Run
-from corebatch.bench.step_plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Shape, StepSettings
+from corebatch.bench.steps import arm as step_arm
+from corebatch.bench.steps import measure as step
+from corebatch.bench.steps import plan as step_plan
+from corebatch.bench.steps import report as step_report
+from corebatch.bench.steps.arm import Run
+from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Shape, StepSettings
 from corebatch.errors import ConfigError, DataError, UnsupportedModelError
 from corebatch.trainer import CoresetConfig
 

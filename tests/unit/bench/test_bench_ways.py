@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from corebatch.bench import DEFAULT_PAIRS, Moment, measure, parse_pair
-from corebatch.bench.costs import Costs, Ratio, measure_costs
-from corebatch.bench.frontier import envelope, plot_frontier
-from corebatch.bench.gradients import Past
-from corebatch.bench.population import Population, PopulationScoring, remembered
-from corebatch.bench.run import bench_gradients, plot, table_rows
+from corebatch.bench.gradients import DEFAULT_PAIRS, Moment, measure, parse_pair
+from corebatch.bench.gradients.costs import Costs, Ratio, measure_costs
+from corebatch.bench.gradients.estimate import Past
+from corebatch.bench.gradients.frontier import envelope, plot_frontier
+from corebatch.bench.gradients.population import Population, PopulationScoring, remembered
+from corebatch.bench.gradients.run import bench_gradients, plot, table_rows
 from corebatch.cli.tables import table
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import SCORERS

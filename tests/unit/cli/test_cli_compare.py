@@ -18,11 +18,11 @@ import pytest
 import yaml
 from rich.console import Console
 
+from corebatch.bench.runs import engine as running
+from corebatch.bench.runs import read_comparison
+from corebatch.bench.runs.arms import DEFAULT_ARMS
+from corebatch.bench.runs.training_run import _CountingTrainer
 from corebatch.cli import compare as command
-from corebatch.compare import read_comparison
-from corebatch.compare import run as running
-from corebatch.compare.arms import DEFAULT_ARMS
-from corebatch.compare.job import _CountingTrainer
 from corebatch.errors import ConfigError
 
 ARMS = list(DEFAULT_ARMS)

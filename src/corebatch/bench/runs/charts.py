@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.cells import cell_len
 
-from corebatch.compare import words
-from corebatch.compare.looks import Look, looks, shown_first
-from corebatch.compare.record import Comparison
-from corebatch.compare.sheets import source_values
-from corebatch.compare.statistics import (
+from corebatch.bench.runs import format as words
+from corebatch.bench.runs.styles import Look, looks, shown_first
+from corebatch.bench.runs.comparison import Comparison
+from corebatch.bench.runs.tables import source_values
+from corebatch.bench.runs.statistics import (
     Estimate,
     MeanCurve,
     Metric,

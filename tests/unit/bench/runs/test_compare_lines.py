@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from compare_runs import SEEDS, make_line, make_lines, make_plan, write_comparison
 
-from corebatch.compare import read_comparison, read_runs
+from corebatch.bench.runs import read_comparison, read_runs
 from corebatch.errors import CorebatchError, DataError
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from corebatch.compare.record import MEANS, Comparison, Point, Run
+from corebatch.bench.runs.comparison import MEANS, Comparison, Point, Run
 from corebatch.errors import InputError
 from corebatch.report import MissingExtraError
 

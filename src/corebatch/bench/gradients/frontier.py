@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from corebatch.bench.run import save_figure
+from corebatch.bench.gradients.run import save_figure
 
 
 def frontier_points(line: dict[str, Any]) -> tuple[float, float]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from corebatch.compare.arms import Arm
-from corebatch.compare.costs import REMEMBERING, StepCost, flop_counter, row_tokens, step_seconds
+from corebatch.bench.runs.arms import Arm
+from corebatch.bench.runs.costs import REMEMBERING, StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.evaluation import HeldoutLoss, heldout_loss
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer

@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corebatch.bench.costs import Costs, Ratio, measure_costs
-from corebatch.bench.methods import Pair
-from corebatch.bench.population import (
+from corebatch.bench.gradients.costs import Costs, Ratio, measure_costs
+from corebatch.bench.gradients.methods import Pair
+from corebatch.bench.gradients.population import (
     History,
     Population,
     PopulationScoring,

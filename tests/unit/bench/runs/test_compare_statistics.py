@@ -12,8 +12,8 @@ from compare_runs import SEEDS, Line, make_lines, make_plan, write_comparison
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corebatch.compare import Comparison, read_comparison
-from corebatch.compare.statistics import (
+from corebatch.bench.runs import Comparison, read_comparison
+from corebatch.bench.runs.statistics import (
     LOSSES,
     Metric,
     estimate,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from corebatch.compare.record import Arm, Mark, Plan, Run
+from corebatch.bench.runs.comparison import Arm, Mark, Plan, Run
 
 HASHED = 64
 """How many drawn examples lie between two entries of `order`."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from corebatch.compare import words
-from corebatch.compare.record import MEANS, Arm, Comparison, Mark, Run
-from corebatch.compare.statistics import LOSSES, PairedTest, estimate, metrics, paired_tests, time_to_loss, values
+from corebatch.bench.runs import format as words
+from corebatch.bench.runs.comparison import MEANS, Arm, Comparison, Mark, Run
+from corebatch.bench.runs.statistics import LOSSES, PairedTest, estimate, metrics, paired_tests, time_to_loss, values
 from corebatch.report.words import NOTHING, clean, compact, count, shorten
 
 MOST_SOURCES = 200

@@ -10,9 +10,9 @@ import pytest
 from compare_runs import change, make_line, make_lines, make_plan, write_comparison
 from rich.console import Console
 
-from corebatch.compare import Comparison, markdown, read_comparison, terminal_tables
-from corebatch.compare.sheets import flat, without_repeats
-from corebatch.compare.sheets import marks as marks_sheet
+from corebatch.bench.runs import Comparison, markdown, read_comparison, terminal_tables
+from corebatch.bench.runs.tables import flat, without_repeats
+from corebatch.bench.runs.tables import marks as marks_sheet
 
 pytest.importorskip("scipy.stats", reason="the statistics of a comparison need scipy (extra bench)")
 

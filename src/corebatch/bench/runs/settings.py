@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from corebatch.compare.arms import DEFAULT_ARMS
-from corebatch.compare.record import MEANS
+from corebatch.bench.runs.arms import DEFAULT_ARMS
+from corebatch.bench.runs.comparison import MEANS
 from corebatch.errors import ConfigError
 from corebatch.options import hint
 

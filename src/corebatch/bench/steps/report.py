@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from corebatch.bench.step_plan import RECOMMENDED, TARGET_LARGE, TARGETS
+from corebatch.bench.steps.plan import RECOMMENDED, TARGET_LARGE, TARGETS
 from corebatch.text import markdown as plain_markdown
 from corebatch.text import markdown_code
 

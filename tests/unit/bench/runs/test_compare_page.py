@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from compare_runs import ARMS, change, make_line, make_lines, make_order, make_plan, write_comparison
 
-from corebatch.compare import read_comparison, write_outputs
+from corebatch.bench.runs import read_comparison, write_outputs
 
 pytest.importorskip("scipy.stats", reason="the statistics of a comparison need scipy (extra bench)")
 pytest.importorskip("matplotlib", reason="the page of a comparison needs matplotlib (extra report)")
@@ -213,7 +213,7 @@ def test_an_error_leaves_the_old_outputs_and_nothing_else(tmp_path: Path, monkey
 
 
 def test_heavy_packages_are_imported_only_when_they_are_needed() -> None:
-    code = "import sys, corebatch.compare; sys.exit('matplotlib' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, corebatch.bench.runs; sys.exit('matplotlib' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corebatch.bench.runs.arms import METHODS, make_arms
+from corebatch.bench.runs.costs import StepCost, flop_counter, side_by_side, step_seconds
+from corebatch.bench.runs.engine import candidates, rungs
+from corebatch.bench.runs.settings import CompareSettings, TuneSettings
+from corebatch.bench.runs.training_run import _rehearsal, points
 from corebatch.cli.compare import split_rows
-from corebatch.compare.arms import METHODS, make_arms
-from corebatch.compare.costs import StepCost, flop_counter, side_by_side, step_seconds
-from corebatch.compare.job import _rehearsal, points
-from corebatch.compare.run import candidates, rungs
-from corebatch.compare.settings import CompareSettings, TuneSettings
 from corebatch.trainer import CoresetConfig
 
 costs = st.builds(

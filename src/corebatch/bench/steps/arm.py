@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from corebatch.bench.live_bytes import LiveBytes
-from corebatch.bench.step_plan import (
+from corebatch.bench.steps.plan import (
     ACCUMULATION,
     COREBATCH,
     GROUPED,

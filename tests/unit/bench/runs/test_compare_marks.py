@@ -12,8 +12,8 @@ from compare_runs import TOKENS, Line, change, make_line, make_lines, make_order
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from corebatch.compare import Comparison, read_comparison
-from corebatch.compare.statistics import LOSSES, paired_tests, values
+from corebatch.bench.runs import Comparison, read_comparison
+from corebatch.bench.runs.statistics import LOSSES, paired_tests, values
 
 CORESET, PLAIN, HARD = "coreset@wall_clock", "plain_small@wall_clock", "hard@wall_clock"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from corebatch.compare.record import Comparison
-from corebatch.compare.statistics import Estimate, Metric, PairedTest, Reach, metrics, paired_tests
+from corebatch.bench.runs.comparison import Comparison
+from corebatch.bench.runs.statistics import Estimate, Metric, PairedTest, Reach, metrics, paired_tests
 from corebatch.report.words import NOTHING, clean, compact, count, listing
 
 BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs", "wall_clock": "equal wall-clock"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from corebatch.batch.pool import Pool
 from corebatch.batch.pool_scoring import Plan, PoolScoring
-from corebatch.bench.methods import Pair
+from corebatch.bench.gradients.methods import Pair
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import InputError
 from corebatch.memory import FeatureMemory

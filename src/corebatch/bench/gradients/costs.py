@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corebatch.bench.methods import Pair, Way
-from corebatch.bench.population import ROWS_AT_A_TIME, Population, PopulationScoring
+from corebatch.bench.gradients.methods import Pair, Way
+from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, PopulationScoring
 from corebatch.errors import InputError
 from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import trained_tokens

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from corebatch.compare import sheets, words
-from corebatch.compare.record import Comparison
-from corebatch.compare.sheets import Sheet
+from corebatch.bench.runs import format as words
+from corebatch.bench.runs import tables as sheets
+from corebatch.bench.runs.comparison import Comparison
+from corebatch.bench.runs.tables import Sheet
 from corebatch.text import markdown as markdown_text
 from corebatch.text import terminal
 

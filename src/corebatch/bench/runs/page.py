@@ -12,11 +12,12 @@ from os import PathLike
 from pathlib import Path
 
 import corebatch.report
-from corebatch.compare import sheets, words
-from corebatch.compare.record import AXES, MEANS, Comparison
-from corebatch.compare.sheets import Sheet
-from corebatch.compare.statistics import LOSSES, metrics, paired_tests
-from corebatch.compare.table import NO_TESTS, markdown
+from corebatch.bench.runs import format as words
+from corebatch.bench.runs import tables as sheets
+from corebatch.bench.runs.comparison import AXES, MEANS, Comparison
+from corebatch.bench.runs.tables import Sheet
+from corebatch.bench.runs.statistics import LOSSES, metrics, paired_tests
+from corebatch.bench.runs.printed import NO_TESTS, markdown
 from corebatch.report import markup
 from corebatch.report.extra import require_matplotlib
 from corebatch.report.words import NOTHING, count
@@ -132,7 +133,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _sections(comparison: Comparison) -> list[str]:
-    from corebatch.compare import charts  # draws, and so needs matplotlib
+    from corebatch.bench.runs import charts  # draws, and so needs matplotlib
 
     measured = metrics(comparison)
     tests: Sequence[Sheet | None] = sheets.tests(comparison) or [None] * len(measured)
@@ -188,7 +189,7 @@ _READ = (
 
 
 def _controls(comparison: Comparison) -> str:
-    from corebatch.compare.looks import looks, shown_first
+    from corebatch.bench.runs.styles import looks, shown_first
 
     means = "".join(
         f'<label><input type="radio" name="mean" id="mean-{mean}" autocomplete="off"{_checked(i == 0)}>'

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from corebatch.bench.run import provenance
-from corebatch.compare.arms import REFERENCE, Arm
-from corebatch.compare.costs import StepCost, side_by_side
-from corebatch.compare.settings import CompareSettings, TuneSettings
+from corebatch.bench.gradients.run import provenance
+from corebatch.bench.runs.arms import REFERENCE, Arm
+from corebatch.bench.runs.costs import StepCost, side_by_side
+from corebatch.bench.runs.settings import CompareSettings, TuneSettings
 from corebatch.errors import ConfigError
 from corebatch.record.checkpoint import write_text
 from corebatch.record.folder_lock import LOCK, OWNER, owned

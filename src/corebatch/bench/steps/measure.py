@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from corebatch.bench.gradients.run import provenance
 from corebatch.bench.models import build_model, model_config
-from corebatch.bench.run import provenance
-from corebatch.bench.step_arm import Rows, Run, mean_known, run_arm
-from corebatch.bench.step_plan import ACCUMULATION, COREBATCH, GROUPED, SMALL, Arm, Plan, StepSettings
+from corebatch.bench.steps.arm import Rows, Run, mean_known, run_arm
+from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, GROUPED, SMALL, Arm, Plan, StepSettings
 from corebatch.errors import InputError
 
 

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from corebatch.bench.costs import Costs, Ratio, measure_costs
-from corebatch.bench.gradients import WARM_UP, Moment, Past, check_cost_ratios, measure
-from corebatch.bench.methods import Pair
-from corebatch.bench.population import ROWS_AT_A_TIME, Population, remembered
+from corebatch.bench.gradients.costs import Costs, Ratio, measure_costs
+from corebatch.bench.gradients.estimate import WARM_UP, Moment, Past, check_cost_ratios, measure
+from corebatch.bench.gradients.methods import Pair
+from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, remembered
 from corebatch.errors import ConfigError, InputError
 from corebatch.memory import FeatureMemory
 from corebatch.mixture import PaddingCollator

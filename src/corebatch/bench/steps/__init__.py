@@ -1,0 +1,1 @@
+"""The cost of one step: `corebatch bench step`."""
