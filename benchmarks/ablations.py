@@ -32,7 +32,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 
 from corebatch.bench.gradients import parse_pairs
-from corebatch.bench.gradients.run import bench_gradients, provenance, write_lines
+from corebatch.bench.gradients.run import bench_gradients, write_lines
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import build_model
 from corebatch.bench.steps.arm import Rows, run_arm
@@ -42,6 +42,7 @@ from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
 from corebatch.model import head
 from corebatch.model.modes import scoring_mode
+from corebatch.record.provenance import provenance
 from corebatch.scoring import Scorer, make_scorer
 from corebatch.trainer import CoresetConfig
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,17 +42,16 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 def provenance(seed: int) -> dict[str, Any]:
     """Seed, day, commit, hardware and versions of a measurement."""
     import torch
-    import transformers
 
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
+    from corebatch.record.provenance import commit_of_corebatch, versions
+
+    code, found = commit_of_corebatch() or "", versions()
     return {
         "seed": seed,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else ""),
+        "commit": code[:10] + (" with changes" if code.endswith("+") else ""),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), no GPU",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "versions": f"torch {found['torch']}, transformers {found['transformers']}",
     }
 
 

@@ -24,7 +24,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, TrainingArguments, set_seed
 
-from corebatch.bench.gradients.run import provenance
+from corebatch.record.provenance import provenance
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 from small_llama import VOCABULARY, configuration
 

@@ -25,9 +25,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corebatch.bench.gradients.estimate import Moment, _Errors, _random_choices, per_example_gradients
-from corebatch.bench.gradients.run import _second_moments, _train_step, provenance, write_lines
+from corebatch.bench.gradients.run import _second_moments, _train_step, write_lines
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.model.early_exit import FirstBlocks
+from corebatch.record.provenance import provenance
 from corebatch.scoring import Scores, make_scorer
 from corebatch.scoring.sketch import count_sketch
 from corebatch.seeds import seeded

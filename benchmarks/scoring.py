@@ -17,7 +17,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ from transformers import (
 from corebatch.demo import smollm2_folder
 from corebatch.mixture import PaddingCollator, load_mixture
 from corebatch.model.modes import scoring_mode
-from corebatch.record.writer import hardware, versions
+from corebatch.record.provenance import commit_of_corebatch, hardware, versions
 from corebatch.scoring import SCORERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +76,7 @@ def main() -> None:
         "threads": options.threads,
         "busy_cores": round(busy, 2),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": commit_of_corebatch() or "unknown",
         "hardware": hardware(),
         "versions": versions(),
     }
@@ -234,17 +233,6 @@ def summary(arm: str, seconds: dict[str, Table]) -> dict[str, float]:
         found |= {key: statistics.median(ratios), f"{key}_min": min(ratios), f"{key}_max": max(ratios)}
         found[f"{key}_quiet"] = quiet[arm] / quiet[base]
     return {key: round(value, 4) for key, value in found.items()}
-
-
-def commit() -> str:
-    """The short hash, with + where the working tree differs from it."""
-    try:
-        run = ["git", "-C", str(ROOT)]
-        found = subprocess.run([*run, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*run, "status", "--porcelain", "src"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 if __name__ == "__main__":

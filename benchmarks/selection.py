@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from corebatch import select
+from corebatch.record.provenance import commit_of_corebatch, versions
 from corebatch.selectors import SELECTORS, make_selector, select_from_similarities
 from corebatch.selectors._distances import distances
 
@@ -65,7 +66,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         **commit(),
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": {**versions(), **others()},
     }
     for count, budget, columns in QUICK if options.quick else SIZES:
         for line in measured(count, budget, columns, modules, options):
@@ -228,11 +229,8 @@ def tables(lines: list[dict[str, Any]]) -> str:
 
 def commit() -> dict[str, Any]:
     """The commit, and whether tracked files differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain", "src"))}
+    code = commit_of_corebatch() or "unknown"
+    return {"commit": code.rstrip("+?"), "dirty": code.endswith("+")}
 
 
 def hardware() -> dict[str, Any]:
@@ -248,14 +246,10 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("corebatch", "torch", "numpy", "numba", *OTHERS.values()):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def others() -> dict[str, str]:
+    """Versions of what is compared with, and of what choosing is compiled by."""
+    packages = {"numba": "numba", **OTHERS}
+    return {name: metadata.version(name) for module, name in packages.items() if importlib.util.find_spec(module)}
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
 
-    from corebatch.bench.gradients.run import provenance
     from corebatch.evaluation import heldout_loss
     from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
+    from corebatch.record.provenance import provenance
     from corebatch.trainer import CoresetConfig, CoresetTrainer
 
     torch.set_num_threads(1)

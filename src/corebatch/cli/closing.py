@@ -18,7 +18,7 @@ from corebatch.config.settings import Settings
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, CorebatchError
 from corebatch.record.checkpoint import write_text
-from corebatch.record.writer import now
+from corebatch.record.provenance import now
 from corebatch.text import say
 
 

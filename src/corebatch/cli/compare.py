@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from corebatch.bench.gradients.run import provenance
 from corebatch.bench.runs import read_comparison, terminal_tables, write_outputs
 from corebatch.bench.runs.arms import Arm, make_arms
 from corebatch.bench.runs.costs import StepCost
@@ -34,6 +33,7 @@ from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError, CorebatchError
 from corebatch.evaluation import evaluate, parse_task
 from corebatch.mixture import PaddingCollator
+from corebatch.record.provenance import provenance
 from corebatch.text import say
 
 

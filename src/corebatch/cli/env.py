@@ -7,7 +7,7 @@ from importlib import import_module
 from rich.console import Console
 
 from corebatch.cli.tables import table
-from corebatch.record.writer import hardware, versions
+from corebatch.record.provenance import hardware, versions
 
 EXTRAS = {"trl": "trl", "matplotlib": "report", "reasoning_gym": "demo", "numba": "a faster choice"}
 

@@ -32,7 +32,7 @@ from corebatch.evaluation import (
     write_json,
 )
 from corebatch.mixture import DatasetSpec, TokeniseOptions, load_mixture
-from corebatch.record.run_identity import versions
+from corebatch.record.provenance import versions
 from corebatch.text import say
 
 FOLDER = "evaluation"

@@ -20,7 +20,8 @@ from torch import Tensor
 from corebatch.batch.step import CoresetStep
 from corebatch.errors import CheckpointError
 from corebatch.record.checkpoint_files import CutOffError, check_contents, check_files, list_files
-from corebatch.record.run_identity import check_same_run, note_versions, versions
+from corebatch.record.provenance import versions
+from corebatch.record.run_identity import check_same_run, note_versions
 
 if TYPE_CHECKING:
     from corebatch.batch.pool_scoring import PoolScoring

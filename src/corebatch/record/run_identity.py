@@ -6,9 +6,7 @@ A checkpoint says all this of the run that wrote it, and a run that goes on from
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from corebatch.record.model_identity import (
     describe_tokenizer,
     plain,
 )
+from corebatch.record.provenance import versions
 from corebatch.sampling.tags import Sources
 
 logger = logging.getLogger(__name__)
@@ -40,17 +39,6 @@ OPTIMISATION = (
 )
 """Training arguments of which a checkpoint keeps its own values (the optimizer's groups), or that make later steps
 other ones."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("corebatch", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def describe_run(trainer: Any, model: Any, dataset: Any, sources: Sources) -> dict[str, Any]:

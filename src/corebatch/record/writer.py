@@ -4,11 +4,9 @@ a step each; `examples.json` when training ends."""
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import logging
 import math
-import platform
 import time
 import weakref
 from collections import Counter, deque
@@ -16,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -25,10 +22,10 @@ from corebatch.errors import CheckpointError, NonFiniteError
 from corebatch.model.flops import ModelFlops, Peak, peak_flops
 from corebatch.model.model_flops import flops_or_reason, model_flops
 from corebatch.record.checkpoint import sync, write_text
-from corebatch.record.commits import commit_of_corebatch, commit_of_user
 from corebatch.record.example_counts import EXAMPLES, ROWS, write_examples
 from corebatch.record.phases import Phases, clock_for
-from corebatch.record.run_identity import versions as versions
+from corebatch.record.provenance import commit_of_corebatch, commit_of_user, hardware, versions
+from corebatch.record.provenance import now as now
 from corebatch.record.saving import go_on_from, log_failed
 from corebatch.sampling.tags import Sources
 
@@ -467,20 +464,3 @@ def weights_per_source(ids: Tensor, weights: Tensor, names: Any) -> dict[str, fl
     kinds, places = torch.unique(ids.cpu(), return_inverse=True)
     sums = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, weights.detach().double().cpu())
     return {names[kind]: float(f"{value:.6g}") for kind, value in zip(kinds.tolist(), sums.tolist(), strict=True)}
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, in the words that a report shows."""
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpu_cores": psutil.cpu_count(logical=True),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()

@@ -21,8 +21,7 @@ from corebatch.memory import FeatureMemory
 from corebatch.mixture import PaddingCollator
 from corebatch.model.early_exit import FirstBlocks
 from corebatch.model.weighted_loss import weighted_loss
-from corebatch.record.commits import commit_of_corebatch
-from corebatch.record.writer import hardware, now, versions
+from corebatch.record.provenance import provenance
 from corebatch.sampling.tags import DEFAULT_COLUMN, tag
 from corebatch.seeds import seeded
 from corebatch.text import say
@@ -236,11 +235,6 @@ def _second_moments(optimizer: torch.optim.Optimizer, trained: Sequence[Any]) ->
     return torch.cat(
         [optimizer.state[p]["exp_avg_sq"].flatten() / (1 - beta2 ** float(optimizer.state[p]["step"])) for p in trained]
     )
-
-
-def provenance() -> dict[str, Any]:
-    """Hardware, versions, commit and time of a measurement."""
-    return {"hardware": hardware(), "versions": versions(), "commit": commit_of_corebatch(), "time": now()}
 
 
 def table_rows(lines: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

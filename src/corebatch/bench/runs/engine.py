@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from corebatch.bench.gradients.run import provenance
+from corebatch.record.provenance import provenance
 from corebatch.bench.runs.arms import REFERENCE, Arm
 from corebatch.bench.runs.costs import StepCost, side_by_side
 from corebatch.bench.runs.settings import CompareSettings, TuneSettings

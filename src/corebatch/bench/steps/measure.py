@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from corebatch.bench.gradients.run import provenance
 from corebatch.bench.models import build_model, model_config
 from corebatch.bench.steps.arm import Rows, Run, mean_known, run_arm
 from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, GROUPED, SMALL, Arm, Plan, StepSettings
 from corebatch.errors import InputError
+from corebatch.record.provenance import provenance
 
 
 def bench_step(made: Plan, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:

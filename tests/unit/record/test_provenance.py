@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from corebatch.record import commits
+from corebatch.record import provenance
 from corebatch.trainer import CoresetConfig
 from training import run, trainer
 
@@ -29,9 +29,9 @@ def repository(tmp_path, monkeypatch):
     call(folder, "add", "train.py")
     call(folder, "commit", "--quiet", "-m", "one")
     monkeypatch.chdir(folder)
-    commits._commit.cache_clear()
+    provenance._commit.cache_clear()
     yield folder
-    commits._commit.cache_clear()
+    provenance._commit.cache_clear()
 
 
 @git
@@ -40,9 +40,9 @@ def test_the_record_names_the_users_commit(repository):
     found = json.loads((repository / "run" / "corebatch.json").read_text())
     assert len(found["commit"]) == 12
     assert call(repository, "rev-parse", "HEAD").startswith(found["commit"])  # new files are no changes
-    commits._commit.cache_clear()
+    provenance._commit.cache_clear()
     (repository / "train.py").write_text("2\n")
-    assert commits.commit_of_user() == found["commit"] + "+"
+    assert provenance.commit_of_user() == found["commit"] + "+"
     assert "corebatch_commit" in found
 
 
@@ -50,14 +50,14 @@ def test_the_record_names_the_users_commit(repository):
 def test_outside_of_a_repository_it_is_unknown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commits.commit_of_user() is None
+    assert provenance.commit_of_user() is None
 
 
 def test_without_git_it_is_unknown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    commits._commit.cache_clear()
-    assert commits.commit_of_user() is None
+    provenance._commit.cache_clear()
+    assert provenance.commit_of_user() is None
 
 
 class Distribution:
@@ -71,21 +71,21 @@ class Distribution:
 def test_a_package_that_was_installed_from_a_commit_says_so(monkeypatch):
     told = json.dumps({"url": "git", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef0123"}})
     monkeypatch.setattr(metadata, "distribution", lambda name: Distribution(told))
-    assert commits.commit_of_corebatch() == "0123456789ab"
+    assert provenance.commit_of_corebatch() == "0123456789ab"
 
 
 @git
 @pytest.mark.parametrize("told", [None, "{}", "no json", '{"vcs_info": null}'])
 def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_it(repository, monkeypatch, told):
     package = repository / ".venv" / "corebatch"
-    (package / "trainer").mkdir(parents=True)
-    (package / "trainer" / "commits.py").touch()
+    (package / "record").mkdir(parents=True)
+    (package / "record" / "provenance.py").touch()
     monkeypatch.setattr(metadata, "distribution", lambda name: Distribution(told))
-    monkeypatch.setattr(commits, "PACKAGE", package)
-    assert commits.commit_of_corebatch() is None
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    assert provenance.commit_of_corebatch() is None
     call(repository, "add", "-A", "-f")
     call(repository, "commit", "--quiet", "-m", "two")
-    assert commits.commit_of_corebatch() == call(repository, "rev-parse", "--short=12", "HEAD")
+    assert provenance.commit_of_corebatch() == call(repository, "rev-parse", "--short=12", "HEAD")
 
 
 MISCHIEF = """
@@ -131,8 +131,8 @@ def test_no_program_that_a_repository_names_is_run(repository, tmp_path, monkeyp
 
 
 def now_known(folder):
-    commits._commit.cache_clear()
-    return commits._commit(folder)
+    provenance._commit.cache_clear()
+    return provenance._commit(folder)
 
 
 @git

@@ -1,15 +1,57 @@
-"""Which code a run was made with: the commit of the user's repository, and corebatch's own."""
+"""With which code, on what machine and when something was trained or measured.
+
+Code is the versions of packages, the commit of the user's repository, and corebatch's own.
+"""
 
 from __future__ import annotations
 
+import datetime
 import json
+import platform
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
 
 from corebatch.record.repository import Index, Repository, UnreadableError
 
 PACKAGE = Path(__file__).parents[1]
+
+
+def provenance() -> dict[str, Any]:
+    """Hardware, versions, corebatch's commit and the time of a measurement."""
+    return {"hardware": hardware(), "versions": versions(), "commit": commit_of_corebatch(), "time": now()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("corebatch", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in the words that a report shows."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": psutil.cpu_count(logical=True),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
 
 
 def commit_of_user() -> str | None:
@@ -28,7 +70,7 @@ def commit_of_corebatch() -> str | None:
     if revision:
         return str(revision)[:12]
     # A virtual environment may lie in somebody's repository, which does not track what is installed there.
-    return _commit(PACKAGE) if _tracked(PACKAGE / "trainer" / Path(__file__).name) else None
+    return _commit(PACKAGE) if _tracked(PACKAGE / "record" / Path(__file__).name) else None
 
 
 def _tracked(path: Path) -> bool:
