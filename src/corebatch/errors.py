@@ -37,5 +37,9 @@ class CheckpointError(InputError):
     """A checkpoint is incomplete, damaged, or another run's; or it, or the record, could not be written."""
 
 
+class MissingExtraError(CorebatchError, ImportError):
+    """An optional package is needed for what was asked, and not installed."""
+
+
 class RankError(InputError):
     """Another rank could not do its part of a step, or could not be reached; the message names the rank."""

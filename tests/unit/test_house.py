@@ -30,10 +30,11 @@ ALLOWED = {
     "trainer": RUN,
     "mixture": LEAVES,
     "evaluation": LEAVES | {"model"},
-    "report": LEAVES,
+    "rendering": LEAVES,
+    "report": LEAVES | {"rendering"},
     "demo": LEAVES | {"evaluation"},
     "config": RUN | {"mixture"},
-    "bench": RUN | {"mixture", "evaluation", "report"},
+    "bench": RUN | {"mixture", "evaluation", "report", "rendering"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {
@@ -48,6 +49,7 @@ WITHOUT_TRANSFORMERS = {
     "transforms",
     "memory",
     "distributed",
+    "rendering",
     "report",
 }
 

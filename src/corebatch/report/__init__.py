@@ -7,7 +7,7 @@ write_report("runs/demo")             # runs/demo/report.html; needs pip install
 summary.to_json()                     # the same for machines
 """
 
-from corebatch.report.extra import MissingExtraError
+from corebatch.errors import MissingExtraError
 from corebatch.report.page import write_report
 from corebatch.report.reading import read_run
 from corebatch.report.record import Accuracy, Evaluated, RunRecord, StepRecord

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from corebatch.report import series, svg, words
-from corebatch.report.chart import Chart, Key
+from corebatch.rendering import formats, svg
+from corebatch.rendering.chart import Chart, Key
+from corebatch.report import series, words
 from corebatch.report.record import PHASES, StepRecord
 from corebatch.report.summary import Summary
 
@@ -35,7 +36,7 @@ def time(summary: Summary) -> Chart | None:
     found = [(p.name, p.mean_ms, p.share) for p in summary.phases if p.mean_ms is not None]
     if not found:
         return None
-    texts = [f"{words.milliseconds(ms)} ({words.percent(share)})" for _, ms, share in found]
+    texts = [f"{formats.milliseconds(ms)} ({formats.percent(share)})" for _, ms, share in found]
     return Chart(
         title="Time of a step by phase (milliseconds, mean)",
         svg=_bars("time", "Mean time by phase", [(name, ms) for name, ms, _ in found], texts),
@@ -56,7 +57,7 @@ def memory(summary: Summary) -> Chart | None:
 
 
 def _bars(name: str, label: str, found: Sequence[tuple[str, float | None]], texts: Sequence[str]) -> str:
-    names = [words.shorten(words.phase(phase), 14) for phase, _ in found]
+    names = [formats.shorten(words.phase(phase), 14) for phase, _ in found]
     heights = np.array([value for _, value in found], dtype=np.float64)
     most = float(heights.max()) or 1.0
 
@@ -109,7 +110,7 @@ def time_over_steps(steps: Sequence[StepRecord], summary: Summary) -> Chart | No
         title="Time of each step (seconds, phases stacked)",
         svg=svg.draw("time-steps", "Seconds by phase over the steps", svg.Frame(), paint),
         keys=tuple(
-            Key(name=words.shorten(words.phase(n), 20), variable=svg.VARIABLES[_colour(n)], mark="box") for n in names
+            Key(name=formats.shorten(words.phase(n), 20), variable=svg.VARIABLES[_colour(n)], mark="box") for n in names
         ),
         caption=f"{cut}{each}".strip(),
     )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from corebatch.report import series, svg
-from corebatch.report.chart import Chart, Key
+from corebatch.rendering import svg
+from corebatch.rendering.chart import Chart, Key
+from corebatch.report import series
 from corebatch.report.record import StepRecord
 
 _MOST_POINTS = 300

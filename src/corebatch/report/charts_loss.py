@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from corebatch.report import series, svg, words
-from corebatch.report.chart import Chart, Key
+from corebatch.rendering import formats, svg
+from corebatch.rendering.chart import Chart, Key
+from corebatch.report import series
 from corebatch.report.record import RunRecord, StepRecord
 from corebatch.report.series import Floats
 
@@ -83,13 +84,13 @@ def held_out(run: RunRecord) -> Chart | None:
 
     names = [_held_out_name(name) for name, _ in shown]
     keys = [
-        Key(name=words.shorten(name, 28), variable=svg.VARIABLES[colour])
+        Key(name=formats.shorten(name, 28), variable=svg.VARIABLES[colour])
         for name, colour in zip(names, _HELD_OUT, strict=False)
     ]
     left_out = len(run.eval_losses) - len(shown)
     return Chart(
         title="Loss on held-out data (nats per token)",
-        svg=svg.draw("held-out", f"Held-out loss: {words.listing(names)}", svg.Frame(), paint),
+        svg=svg.draw("held-out", f"Held-out loss: {formats.listing(names)}", svg.Frame(), paint),
         keys=tuple(keys),
         caption=f"{left_out} more curves are not drawn." if left_out else "",
     )

@@ -11,8 +11,9 @@ from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.cells import cell_len
 
-from corebatch.report import rows, series, svg, words
-from corebatch.report.chart import Chart, Key, Scale
+from corebatch.rendering import formats, svg
+from corebatch.rendering.chart import Chart, Key, Scale
+from corebatch.report import rows, series
 from corebatch.report.record import Accuracy, RunRecord
 from corebatch.report.series import Floats
 from corebatch.report.summary import Summary
@@ -26,7 +27,7 @@ _LEVELS = ((1.1, 0.22), (1.25, 0.45), (1.6, 0.7), (2.0, 1.0))
 
 
 def _frame(names: Sequence[str], row: int = 22) -> svg.Frame:
-    left = 14 + round(6.4 * max(cell_len(words.shorten(name, _NAME_CELLS)) for name in names))
+    left = 14 + round(6.4 * max(cell_len(formats.shorten(name, _NAME_CELLS)) for name in names))
     return svg.Frame(height=46 + row * len(names) + (24 if len(names) < 3 else 0), left=left)
 
 
@@ -36,7 +37,7 @@ def _row(summary: Summary) -> int:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [words.shorten(name, _NAME_CELLS) for name in names])
+    axes.set_yticks(range(len(names)), [formats.shorten(name, _NAME_CELLS) for name in names])
     axes.tick_params(axis="y", labelcolor=svg.INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
@@ -75,7 +76,7 @@ def shares(summary: Summary) -> Chart | None:
     names = [s.name for s in sources]
     return Chart(
         title="Share of each source (% of examples)",
-        svg=svg.draw("shares", f"Shares of {words.listing(names)}", _frame(names, _row(summary)), paint),
+        svg=svg.draw("shares", f"Shares of {formats.listing(names)}", _frame(names, _row(summary)), paint),
         keys=tuple(Key(name=name, variable=svg.VARIABLES[colour], mark="box") for name, _, colour in bars),
         caption=f"Over all steps; the largest sources first.{weighted}",
     )
@@ -108,7 +109,7 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
             axes.set_ylim(0, top)
             axes.set_yticks([0, top], ["0", f"{100 * top:.3g} %"])
             axes.set_xticks([run.steps[0].step, run.steps[-1].step])
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.compact(value)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.compact(value)))
             first, last = axes.get_xticklabels()
             first.set_horizontalalignment("left")
             last.set_horizontalalignment("right")
@@ -124,7 +125,7 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
     )
     return Chart(
         title="Pool against chosen over time (share of each source, %)",
-        panels=tuple((words.shorten(name, 28), panel(row)) for row, name in enumerate(titles)),
+        panels=tuple((formats.shorten(name, 28), panel(row)) for row, name in enumerate(titles)),
         keys=tuple(
             Key(name=name, variable=svg.VARIABLES[colour], mark="line" if dash == "-" else "dash")
             for name, _, colour, dash in curves

@@ -6,19 +6,18 @@ run is escaped, and a content policy forbids scripts besides.
 
 from __future__ import annotations
 
-import os
 from os import PathLike
 from pathlib import Path
 
-from corebatch.report import markup, rows, words
-from corebatch.report.extra import require_matplotlib
+from corebatch.rendering import formats, markup
+from corebatch.rendering.page import POLICY, STYLE, require_matplotlib, write
+from corebatch.report import rows, words
 from corebatch.report.reading import read_run
 from corebatch.report.record import RunRecord
 from corebatch.report.summary import Summary
 from corebatch.report.totals import summarise
 
 _MOST_JSON = 400_000  # bytes; a longer summary is not embedded
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(folder: str | PathLike[str], out: str | PathLike[str] | None = None) -> Path:
@@ -37,22 +36,14 @@ def write_report(folder: str | PathLike[str], out: str | PathLike[str] | None = 
     path = run.folder / "report.html" if out is None else Path(out)
     if path.is_dir():
         path = path / "report.html"
-    page = render(run, summarise(run)).encode("utf-8")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(page)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write(path, render(run, summarise(run)))
 
 
 def render(run: RunRecord, summary: Summary) -> str:
     """The page as text; the same run gives the same text."""
     from corebatch.report.sections import sections  # draws, and so needs matplotlib
 
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = STYLE.read_text(encoding="utf-8")
     body = "\n".join((_top(run, summary), *sections(run, summary), _foot(run)))
     return f"""<!doctype html>
 <html lang="en">
@@ -60,7 +51,7 @@ def render(run: RunRecord, summary: Summary) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{markup.esc(summary.name)} · corebatch report</title>
 <style>
 {style}</style>
@@ -98,21 +89,21 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     shares = {phase.name: phase.share for phase in summary.phases}
     memory = [p.peak_memory_mb for p in summary.phases if p.peak_memory_mb is not None]
     mean = summary.phase_seconds / summary.steps if summary.phase_seconds else None
-    speed = words.compact(summary.trained_per_second)
-    training = f"{words.percent(shares.get('train'))} training"
-    training += f", MFU {words.share(summary.mfu)}" if summary.mfu is not None else ""
+    speed = formats.compact(summary.trained_per_second)
+    training = f"{formats.percent(shares.get('train'))} training"
+    training += f", MFU {formats.share(summary.mfu)}" if summary.mfu is not None else ""
     epochs = f"{summary.epochs:.3g} epochs" if summary.epochs is not None else ""
     return [
-        (words.count(summary.steps), "optimizer steps", epochs),
-        (words.percent(share), "of the pool trained", rows.examples(summary)),
+        (formats.count(summary.steps), "optimizer steps", epochs),
+        (formats.percent(share), "of the pool trained", rows.examples(summary)),
         (
-            words.compact(summary.tokens_trained),
+            formats.compact(summary.tokens_trained),
             "tokens trained",
-            f"{words.compact(summary.tokens_scored)} scored",
+            f"{formats.compact(summary.tokens_scored)} scored",
         ),
-        (words.duration(mean), "per step", f"{speed} trained tokens/s"),
-        (words.percent(shares.get("score")), "of time for scoring", training),
-        (f"{words.compact(max(memory, default=None))} MB", "peak memory", "highest of all phases"),
+        (formats.duration(mean), "per step", f"{speed} trained tokens/s"),
+        (formats.percent(shares.get("score")), "of time for scoring", training),
+        (f"{formats.compact(max(memory, default=None))} MB", "peak memory", "highest of all phases"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from corebatch.rendering import formats
 from corebatch.report import words
 from corebatch.report.record import Accuracy, Examples
 from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary, Summary
@@ -9,16 +10,16 @@ from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary
 
 def totals(summary: Summary) -> list[tuple[str, str]]:
     """Names and values of what was counted, for the terminal and for the page."""
-    scored, trained = words.compact(summary.scored_per_second), words.compact(summary.trained_per_second)
+    scored, trained = formats.compact(summary.scored_per_second), formats.compact(summary.trained_per_second)
     rows = [
-        ("Model", words.clean(summary.model or "unknown")),
+        ("Model", formats.clean(summary.model or "unknown")),
         ("Selection", words.method(summary)),
-        ("Steps", f"{words.count(summary.steps)} ({summary.first_step} to {summary.last_step})"),
+        ("Steps", f"{formats.count(summary.steps)} ({summary.first_step} to {summary.last_step})"),
         ("Examples", examples(summary)),
         ("Tokens", _pair(summary.tokens_scored, summary.tokens_trained, "scored")),
         ("Tokens per second", f"{scored} scored, {trained} trained"),
-        ("Time in all phases", words.duration(summary.phase_seconds)),
-        ("Wall-clock time", words.duration(summary.wall_seconds)),
+        ("Time in all phases", formats.duration(summary.phase_seconds)),
+        ("Wall-clock time", formats.duration(summary.wall_seconds)),
     ]
     if padding := words.padding(summary):
         rows.append(("Padding", padding))
@@ -27,20 +28,20 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     if summary.scoring:
         rows.append(("Pool scored", words.ways(summary.scoring)))
     if summary.reuse_mb:
-        rows.append(("Kept from scoring", f"at most {words.compact(summary.reuse_mb)} MB a step, used in training"))
+        rows.append(("Kept from scoring", f"at most {formats.compact(summary.reuse_mb)} MB a step, used in training"))
     if summary.bytes_sent:
         rows.append(("Sent between ranks", sent(summary)))
         rows.append(("Balance of ranks", balance(summary)))
     if summary.weighted:
-        weights = f"at most {words.number(summary.weight_max, 2)}"
-        size = f"effective sample size {words.number(summary.effective_sample_size, 1)} on average"
+        weights = f"at most {formats.number(summary.weight_max, 2)}"
+        size = f"effective sample size {formats.number(summary.effective_sample_size, 1)} on average"
         rows.append(("Weights", f"{weights}; {size}"))
     if summary.gradient is not None:
         rows.append(("Gradient error", gradient(summary.gradient)))
     if summary.examples is not None:
         rows.append(("Never chosen", never_chosen(summary.examples)))
     if summary.dropped_rows is not None:
-        rows.append(("Rows dropped", f"{words.count(summary.dropped_rows)} without a trained token"))
+        rows.append(("Rows dropped", f"{formats.count(summary.dropped_rows)} without a trained token"))
     return rows
 
 
@@ -48,35 +49,38 @@ def sent(summary: Summary) -> str:
     """How much travelled between ranks, in all, a step, and what for."""
     found = sorted(summary.bytes_sent.items(), key=lambda item: -item[1])
     total = sum(count for _, count in found)
-    parts = ", ".join(f"{name} {words.percent(count / total)}" for name, count in found if count)
-    a_step = words.compact(total / summary.steps / 2**10)
-    return f"{words.compact(total / 2**20)} MB, {a_step} KB a step ({parts})"
+    parts = ", ".join(f"{name} {formats.percent(count / total)}" for name, count in found if count)
+    a_step = formats.compact(total / summary.steps / 2**10)
+    return f"{formats.compact(total / 2**20)} MB, {a_step} KB a step ({parts})"
 
 
 def balance(summary: Summary) -> str:
     """How many rows moved, and how unequal the ranks' work was."""
-    moved = f"{words.count(summary.rows_moved)} of {words.count(summary.examples_trained)} chosen rows changed ranks"
-    return f"{moved}; the busiest rank trained {words.percent(summary.token_imbalance)} more tokens than the mean"
+    moved, trained = formats.count(summary.rows_moved), formats.count(summary.examples_trained)
+    more = formats.percent(summary.token_imbalance)
+    return f"{moved} of {trained} chosen rows changed ranks; the busiest rank trained {more} more tokens than the mean"
 
 
 def gradient(found: GradientSummary) -> str:
     """The error of the chosen rows' gradient beside that of random rows."""
-    error, beside = words.number(found.chosen.error, 2), words.number(found.random.error, 2)
+    error, beside = formats.number(found.chosen.error, 2), formats.number(found.random.error, 2)
     return f"{error} of the large batch's length on average, random rows {beside} (on {words.steps(found.steps)})"
 
 
 def tracking(found: GradientSummary) -> str:
     """What comparing gradients cost."""
     return (
-        f"Measured at {words.steps(found.steps)}; {words.milliseconds(found.mean_ms)} ms each, "
-        f"{words.share(found.share)} of the time of all phases."
+        f"Measured at {words.steps(found.steps)}; {formats.milliseconds(found.mean_ms)} ms each, "
+        f"{formats.share(found.share)} of the time of all phases."
     )
 
 
 def never_chosen(found: Examples) -> str:
     """How many examples came and were passed over each time, and how many would be by a random choice."""
-    chance = words.compact(found.never_chosen_by_chance)
-    return f"{words.count(found.never_chosen)} of {words.count(found.drawn)} examples drawn (at random about {chance})"
+    chance = formats.compact(found.never_chosen_by_chance)
+    return (
+        f"{formats.count(found.never_chosen)} of {formats.count(found.drawn)} examples drawn (at random about {chance})"
+    )
 
 
 def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:
@@ -87,7 +91,7 @@ def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:
         ("trained", s.tokens_trained, s.trained_per_second, s.trained_per_second_in_phase, s.padding_trained),
     )
     return [
-        (verb, words.count(tokens), words.compact(overall), words.compact(inside), words.percent(padding))
+        (verb, formats.count(tokens), formats.compact(overall), formats.compact(inside), formats.percent(padding))
         for verb, tokens, overall, inside, padding in known
         if tokens is not None
     ]
@@ -138,4 +142,4 @@ def examples(summary: Summary) -> str:
 
 
 def _pair(first: int | None, trained: int | None, verb: str) -> str:
-    return f"{words.count(first)} {verb}, {words.count(trained)} trained"
+    return f"{formats.count(first)} {verb}, {formats.count(trained)} trained"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from corebatch.rendering import formats, markup
 from corebatch.report import charts_cost as cost
 from corebatch.report import charts_gradient as gradient
 from corebatch.report import charts_loss as loss
 from corebatch.report import charts_sources as sources
-from corebatch.report import markup, rows, series, words
+from corebatch.report import rows, series, words
 from corebatch.report.record import Example, RunRecord
 from corebatch.report.summary import Summary
 
@@ -50,7 +51,7 @@ def sections(run: RunRecord, summary: Summary) -> list[str]:
 
 def _losses(summary: Summary) -> str:
     window = words.tenth(summary.loss_window)
-    found = [(n, words.number(x.first), words.number(x.last)) for n, x in rows.losses(summary)]
+    found = [(n, formats.number(x.first), formats.number(x.last)) for n, x in rows.losses(summary)]
     return markup.table(("nats per token", f"first {window}", f"last {window}"), found) if found else ""
 
 
@@ -65,15 +66,15 @@ def _sources(summary: Summary) -> str:
     weighted = summary.weighted and any(s.weight_share is not None for s in shown)
     found = [
         (
-            words.shorten(s.name, 60),
-            words.count(s.examples),
-            words.count(s.drawn),
-            words.percent(s.drawn_share),
-            words.count(s.chosen),
-            words.percent(s.chosen_share),
-            words.times(s.ratio),
-            *([words.percent(s.weight_share)] if weighted else []),
-            words.count(s.kept_steps) if s.small or s.kept_steps else "",
+            formats.shorten(s.name, 60),
+            formats.count(s.examples),
+            formats.count(s.drawn),
+            formats.percent(s.drawn_share),
+            formats.count(s.chosen),
+            formats.percent(s.chosen_share),
+            formats.times(s.ratio),
+            *([formats.percent(s.weight_share)] if weighted else []),
+            formats.count(s.kept_steps) if s.small or s.kept_steps else "",
         )
         for s in (*shown, *([other] if other else []))
     ]
@@ -124,7 +125,7 @@ def _examples(summary: Summary) -> str:
 def _about(example: Example) -> str:
     weight = "" if example.weight is None else f", mean weight {example.weight:.2f}"
     times = f"chosen {example.chosen:,} of {example.drawn:,} times (at random {example.expected:.1f})"
-    return f"{words.shorten(example.source, 40)} · example {example.id:,} · {times}{weight}"
+    return f"{formats.shorten(example.source, 40)} · example {example.id:,} · {times}{weight}"
 
 
 def _gradient(summary: Summary) -> str:
@@ -132,7 +133,7 @@ def _gradient(summary: Summary) -> str:
     if found is None:
         return ""
     lines = [
-        (name, words.number(d.error), words.number(d.cosine), words.number(d.length))
+        (name, formats.number(d.error), formats.number(d.cosine), formats.number(d.length))
         for name, d in (("chosen, with their weights", found.chosen), ("as many random rows", found.random))
     ]
     ratio = ""
@@ -148,10 +149,10 @@ def _phases(summary: Summary) -> str:
     found = [
         (
             words.phase(phase.name),
-            words.milliseconds(phase.mean_ms),
-            words.milliseconds(phase.median_ms),
-            words.percent(phase.share),
-            words.compact(phase.peak_memory_mb),
+            formats.milliseconds(phase.mean_ms),
+            formats.milliseconds(phase.median_ms),
+            formats.percent(phase.share),
+            formats.compact(phase.peak_memory_mb),
         )
         for phase in summary.phases
     ]
@@ -197,17 +198,17 @@ def _steps(run: RunRecord) -> str:
     last = [run.steps[part][-1] for part in parts]
     found = [
         (
-            words.count(s.step),
-            words.number(s.epoch, 2),
-            words.number(s.pool_loss),
-            words.number(s.chosen_loss),
-            words.number(s.train_loss),
-            words.count(s.tokens_scored),
-            words.count(s.tokens_trained),
-            words.number(s.weight_max, 2),
-            words.number(s.effective_sample_size, 1),
-            words.milliseconds(sum(s.ms.values()) if s.ms else None),
-            words.share(s.mfu),
+            formats.count(s.step),
+            formats.number(s.epoch, 2),
+            formats.number(s.pool_loss),
+            formats.number(s.chosen_loss),
+            formats.number(s.train_loss),
+            formats.count(s.tokens_scored),
+            formats.count(s.tokens_trained),
+            formats.number(s.weight_max, 2),
+            formats.number(s.effective_sample_size, 1),
+            formats.milliseconds(sum(s.ms.values()) if s.ms else None),
+            formats.share(s.mfu),
         )
         for s in last
     ]

@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from corebatch.rendering import formats
 from corebatch.report import rows, words
 from corebatch.report.summary import Summary
 
@@ -16,7 +17,7 @@ _MOST_SOURCES = 20
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what the run did: sentences, totals, losses, sources, phases, held-out answers, notes."""
     console.print()
-    console.print(Text(f"corebatch · {words.clean(summary.name)}", style="bold"))
+    console.print(Text(f"corebatch · {formats.clean(summary.name)}", style="bold"))
     for sentence in words.headline(summary):
         console.print(Text(sentence))
     console.print()
@@ -30,7 +31,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.before or summary.after:
         _section(console, _answers(summary))
     for note in summary.notes:
-        console.print(Text(f"Note: {words.clean(note)}", style="yellow"))
+        console.print(Text(f"Note: {formats.clean(note)}", style="yellow"))
 
 
 def _section(console: Console, table: Table) -> None:
@@ -59,7 +60,7 @@ def _losses(summary: Summary) -> Table | None:
     tenth = words.tenth(summary.loss_window)
     table = _table("Loss, nats per token", "", f"first {tenth}", f"last {tenth}")
     for name, loss in known:
-        table.add_row(Text(name), words.number(loss.first), words.number(loss.last))
+        table.add_row(Text(name), formats.number(loss.first), formats.number(loss.last))
     return table if known else None
 
 
@@ -68,13 +69,13 @@ def _sources(summary: Summary) -> Table:
     shown, other = rows.largest(summary, _MOST_SOURCES)
     for source in [*shown, *([other] if other else [])]:
         table.add_row(
-            Text(words.shorten(source.name, 26)),
-            words.count(source.drawn),
-            words.percent(source.drawn_share),
-            words.count(source.chosen),
-            words.percent(source.chosen_share),
-            words.times(source.ratio),
-            words.count(source.kept_steps) if source.kept_steps else "",
+            Text(formats.shorten(source.name, 26)),
+            formats.count(source.drawn),
+            formats.percent(source.drawn_share),
+            formats.count(source.chosen),
+            formats.percent(source.chosen_share),
+            formats.times(source.ratio),
+            formats.count(source.kept_steps) if source.kept_steps else "",
         )
     return table
 
@@ -84,12 +85,12 @@ def _phases(summary: Summary) -> Table:
     for phase in summary.phases:
         bar = "█" * round(16 * (phase.share or 0))
         table.add_row(
-            Text(words.shorten(words.phase(phase.name), 20)),
-            words.milliseconds(phase.mean_ms),
-            words.milliseconds(phase.median_ms),
-            words.percent(phase.share),
+            Text(formats.shorten(words.phase(phase.name), 20)),
+            formats.milliseconds(phase.mean_ms),
+            formats.milliseconds(phase.median_ms),
+            formats.percent(phase.share),
             Text(bar, style="blue", justify="left"),
-            words.compact(phase.peak_memory_mb),
+            formats.compact(phase.peak_memory_mb),
         )
     return table
 
@@ -97,5 +98,5 @@ def _phases(summary: Summary) -> Table:
 def _answers(summary: Summary) -> Table:
     table = _table("Exact answers on held-out items", "source", "before", "%", "interval", "after", "%", "interval")
     for name, *found in rows.answers(summary):
-        table.add_row(Text(words.shorten(name, 20)), *(cell for value in found for cell in words.accuracy(value)))
+        table.add_row(Text(formats.shorten(name, 20)), *(cell for value in found for cell in words.accuracy(value)))
     return table

@@ -27,9 +27,9 @@ from corebatch.bench.runs.statistics import (
     paired_tests,
     values,
 )
-from corebatch.report import svg
-from corebatch.report.chart import Chart
-from corebatch.report.words import compact, shorten
+from corebatch.rendering import svg
+from corebatch.rendering.chart import Chart
+from corebatch.rendering.formats import compact, shorten
 
 MOST_SOURCES = 24
 _MOST_POINTS = 60

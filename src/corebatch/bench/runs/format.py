@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from corebatch.bench.runs.comparison import Comparison
 from corebatch.bench.runs.statistics import Estimate, Metric, PairedTest, Reach, metrics, paired_tests
-from corebatch.report.words import NOTHING, clean, compact, count, listing
+from corebatch.rendering.formats import NOTHING, clean, compact, count, listing
 
 BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs", "wall_clock": "equal wall-clock"}
 AXIS_NAMES = {"steps": "optimizer steps", "tokens": "tokens trained", "flops": "FLOPs", "seconds": "seconds"}

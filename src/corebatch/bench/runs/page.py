@@ -6,23 +6,20 @@ inputs that style sheets look at. A browser that does not know `:has` shows ever
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
-import corebatch.report
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
 from corebatch.bench.runs.comparison import AXES, MEANS, Comparison
-from corebatch.bench.runs.tables import Sheet
+from corebatch.rendering.sheet import Sheet
 from corebatch.bench.runs.statistics import LOSSES, metrics, paired_tests
 from corebatch.bench.runs.printed import NO_TESTS, markdown
-from corebatch.report import markup
-from corebatch.report.extra import require_matplotlib
-from corebatch.report.words import NOTHING, count
+from corebatch.rendering import markup
+from corebatch.rendering.page import POLICY, STYLE, require_matplotlib, write
+from corebatch.rendering.formats import NOTHING, count
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MOST_TASKS = 8
 
 
@@ -36,25 +33,14 @@ def write_outputs(comparison: Comparison, folder: str | PathLike[str] | None = N
         MissingExtraError: scipy or, for the page, matplotlib is not installed.
     """
     folder = comparison.folder if folder is None else Path(folder)
-    text = _write(folder / "comparison.md", markdown(comparison))
+    text = write(folder / "comparison.md", markdown(comparison))
     require_matplotlib()
-    return text, _write(folder / "comparison.html", render(comparison))
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode("utf-8"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return text, write(folder / "comparison.html", render(comparison))
 
 
 def render(comparison: Comparison) -> str:
     """The page as text; the same comparison gives the same text."""
-    shared = Path(corebatch.report.__file__).with_name("report.css").read_text(encoding="utf-8")
+    shared = STYLE.read_text(encoding="utf-8")
     own = Path(__file__).with_name("compare.css").read_text(encoding="utf-8")
     body = "\n".join((_top(comparison), *_sections(comparison), _foot()))
     name = markup.esc(comparison.folder.resolve().name)
@@ -64,7 +50,7 @@ def render(comparison: Comparison) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{name} · corebatch compare</title>
 <style>
 {shared}{own}{_switches(comparison)}</style>

@@ -9,7 +9,7 @@ from rich.table import Table
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
 from corebatch.bench.runs.comparison import Comparison
-from corebatch.bench.runs.tables import Sheet
+from corebatch.rendering.sheet import Sheet, markdown_table, rich_table, without_repeats
 from corebatch.text import markdown as markdown_text
 from corebatch.text import terminal
 
@@ -27,8 +27,8 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
         *sheets.reaches(comparison)[:1],
         sheets.marks(comparison),
     ]
-    found = sheets.without_repeats(part for part in parts if part is not None)
-    return [_sentences(comparison), *map(_terminal, found)]
+    found = without_repeats(part for part in parts if part is not None)
+    return [_sentences(comparison), *(rich_table(sheet, _TEXTS) for sheet in found)]
 
 
 def _sentences(comparison: Comparison) -> Table:
@@ -42,18 +42,6 @@ def _sentences(comparison: Comparison) -> Table:
 
 
 _TEXTS = ("arm", "baseline", "source", "method", "budget", "role", "effect", "reason", "verdict")
-
-
-def _terminal(sheet: Sheet) -> Table:
-    table = Table(title=terminal(sheet.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.caption, table.caption_justify = terminal(sheet.caption) if sheet.caption else None, "left"
-    for name in sheet.header:
-        table.add_column(
-            terminal(name), justify="left" if name in _TEXTS else "right", overflow="fold", header_style="dim"
-        )
-    for row in sheet.rows:
-        table.add_row(*(terminal(cell) for cell in row))
-    return table
 
 
 def markdown(comparison: Comparison) -> str:
@@ -72,20 +60,20 @@ def markdown(comparison: Comparison) -> str:
         _bullets(f"{name}: {value}" for name, value in sheets.budgets(comparison)),
         _pairs(sheets.flat(plan.settings)),
         "## Outcome",
-        _sheet(sheets.outcome(comparison)),
+        markdown_table(sheets.outcome(comparison), _TEXTS),
         "## Tests",
-        *(map(_sheet, sheets.without_repeats(tests)) if tests else [NO_TESTS]),
+        *((markdown_table(sheet, _TEXTS) for sheet in without_repeats(tests)) if tests else [NO_TESTS]),
         "## Time to the loss of each baseline",
-        *(map(_sheet, sheets.without_repeats(reaches)) if reaches else [NO_TESTS]),
+        *((markdown_table(sheet, _TEXTS) for sheet in without_repeats(reaches)) if reaches else [NO_TESTS]),
         _optional(sheets.reach_of_all(comparison)),
         "## Sources",
         _optional(sheets.sources(comparison)) or "No run has a loss by source.",
         "## Marked and missing runs",
-        "None." if marks is None else _sheet(marks),
+        "None." if marks is None else markdown_table(marks, _TEXTS),
         _bullets(comparison.notes),
         "## Tuning and timing",
         _pairs(sheets.flat(plan.tuning)),
-        _sheet(sheets.timing(comparison)),
+        markdown_table(sheets.timing(comparison), _TEXTS),
         _pairs(sheets.flat(plan.timing)),
         "## Provenance",
         _pairs(sheets.provenance(comparison)),
@@ -96,16 +84,8 @@ def markdown(comparison: Comparison) -> str:
 NO_TESTS = "The plan has no reference arm with a baseline beside it."
 
 
-def _sheet(sheet: Sheet) -> str:
-    lines = [sheet.header, tuple("---" if name in _TEXTS else "---:" for name in sheet.header), *sheet.rows]
-    table = "\n".join("| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in lines)
-    return "\n\n".join(
-        part for part in (f"### {markdown_text(sheet.title)}", table, markdown_text(sheet.caption)) if part
-    )
-
-
 def _optional(sheet: Sheet | None) -> str:
-    return "" if sheet is None else _sheet(sheet)
+    return "" if sheet is None else markdown_table(sheet, _TEXTS)
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

@@ -14,8 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from corebatch.bench.runs.comparison import MEANS, Comparison, Point, Run
-from corebatch.errors import InputError
-from corebatch.report import MissingExtraError
+from corebatch.errors import InputError, MissingExtraError
 
 LEVEL = 0.95
 _TINY = 1e-12  # spread below this share of the values is rounding

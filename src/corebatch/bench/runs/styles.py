@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from corebatch.bench.runs.comparison import Comparison
-from corebatch.report import svg
+from corebatch.rendering import svg
 
 _COLOURS = (svg.POOL, svg.TRAINED, *(svg.EXTRA[i] for i in (1, 2, 3, 0, 4)))
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*", "p")

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs.comparison import MEANS, Arm, Comparison, Mark, Run
 from corebatch.bench.runs.statistics import LOSSES, PairedTest, estimate, metrics, paired_tests, time_to_loss, values
-from corebatch.report.words import NOTHING, clean, compact, count, shorten
+from corebatch.rendering.sheet import Sheet
+from corebatch.rendering.formats import NOTHING, clean, compact, count, shorten
 
 MOST_SOURCES = 200
 _MOST_TEXT = 300
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
-    """A table: its first column is text, its rows are as long as its header."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
-
-
-def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:
-    """The sheets, where neighbours share a caption only the last of them with it."""
-    listed = list(found)
-    after = [sheet.caption for sheet in listed[1:]] + [""] * len(listed[:1])
-    return [
-        replace(sheet, caption="") if sheet.caption == following else sheet
-        for sheet, following in zip(listed, after, strict=True)
-    ]
 
 
 def outcome(comparison: Comparison) -> Sheet:

@@ -11,8 +11,9 @@ from compare_runs import change, make_line, make_lines, make_plan, write_compari
 from rich.console import Console
 
 from corebatch.bench.runs import Comparison, markdown, read_comparison, terminal_tables
-from corebatch.bench.runs.tables import flat, without_repeats
+from corebatch.bench.runs.tables import flat
 from corebatch.bench.runs.tables import marks as marks_sheet
+from corebatch.rendering.sheet import without_repeats
 
 pytest.importorskip("scipy.stats", reason="the statistics of a comparison need scipy (extra bench)")
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from corebatch.report import words
+from corebatch.rendering import formats
 
 HALF, WIDE = 370, 860  # natural widths: half of the page (and a phone), all of the page
 
@@ -101,7 +101,7 @@ def _style(axes: Axes) -> None:
 def step_axis(axes: Axes) -> None:
     """Marks the horizontal axis as optimizer steps, in whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.compact(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.compact(value)))
     axes.set_xlabel("optimizer step", color=MUTED, fontsize=10.5, loc="right", labelpad=4)
 
 
@@ -113,7 +113,7 @@ def step_limits(axes: Axes, first: int, last: int) -> None:
 
 def tick(value: float) -> str:
     """A short number: 0.5, 1.25, 12 k."""
-    return words.compact(value) if abs(value) >= 1e5 else f"{value:,.6g}"
+    return formats.compact(value) if abs(value) >= 1e5 else f"{value:,.6g}"
 
 
 def _inline(svg: str, name: str, label: str, frame: Frame) -> str:
@@ -121,7 +121,7 @@ def _inline(svg: str, name: str, label: str, frame: Frame) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0], name), svg)  # text holds no bare < or >
-    said = html.escape(words.clean(label))
+    said = html.escape(formats.clean(label))
     start = f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{said}">'
     return re.sub(r"\s*\n\s*", "\n", start + svg[svg.index(">") + 1 :].rstrip())
 

@@ -6,13 +6,13 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from corebatch.report import words
-from corebatch.report.chart import Chart, Key, Scale
+from corebatch.rendering import formats
+from corebatch.rendering.chart import Chart, Key, Scale
 
 
 def esc(text: object) -> str:
     """Text made safe for HTML, in content and in attributes."""
-    return html.escape(words.clean(str(text)), quote=True)
+    return html.escape(formats.clean(str(text)), quote=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:

@@ -1,0 +1,1 @@
+"""Plain data to what is read: numbers in words, tables, drawings, pages."""
