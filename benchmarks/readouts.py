@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from corebatch.bench.gradients.estimate import Moment, _Errors, _random_choices, per_example_gradients
 from corebatch.bench.gradients.run import _second_moments, _train_step, write_lines
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
-from corebatch.model.early_exit import FirstBlocks
+from corebatch.model.early_exit import EarlyExit
 from corebatch.record.provenance import provenance
 from corebatch.scoring import Scores, make_scorer
 from corebatch.scoring.sketch import count_sketch
@@ -125,7 +125,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.0)
 
     def scored(batches: Sequence[dict[str, Tensor]], blocks: int, exit_after: int | None = None) -> Tensor:
-        scorer, early = make_scorer("last_layer", {"num_blocks": blocks}), FirstBlocks(exit_after or 1)
+        scorer, early = make_scorer("last_layer", {"num_blocks": blocks}), EarlyExit(exit_after or 1)
         parts = []
         for batch in batches:
             if exit_after is None:

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.batch.pool import Pool
-from corebatch.batch.scoring_config import ScoringConfig
 from corebatch.batch.step import Choice, CoresetStep
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError, NonFiniteError
 from corebatch.memory import FeatureMemory, Recalled
-from corebatch.model.early_exit import FirstBlocks
+from corebatch.model.early_exit import EarlyExit
 from corebatch.model.model_flops import largest
 from corebatch.model.modes import base_model
 from corebatch.model.recompute import BlockStates
@@ -99,7 +98,7 @@ class PoolScoring:
 
     def __init__(
         self,
-        settings: ScoringConfig,
+        settings: Any,
         step: CoresetStep,
         *,
         loss: LossUnit,
@@ -117,7 +116,7 @@ class PoolScoring:
         self.reuse_bytes: int | None = None  # the cap on what is kept of scoring forwards, once it is decided
         self.work = Work()
         self._silent = False
-        self._early = FirstBlocks(self.settings.blocks) if self.settings.way == "first_blocks" else None
+        self._early = EarlyExit(self.settings.blocks) if self.settings.way == "first_blocks" else None
 
     @property
     def way(self) -> str:
@@ -138,7 +137,7 @@ class PoolScoring:
             return Plan(candidates=candidates, budget=budget, exact=nothing, recalled=recalled)
         if self.memory is None:  # two phases, the first by tokens
             return self._first_phase(candidates, tokens, None, budget, step)
-        recalled = self.memory.recall(pool.ids[candidates], tokens, step, self.settings.max_age)
+        recalled = self.memory.recall(pool.ids[candidates], tokens, step, getattr(self.settings, "max_age", None))
         if self.way == "two_phase":
             return self._first_phase(candidates, tokens, recalled, budget, step)
         if self.way == "every":
@@ -371,7 +370,7 @@ class PoolScoring:
         recalled = plan.recalled
         if scores is not None and self.memory is not None:  # what was scored just now is known as well
             tokens = self._extent(pool.tokens[candidates])
-            recalled = self.memory.recall(pool.ids[candidates], tokens, step, self.settings.max_age)
+            recalled = self.memory.recall(pool.ids[candidates], tokens, step, getattr(self.settings, "max_age", None))
         assert recalled is not None
         return self._known_and_unknown(recalled, sources, pool.tokens[candidates], plan.budget, step)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from corebatch.batch.scoring_config import ScoringConfig
+from corebatch.batch.strategies import OPTIONS, STRATEGIES, Auto
 from corebatch.cli.tables import table
 from corebatch.config.settings import TRAINING_DEFAULTS, DataSettings, ModelSettings
 from corebatch.mixture import DatasetSpec
@@ -27,12 +27,13 @@ def print_keys(console: Console) -> None:
         ("Data", DataSettings, ""),
         ("Each entry of datasets and eval_datasets", DatasetSpec, ""),
         ("How small batches are chosen", CoresetConfig, "coreset."),
-        ("How pools are scored", ScoringConfig, "coreset.scoring."),
     ]
     say(console, f"Keys of CONFIG, as in a YAML file or as --key value; {PAGE} says what each does.\n")
     for title, kind, prefix in groups:
         console.print(table(title, key_rows(kind, prefix)))
         console.print()
+    console.print(table("How pools are scored", _scoring_rows("coreset.scoring.")))
+    console.print()
     changed = ", ".join(f"{key} {_value(value)}" for key, value in TRAINING_DEFAULTS.items())
     say(
         console,
@@ -50,6 +51,13 @@ def key_rows(kind: Any, prefix: str = "") -> list[dict[str, str]]:
         for field in dataclasses.fields(kind)
         if field.init
     ]
+
+
+def _scoring_rows(prefix: str) -> list[dict[str, str]]:
+    """The key `way`, and the options of all ways."""
+    rows = {row["key"]: row for kind in STRATEGIES.values() for row in key_rows(kind, prefix)}
+    way = {"key": f"{prefix}way", "type": " | ".join(STRATEGIES), "default": Auto.way}
+    return [way, *(rows[f"{prefix}{name}"] for name in OPTIONS)]
 
 
 def type_name(annotation: Any) -> str:

@@ -14,7 +14,7 @@ from corebatch.model.modes import scoring_mode
 from corebatch.model.projections import executed_value_projections, short_row
 
 
-class FirstBlocks:
+class EarlyExit:
     """Runs a model as if it ended after its first `count` blocks, with its own final norm and head.
 
     The blocks behind are stepped over while `cut` is open: their `forward` is replaced on the instance by one that

@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from corebatch.batch.scoring_config import ScoringConfig
-from corebatch.trainer.config import RECIPES, CoresetConfig
+from corebatch.trainer.config import RECIPES, CoresetConfig, ScoringConfig
 from corebatch.trainer.in_backward import OptimizerInBackward
 from corebatch.trainer.mixin import CoresetMixin
 

@@ -106,9 +106,8 @@ def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:
     if not is_asked_for(trainer.accelerator):
         return []
     scoring = trainer._scoring.settings
-    guesses = scoring.way == "remembered" and scoring.unknown == "guess"
     told = getattr(trainer, "_told_of_learning", None) is trainer.accelerator
-    if scoring.learns and not guesses and trainer.is_world_process_zero() and not told:
+    if scoring.learns and not scoring.only_learns and trainer.is_world_process_zero() and not told:
         trainer._told_of_learning = trainer.accelerator  # settings are looked at again when a run begins
         logger.warning(
             "torch_compile: what the training backward would teach of examples is not learnt (coreset.scoring.learn); "
@@ -123,8 +122,8 @@ def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:
             "reuse: auto, or torch_compile: false; a compiled decoder cannot be handed what scoring has computed",
         ),
         (
-            guesses,
-            "torch_compile and scoring 'remembered' with unknown 'guess'",
+            scoring.only_learns,
+            f"torch_compile and scoring {scoring.way!r} with unknown 'guess'",
             "unknown: score, or torch_compile: false; in a compiled decoder training teaches nothing to remember",
         ),
     ]

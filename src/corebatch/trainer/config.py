@@ -7,18 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from corebatch.batch.scoring_config import FROM_MEMORY, ScoringConfig
 from corebatch.batch.step import DEFAULT_SELECTOR, CoresetStep
+from corebatch.batch.strategies import Strategy, make_strategy
 from corebatch.errors import ConfigError
 from corebatch.options import hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
-from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
 MOST = 2**20
 """Rows drawn for one that is trained, at most."""
+
+
+def ScoringConfig(*, way: str = "auto", **options: Any) -> Strategy:
+    """A way of scoring with options of its own, checked; the same as a mapping with the key `way`.
+
+    Raises:
+        ConfigError: an unknown way or option, a value out of range, or an option that would do nothing.
+    """
+    return make_strategy({"way": way, **options})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,8 @@ class CoresetConfig:
         loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
             the mean over examples of each one's mean, as in the official CoLM code.
         scoring: how the pool gets its features: a way ("auto", "full", "window", "first_blocks", "every", "remembered",
-            "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`.
+            "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`; see
+            `corebatch.batch.strategies`.
         padding_free: whether a micro-batch is trained as one row without padding, its examples kept apart by their
             positions: True, False, or "auto": where the model runs flash attention and passes a numerical check.
         track_error: at every so-many-th step the exact gradients of the large and the small batch are compared, and
@@ -64,7 +73,7 @@ class CoresetConfig:
     source_column: str = "source"
     seed: int = 0
     loss: LossUnit = "token_mean"
-    scoring: str | Mapping[str, Any] | ScoringConfig = "auto"
+    scoring: str | Mapping[str, Any] | Strategy = "auto"
     padding_free: bool | str = "auto"
     track_error: int = 0
 
@@ -87,75 +96,32 @@ class CoresetConfig:
         if isinstance(self.small_sources, str) and self.small_sources == "none":
             object.__setattr__(self, "small_sources", None)
         small_candidates({}, [], self.small_sources)
-        object.__setattr__(self, "_scoring_settings", ScoringConfig.of(self.scoring))
+        object.__setattr__(self, "_scoring_settings", make_strategy(self.scoring))
         self._check_scoring(
             self.build()
         )  # an unknown name, option or combination is an error here, before anything is loaded
 
     @property
-    def scoring_settings(self) -> ScoringConfig:
+    def scoring_settings(self) -> Strategy:
         """`scoring`, checked."""
         return self._scoring_settings  # type: ignore[attr-defined]  # set above, in a frozen class
 
     def _check_scoring(self, step: CoresetStep) -> None:
         """Raises ConfigError for a way of scoring that the other settings leave no room for."""
-        if self.scoring_settings.way in ("auto", "full"):
-            return
-        for fits, found in self._needs(self.scoring_settings, step):
+        for fits, found in self.scoring_settings.needs(self, step):
             if not fits:
                 raise ConfigError(f"coreset.scoring {self.scoring_settings.way!r} needs {found}.")
 
-    def resolve_scoring(self, again: bool) -> ScoringConfig:
+    def resolve_scoring(self, again: bool) -> Strategy:
         """`scoring` with "auto" resolved.
 
         Args:
             again: whether the run will see examples more than once.
         """
-        settings = self.scoring_settings
-        if settings.way != "auto":
-            return settings
-        remembered = dataclasses.replace(settings, way="remembered", unknown="score")
-        fits = again and all(fits for fits, _ in self._needs(remembered, self.build()))
-        return remembered if fits else dataclasses.replace(settings, way="full")
-
-    def _needs(self, scoring: ScoringConfig, step: CoresetStep) -> list[tuple[bool, str]]:
-        """What a way of scoring needs of the other settings: whether it is so, and what it is with what was found."""
-        way, share = scoring.way, scoring.share
-        needs = [
-            (
-                step.scores and step.scorer.needs_forward,
-                "a scorer with a forward and a selector that looks at it. "
-                f"Found scorer {step.scorer.name!r} and selector {step.selector.name!r}",
-            ),
-            (
-                way in ("window", "first_blocks") or step.selector.weighted,
-                f"a weighted selector, whose weights keep the estimate honest. Found {step.selector.name!r}",
-            ),
-            (way not in FROM_MEMORY or self.normalise is None, f"normalise none. Found {self.normalise!r}"),
-            (way not in FROM_MEMORY or self.sparsify is None, f"sparsify none. Found {self.sparsify!r}"),
-            (
-                way not in (*FROM_MEMORY, "two_phase") or self.small_sources is None,
-                f"small_sources none, since rows are chosen in parts of its own. Found {self.small_sources!r}",
-            ),
-        ]
-        if way == "remembered" and scoring.unknown == "guess":
-            needs.append(
-                (
-                    isinstance(step.scorer, ValueGradientScorer),
-                    "unknown 'score' or a scorer whose features training gives (last_layer, gradient_norm), or there "
-                    f"would never be anything to remember. Found scorer {step.scorer.name!r}",
-                )
-            )
-        if share is not None:
-            fits = share * self.pool_factor > 1 or self.pool_factor == 1
-            needs.append(
-                (
-                    fits,
-                    f"a share above 1 / pool_factor = {1 / self.pool_factor:.3g}: with fewer rows in the first phase "
-                    f"there would be nothing to choose in the second. Found {share}",
-                )
-            )
-        return needs
+        step = self.build()
+        return self.scoring_settings.resolve(
+            again, lambda strategy: all(fits for fits, _ in strategy.needs(self, step))
+        )
 
     def build(self) -> CoresetStep:
         """The step, with a state of its own.

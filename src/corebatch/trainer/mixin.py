@@ -27,8 +27,8 @@ from corebatch.batch.micro_batches import micro_batches
 from corebatch.batch.pool import Pool, gather_pool, gather_scores
 from corebatch.batch.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.batch.row_checks import check_rows
-from corebatch.batch.scoring_config import ScoringConfig
 from corebatch.batch.step import Choice
+from corebatch.batch.strategies.base import Reusing
 from corebatch.distributed.balance import Shares, share
 from corebatch.distributed.exchange import RowFormat, exchange_rows
 from corebatch.distributed.heartbeat import Presence
@@ -510,7 +510,7 @@ class CoresetMixin(_Base):
         states.watched = runs_between(self)
         return states
 
-    def _reuse_bytes(self, settings: ScoringConfig) -> int:
+    def _reuse_bytes(self, settings: Reusing) -> int:
         """The cap on what is kept: as set, or half of what is free where it is kept; ranks share a host's memory."""
         if settings.reuse_gb is not None:
             return int(settings.reuse_gb * 2**30)

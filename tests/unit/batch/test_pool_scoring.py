@@ -14,7 +14,7 @@ from corebatch.batch.pool import Pool, gather_pool
 from corebatch.batch.pool_scoring import Plan, PoolScoring, window
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError, NonFiniteError, UnsupportedModelError
-from corebatch.model.early_exit import FirstBlocks
+from corebatch.model.early_exit import EarlyExit
 from corebatch.model.rows import Padding, check_pool, put_together, row_spans, take_rows
 from corebatch.scoring import SCORERS, Scores
 from corebatch.trainer import CoresetConfig
@@ -266,7 +266,7 @@ def test_first_blocks_are_a_shorter_model(kind: str, count: int) -> None:
     short.load_state_dict({k: v for k, v in model.state_dict().items() if k in short.state_dict()})
     batch = batch_for(kind)
     expected = SCORERS["last_layer"](num_blocks=2).run(short, batch)
-    with FirstBlocks(count).cut(model, batch):
+    with EarlyExit(count).cut(model, batch):
         found = SCORERS["last_layer"](num_blocks=2).run(model, batch)
     assert_near(found, expected, 1e-12 if model.dtype == torch.float64 else 1e-6)
     whole = SCORERS["last_layer"](num_blocks=2).run(model, batch)
@@ -278,7 +278,7 @@ def test_first_blocks_through_the_pool() -> None:
     model, batches = tiny_model(KIND), drawn()
     found = scored(made(config), model, batches)
     assert found.losses is None, "an early exit's loss is not the model's"
-    with FirstBlocks(1).cut(model, batches[0]):
+    with EarlyExit(1).cut(model, batches[0]):
         expected = row_by_row("last_layer", model, batches, config)
     assert_near(found, Scores(features=expected.features, losses=None, tokens=expected.tokens))
 
@@ -289,7 +289,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
     model.train()
     before = [set(vars(module)) for module in model.modules()]
     expected = model(**batch).loss
-    early = FirstBlocks(1)
+    early = EarlyExit(1)
     for _ in range(2):
         try:
             with early.cut(model, batch):
@@ -305,7 +305,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
 
 
 def test_too_many_blocks_are_refused() -> None:
-    early = FirstBlocks(3)
+    early = EarlyExit(3)
     message = r"below the number of blocks of the model, 3\. Found 3"
     with pytest.raises(ConfigError, match=message), early.cut(tiny_model(), tiny_batch()):
         pass
@@ -315,7 +315,7 @@ def test_blocks_that_somebody_else_has_replaced_are_refused() -> None:
     model = tiny_model()
     block = model.model.layers[2]
     block.forward = block.forward
-    with pytest.raises(UnsupportedModelError, match="replaced"), FirstBlocks(1).cut(model, tiny_batch()):
+    with pytest.raises(UnsupportedModelError, match="replaced"), EarlyExit(1).cut(model, tiny_batch()):
         pass
 
 

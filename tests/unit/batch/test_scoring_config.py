@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from corebatch.batch.scoring_config import OWN_OPTIONS, ScoringConfig
+from corebatch.batch.strategies import OPTIONS, STRATEGIES, Strategy
 from corebatch.config.settings import load_settings
 from corebatch.errors import ConfigError
-from corebatch.trainer import CoresetConfig
+from corebatch.trainer import CoresetConfig, ScoringConfig
 
+OWN_OPTIONS = {way: [name for name in kind.options() if name != "rows"] for way, kind in STRATEGIES.items()}
 HOME = {option: way for way, options in OWN_OPTIONS.items() for option in options}
 """A way that takes each option."""
 
@@ -79,7 +79,7 @@ def test_slips_of_the_pen_are_recognised() -> None:
 
 @pytest.mark.parametrize("way", OWN_OPTIONS)
 def test_an_option_of_another_way_is_refused(way: str) -> None:
-    assert set(OTHER_VALUES) == {f.name for f in dataclasses.fields(ScoringConfig)} - {"way"}
+    assert set(OTHER_VALUES) == set(OPTIONS)
     for option, value in OTHER_VALUES.items():
         if option in (*OWN_OPTIONS[way], "rows"):
             continue
@@ -165,7 +165,7 @@ def test_what_goes_together(settings: dict[str, Any]) -> None:
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
-def loaded(folder: Path, scoring: Any, *overrides: str) -> ScoringConfig:
+def loaded(folder: Path, scoring: Any, *overrides: str) -> Strategy:
     """Settings of a file whose `coreset:` block has `scoring` (None: no such block)."""
     values = {"model_name_or_path": "m", "datasets": [{"path": "d.jsonl"}], "output_dir": "o"}
     if scoring is not None:

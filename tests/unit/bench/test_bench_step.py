@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from corebatch.bench.steps import report as step_report
 from corebatch.bench.steps.arm import Run
 from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Shape, StepSettings
 from corebatch.errors import ConfigError, DataError, UnsupportedModelError
-from corebatch.trainer import CoresetConfig
+from corebatch.trainer import CoresetConfig, ScoringConfig
 
 LARGE, MICRO, STEPS = 16, 2, 2
 TINY = {
@@ -113,8 +112,8 @@ def test_optimizer_state_and_weights_count_as_memory(lines):
 
 
 def test_a_period_is_measured_whole():
-    for scoring in ("every", {"way": "every"}, {"way": "every", "steps": 4}, SimpleNamespace(way="every", steps=4)):
-        arm = Arm(kind=COREBATCH, name="every 4", ratio=2, coreset=SimpleNamespace(scoring=scoring))
+    for scoring in ("every", {"way": "every"}, {"way": "every", "steps": 4}, ScoringConfig(way="every", steps=4)):
+        arm = Arm(kind=COREBATCH, name="every 4", ratio=2, coreset=CoresetConfig(scoring=scoring))
         assert (arm.period, arm.steps(3), arm.steps(5)) == (4, 4, 8)
     assert Arm(kind=COREBATCH, name="full", coreset=CoresetConfig()).steps(3) == 3
 

@@ -94,8 +94,8 @@ def measure_costs(
     arms = {name: PopulationScoring(_settings(scorer, seed), population) for name, scorer in plain.items()}
     wanted: dict[str, PopulationScoring] = {}
     for pair in pairs:
-        if pair.way.pays and pair.forward not in wanted:
-            timed_way = pair.way if pair.way.own_forward else Way()
+        if pair.way.price() > 0 and pair.forward not in wanted:
+            timed_way = pair.way if pair.way.strategy.own_forward else Way()
             alike = dataclasses.replace(pair, way=timed_way)
             scoring = PopulationScoring(alike.coreset(seed, ROWS_AT_A_TIME), population)
             if scoring.runs_forwards:

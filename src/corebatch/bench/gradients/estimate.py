@@ -260,7 +260,7 @@ def measure(
         memory = None if pair.remembered is None else memories[pair.remembered]
         if memory is not None:
             arm.scoring.memory = memory.memory
-        if _needs_scores(pair, arm) and pair.forward not in scores:
+        if arm.looks_at_scores(pools[0], budgets[0]) and pair.forward not in scores:
             scores[pair.forward] = arm.score(moment.model)
         moments = _feature_moments(pair, arm, moment)
         metrics = token_mean if pair.loss == "token_mean" else example_mean
@@ -334,12 +334,6 @@ def _feature_moments(pair: Pair, arm: PopulationScoring, moment: Moment) -> Tens
     return second_moments(moment.optimizer, arm.step.scorer.coordinates())
 
 
-def _needs_scores(pair: Pair, arm: PopulationScoring) -> bool:
-    """Whether a step looks at scores of today."""
-    way = arm.scoring.way if arm.runs_forwards else "full"  # lengths are looked at as well
-    return way not in ("none", "remembered") and not (way == "every" and arm.scoring.settings.steps > 1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prices:
     """What a step pays.
@@ -406,12 +400,8 @@ class _Prices:
 def _prices(pair: Pair, arm: PopulationScoring, drawn: _Draws, costs: Costs, *, large: int, budget: int) -> _Prices:
     price = float(pair.way.options.get("cost", 0))
     s, s_all_logits = Ratio(price, price, price), Ratio(price, price, price).times(1 / costs.all_logits.value)
-    if arm.runs_forwards and pair.way.pays:
-        part = {
-            "every": 1 / arm.scoring.settings.steps,
-            "remembered": 1 / pair.way.options.get("visits", 1),
-            "two_phase": drawn.scored_share,
-        }.get(pair.way.name, 1.0)
+    if arm.runs_forwards and pair.way.price() > 0:
+        part = pair.way.price(drawn.scored_share)
         s, s_all_logits = (each[pair.forward].times(part) for each in (costs.scoring, costs.scoring_all_logits))
     return _Prices(
         s=s,
@@ -419,7 +409,7 @@ def _prices(pair: Pair, arm: PopulationScoring, drawn: _Draws, costs: Costs, *, 
         chosen=budget,
         tokens=budget * drawn.tokens_cost,
         large=large,
-        reuse=pair.way.name == "full" and arm.runs_forwards,
+        reuse=pair.way.strategy.prices_reuse and arm.runs_forwards,
     )
 
 

@@ -14,30 +14,12 @@ from typing import Any
 
 import yaml
 
-from corebatch.batch.scoring_config import ScoringConfig
+from corebatch.batch.strategies import STRATEGIES, Auto, Full, Strategy, make_strategy
 from corebatch.errors import ConfigError
 from corebatch.options import hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.trainer.config import CoresetConfig
-
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "window": ("tokens",),
-    "first_blocks": ("blocks",),
-    "every": ("steps",),
-    "remembered": (),
-    "two_phase": ("share", "proxy"),
-    "none": (),
-}
-"""Of each way of scoring, the options of `coreset.scoring` that make a difference to one step."""
-
-MEASURED: dict[str, tuple[str, ...]] = {
-    "every": ("age", "known"),
-    "remembered": ("age", "known", "visits", "cost"),
-    "two_phase": ("age", "known"),
-}
-"""What a measurement says itself, since it has no run behind it: see `Way`."""
 
 OTHERS = ("normalise", "sparsify", "small_sources", "loss")
 """Fields of CoresetConfig that a method has beside scorer, selector and scoring."""
@@ -45,7 +27,6 @@ OTHERS = ("normalise", "sparsify", "small_sources", "loss")
 PASSED_OVER = ("pool_factor", "seed", "padding_free")
 """Fields that say nothing here: sizes are the measurement's, as its seed is, and nothing is trained."""
 
-DEFAULT_AGE = 50
 _POOL_FACTOR = 2**20  # sizes are not known here, so the setting that `share` is checked against is out of its way
 
 
@@ -58,7 +39,7 @@ class Way:
 
     Attributes:
         name: full, window, first_blocks, every, remembered, two_phase or none.
-        options: those of `ScoringConfig`, and where features are remembered:
+        options: those of the strategy, and where features are remembered:
             age: how many optimizer steps ago they were computed (remembered, and two_phase with a remembered proxy:
                 50; every: half of `steps`, rounded down).
             known: the share of the population that is remembered, above 0 and at most 1 (default); which examples is
@@ -68,53 +49,50 @@ class Way:
                 cost nothing.
     """
 
-    name: str = "full"
+    name: str = Full.way
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The block `coreset.scoring`."""
-        kept = {key: value for key, value in self.options.items() if key not in MEASURED.get(self.name, ())}
-        return {"way": self.name, **kept}
+        supposed = STRATEGIES[self.name].supposed
+        return {"way": self.name, **{key: value for key, value in self.options.items() if key not in supposed}}
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy with its options."""
+        return make_strategy(self.settings)
 
     @property
     def age(self) -> int | None:
         """How old remembered features are, in optimizer steps; None where nothing is remembered."""
-        if not ScoringConfig.of(self.settings).remembers:
-            return None
-        default = self.options.get("steps", ScoringConfig.steps) // 2 if self.name == "every" else DEFAULT_AGE
-        return int(self.options.get("age", default))
+        strategy = self.strategy
+        return int(self.options.get("age", strategy.usual_age)) if strategy.remembers else None
 
     @property
     def known(self) -> float:
         """The share of the population that is remembered."""
         return float(self.options.get("known", 1.0))
 
-    @property
-    def own_forward(self) -> bool:
-        """Whether its forwards are other ones than those of full."""
-        return self.name in ("window", "first_blocks")
-
-    @property
-    def pays(self) -> bool:
-        """Whether forwards are run for scoring, by the measured price."""
-        return self.name != "none" and (self.name != "remembered" or "visits" in self.options)
+    def price(self, scored: float = 1.0) -> float:
+        """Forwards for scoring, by the measured price of one; see `Strategy.price`."""
+        return self.strategy.price(self.options, scored)
 
     def check(self) -> None:
         """Raises ConfigError for an unknown way or option, or a value out of range."""
-        if self.name not in SETTINGS:
+        known = [way for way, kind in STRATEGIES.items() if not kind.stands_for_another]
+        if self.name not in known:
             raise ConfigError(
-                f"A way of scoring should be one of {', '.join(SETTINGS)}. Found {self.name!r}."
-                f"{hint(self.name, SETTINGS)}"
+                f"A way of scoring should be one of {', '.join(known)}. Found {self.name!r}.{hint(self.name, known)}"
             )
-        allowed = (*SETTINGS[self.name], *MEASURED.get(self.name, ()))
+        allowed = (*STRATEGIES[self.name].step_options, *STRATEGIES[self.name].supposed)
         for key in self.options:
             if key not in allowed:
                 raise ConfigError(
                     f"The way of scoring {self.name!r} takes {', '.join(allowed) or 'no options'} here. "
                     f"Found {key!r}.{hint(key, allowed)}"
                 )
-        remembers = ScoringConfig.of(self.settings).remembers
+        remembers = self.strategy.remembers
         for key in ("age", "known"):
             if key in self.options and not remembers:
                 raise ConfigError(f"{key} goes with a proxy that is remembered. Found proxy 'tokens'.")
@@ -189,7 +167,7 @@ class Pair:
     def forward(self) -> str:
         """What forwards compute the features: pairs that share it share them. Ways that spare forwards, and do not
         change them, share those of full."""
-        return f"{self.scoring} @ {self.scoring_text if self.way.own_forward else 'full'}{self._unit}"
+        return f"{self.scoring} @ {self.scoring_text if self.way.strategy.own_forward else Full.way}{self._unit}"
 
     @property
     def remembered(self) -> str | None:
@@ -310,7 +288,7 @@ def _way(scoring: Any) -> Way:
     if not isinstance(options, Mapping) or not isinstance(options.get("way"), str):
         raise ConfigError(f"scoring should be a way, or a block with the key way. Found {scoring!r}.")
     name = options["way"]
-    return Way("full" if name == "auto" else name, {key: value for key, value in options.items() if key != "way"})
+    return Way(Full.way if name == Auto.way else name, {key: value for key, value in options.items() if key != "way"})
 
 
 def _parse_text(text: str) -> Pair:

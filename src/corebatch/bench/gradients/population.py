@@ -180,6 +180,16 @@ class PopulationScoring:
             self.choose(order[:large].sort().values, scores, budget, number)
         return History(self.state, steps)
 
+    def looks_at_scores(self, pool: Tensor, budget: int) -> bool:
+        """Whether a step on such a pool looks at scores of today."""
+        return len(self.scoring.plan(self.population.pool(pool), budget, self._step_of(0)).exact) > 0
+
+    def _step_of(self, draw: int) -> int:
+        """The optimizer step that a draw stands for: where some of them do not score, one of those; the steps that do
+        are `full`."""
+        period = self.scoring.settings.period
+        return draw * period + 1 if period > 1 else draw
+
     def look(self, model: Any) -> None:
         """Lets the scorer see the model, for a normaliser that asks it where its columns come from."""
         self.score(model, torch.arange(1))
@@ -199,10 +209,7 @@ class PopulationScoring:
             draw: the number of the draw; with the seed it determines all randomness.
             second_moments: the optimizer's, in the order of the features.
         """
-        settings = self.scoring.settings
-        # A step at which "every" does not score: those that do are `full`.
-        step = draw * settings.steps + 1 if settings.way == "every" and settings.steps > 1 else draw
-        made = self.population.pool(pool)
+        made, step = self.population.pool(pool), self._step_of(draw)
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
         there = None if scores is None or not len(exact) else _take(scores, exact)

@@ -19,7 +19,6 @@ from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, rem
 from corebatch.errors import ConfigError, InputError
 from corebatch.memory import FeatureMemory
 from corebatch.mixture import PaddingCollator
-from corebatch.model.early_exit import FirstBlocks
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.record.provenance import provenance
 from corebatch.sampling.tags import DEFAULT_COLUMN, tag
@@ -180,16 +179,13 @@ def _fitting(
     """The pairs without those whose early exit the model has no block for; such a one is an error unless `skip`."""
     fitting = []
     for pair in pairs:
-        if pair.way.name == "first_blocks":
-            try:
-                with FirstBlocks(pair.coreset().scoring_settings.blocks).cut(model, batch):
-                    pass
-            except ConfigError as error:
-                if not skip:
-                    raise
-                _say(console, f"Left out: {pair.name}. {error}")
-                continue
-        fitting.append(pair)
+        try:
+            with pair.way.strategy.changed_forward()(model, batch):
+                fitting.append(pair)
+        except ConfigError as error:
+            if not skip:
+                raise
+            _say(console, f"Left out: {pair.name}. {error}")
     return fitting
 
 

@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-REMEMBERING = ("remembered", "auto")
-"""Ways of scoring whose first epoch costs more than later ones."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from corebatch.bench.runs.arms import Arm
-from corebatch.bench.runs.costs import REMEMBERING, StepCost, flop_counter, row_tokens, step_seconds
+from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.evaluation import HeldoutLoss, heldout_loss
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
@@ -330,4 +330,4 @@ def remembers(arm: Arm) -> bool:
     """Whether the first pass over the data costs other than later ones."""
     step = arm.coreset.build()
     scores = arm.coreset.pool_factor > 1 and step.scores and step.scorer.needs_forward
-    return scores and arm.coreset.scoring_settings.way in REMEMBERING
+    return scores and arm.coreset.scoring_settings.first_pass_differs

@@ -39,7 +39,6 @@ TARGET_LARGE = 128
 
 CHARACTERS_A_TOKEN = 4  # where there is no tokenizer
 DEFAULT_LENGTH = 512
-DEFAULT_EVERY = 4  # steps of the way "every", where a block does not say
 OVERHEAD = ("load", "exchange", "select", "repack")  # phases of a step that are neither forward nor backward
 LEARNING_RATE = 1e-5  # small, so that arms that share the weights find them alike
 
@@ -140,10 +139,7 @@ class Arm:
     def period(self) -> int:
         """Steps after which costs repeat: an arm that scores at every 4th step costs the mean of 4 steps, and a median
         of single ones would not see the dear one."""
-        scoring = getattr(self.coreset, "scoring", None)
-        scoring = {"way": scoring} if isinstance(scoring, str) else scoring
-        read = scoring.get if isinstance(scoring, Mapping) else lambda key: getattr(scoring, key, None)
-        return max(int(read("steps") or DEFAULT_EVERY), 1) if read("way") == "every" else 1
+        return 1 if self.coreset is None else self.coreset.scoring_settings.period
 
     def steps(self, wanted: int) -> int:
         """At least as many as wanted, in whole periods."""

@@ -1,0 +1,273 @@
+"""What ways of scoring have in common: checked options, what they need of other settings, what they cost.
+
+A way of scoring says how the pool of a step gets its features: exactly, cheaply, or from memory. With every way but
+"full" some features are approximate or unknown. They steer which examples are likely to be chosen; the weights
+M / (N pi) keep the estimate of the large batch's gradient honest whatever the proxy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from corebatch.batch.step import CoresetStep
+from corebatch.errors import ConfigError
+
+SHARED = ("rows", "reuse", "reuse_place", "reuse_gb")
+"""Options that are written after a strategy's own."""
+
+Need = tuple[bool, str]
+"""Whether something is so, and what it is, with what was found."""
+
+
+class OtherSettings(Protocol):
+    """What a strategy looks at of a CoresetConfig."""
+
+    @property
+    def pool_factor(self) -> int: ...
+    @property
+    def normalise(self) -> Any: ...
+    @property
+    def sparsify(self) -> Any: ...
+    @property
+    def small_sources(self) -> Any: ...
+
+
+def option(default: Any, words: str, allowed: Callable[[Any], bool]) -> Any:
+    """A field of a strategy.
+
+    Args:
+        words: what a value should be.
+        allowed: whether a value is that.
+    """
+    return dataclasses.field(default=default, metadata={"words": words, "allowed": allowed})
+
+
+def whole(default: Any, least: int) -> Any:
+    """An integer of at least `least`, or the default if that is none."""
+
+    def allowed(value: Any) -> bool:
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        return fits or (not isinstance(default, int) and value == default)
+
+    return option(default, f"an integer of at least {least}", allowed)
+
+
+def one_of(default: Any, *choices: Any) -> Any:
+    """One of some words, True and False."""
+
+    def allowed(value: Any) -> bool:
+        return any(value is choice or (isinstance(value, str) and value == choice) for choice in choices)
+
+    return option(default, " or ".join(map(str, choices)), allowed)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an integer or a float, and neither True nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def check_option(option: dataclasses.Field[Any], value: Any) -> None:
+    """Raises ConfigError for a value out of range."""
+    if not option.metadata["allowed"](value):
+        raise ConfigError(f"coreset.scoring.{option.name} should be {option.metadata['words']}. Found {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(ABC):
+    """A way of scoring. Options are keys of the block `coreset.scoring`.
+
+    Attributes:
+        rows: how many of the longest rows one scoring forward takes (it takes more if they are shorter), or "auto":
+            a micro-batch's worth, on a GPU more as memory allows. Halved, with a warning, when memory runs out.
+        way: the key in `STRATEGIES`.
+        stands_for_another: whether it only becomes one of the others when a run begins.
+        own_forward: whether its forwards are other ones than the model's on whole examples, so that their losses are
+            not the examples', and their price is one of its own.
+        first_pass_differs: whether steps cost more in the first pass over the data than later.
+        step_options: the options that make a difference to a single step.
+        supposed: what a measurement of a single step supposes of the run around it, a choice of
+            age: how many optimizer steps ago what is remembered was computed;
+            known: the share of the examples that is remembered;
+            visits: features were scored for the purpose, once in so many visits of an example;
+            cost: they were scored at so many forwards a visit.
+    """
+
+    rows: int | Literal["auto"] = whole("auto", 1)
+
+    way: ClassVar[str]
+    stands_for_another: ClassVar[bool] = False
+    own_forward: ClassVar[bool] = False
+    first_pass_differs: ClassVar[bool] = False
+    step_options: ClassVar[tuple[str, ...]] = ()
+    supposed: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_option(field, getattr(self, field.name))
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of its options, its own first."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        names = [name for base in cls.__mro__ for name in inspect.get_annotations(base) if name in fields]
+        return sorted(names, key=lambda name: SHARED.index(name) if name in SHARED else -1)
+
+    def to_dict(self) -> str | dict[str, Any]:
+        """The way alone, or with what differs from the defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = {name: getattr(self, name) for name in self.options() if getattr(self, name) != defaults[name]}
+        return {"way": self.way, **changed} if changed else self.way
+
+    # ---- what it asks for and what it is ----------------------------------------------------------------------------
+
+    def needs(self, others: OtherSettings, step: CoresetStep) -> Sequence[Need]:
+        """What it needs of the other settings."""
+        return ()
+
+    def resolve(self, again: bool, fits: Callable[[Strategy], bool]) -> Strategy:
+        """The strategy that this one stands for in a run: itself, but for "auto".
+
+        Args:
+            again: whether the run will see examples more than once.
+            fits: whether the other settings are what a strategy needs.
+        """
+        return self
+
+    @property
+    def scores_exactly(self) -> bool:
+        """Whether there are ordinary scoring forwards, whose work training could reuse."""
+        return False
+
+    @property
+    def reuse(self) -> bool | Literal["auto"]:
+        """Whether the scoring forward serves as training's first."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether features or losses are kept from step to step."""
+        return False
+
+    @property
+    def learns(self) -> bool:
+        """Whether the examples that are trained are remembered."""
+        return False
+
+    @property
+    def only_learns(self) -> bool:
+        """Whether nothing is remembered but what training teaches."""
+        return False
+
+    # ---- what it does to forwards -----------------------------------------------------------------------------------
+
+    def changed_forward(self) -> Callable[[nn.Module, Mapping[str, Tensor]], AbstractContextManager[None]]:
+        """Contexts for forwards of one model on batches, in which it is another one; asked for once a run."""
+        return lambda model, batch: nullcontext()
+
+    # ---- what it costs ----------------------------------------------------------------------------------------------
+
+    @property
+    def period(self) -> int:
+        """Steps after which the cost of a step repeats; the first one of them is the one that scores."""
+        return 1
+
+    @property
+    def usual_age(self) -> int:
+        """How many optimizer steps ago what is remembered was computed, unless a measurement says so."""
+        return 50
+
+    @property
+    def prices_reuse(self) -> bool:
+        """Whether a price can be told at which every chosen example's first forward was the scoring's."""
+        return False
+
+    def price(self, supposed: Mapping[str, Any], scored: float) -> float:
+        """Scoring forwards that an example of the large batch costs, in the mean over a run: in those of `full`, or of
+        its own.
+
+        Args:
+            supposed: values of some of `supposed`.
+            scored: the share of the large batch's tokens that is in the rows that a step scores.
+        """
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reusing(Strategy):
+    """A strategy with ordinary scoring forwards, which may serve as the first ones of training.
+
+    Attributes:
+        reuse: whether the scoring forward serves as the first forward of activation checkpointing for the chosen
+            examples; "auto": where that is exact and fits. It needs checkpointing and no active dropout.
+        reuse_place: keep the blocks' inputs on the "device" or in "host" memory.
+        reuse_gb: at most so many gigabytes (2^30 bytes) are kept; None: half of what is free when training begins.
+    """
+
+    reuse: bool | Literal["auto"] = one_of("auto", True, False, "auto")
+    reuse_place: Literal["device", "host"] = one_of("device", "device", "host")
+    reuse_gb: float | None = option(
+        None, "a number of at least 0", lambda value: value is None or (is_number(value) and 0 <= value < math.inf)
+    )
+
+    @property
+    def scores_exactly(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(Reusing):
+    """A strategy with a memory of examples.
+
+    Attributes:
+        learn: whether the examples that are trained are remembered, with exact features out of their own backward.
+    """
+
+    learn: bool = one_of(True, True, False)
+
+    supposed: ClassVar[tuple[str, ...]] = ("age", "known")
+
+    @property
+    def remembers(self) -> bool:
+        return True
+
+    @property
+    def learns(self) -> bool:
+        return self.remembers and self.learn
+
+
+# ---- needs that several have -----------------------------------------------------------------------------------------
+
+
+def needs_forward(step: CoresetStep) -> Need:
+    """There must be forwards to spare."""
+    fits = step.scores and step.scorer.needs_forward
+    return (
+        fits,
+        "a scorer with a forward and a selector that looks at it. "
+        f"Found scorer {step.scorer.name!r} and selector {step.selector.name!r}",
+    )
+
+
+def needs_weights(step: CoresetStep) -> Need:
+    """There must be weights that undo what a proxy prefers."""
+    return (
+        step.selector.weighted,
+        f"a weighted selector, whose weights keep the estimate honest. Found {step.selector.name!r}",
+    )
+
+
+def needs_all_sources(others: OtherSettings) -> Need:
+    """No source can be kept whole by a strategy that divides the pool itself."""
+    return (
+        others.small_sources is None,
+        f"small_sources none, since rows are chosen in parts of its own. Found {others.small_sources!r}",
+    )

@@ -1,0 +1,38 @@
+"""Every example at some of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from corebatch.batch.strategies.base import Remembering, whole
+from corebatch.batch.strategies.from_memory import FromMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every(FromMemory, Remembering):
+    """The scorer at every so many optimizer steps; between them features are remembered, or guessed.
+
+    Attributes:
+        steps: from one scoring to the next.
+        max_age: what is older, in optimizer steps, is not known any more; None: for ever.
+    """
+
+    steps: int = whole(4, 1)
+    max_age: int | None = whole(None, 1)
+
+    way: ClassVar[str] = "every"
+    step_options: ClassVar[tuple[str, ...]] = ("steps",)
+
+    @property
+    def period(self) -> int:
+        return self.steps
+
+    @property
+    def usual_age(self) -> int:
+        """In the mean over steps, rounded down."""
+        return self.steps // 2
+
+    def price(self, supposed: Mapping[str, Any], scored: float) -> float:
+        return 1 / self.steps

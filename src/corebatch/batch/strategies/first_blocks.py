@@ -1,0 +1,35 @@
+"""The first blocks of the model on every example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from corebatch.batch.step import CoresetStep
+from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward, whole
+from corebatch.model.early_exit import EarlyExit
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstBlocks(Strategy):
+    """The scorer behind an early exit, with the model's own final norm and head.
+
+    Attributes:
+        blocks: the exit is after so many.
+    """
+
+    blocks: int = whole(2, 1)
+
+    way: ClassVar[str] = "first_blocks"
+    own_forward: ClassVar[bool] = True
+    step_options: ClassVar[tuple[str, ...]] = ("blocks",)
+
+    def needs(self, others: OtherSettings, step: CoresetStep) -> Sequence[Need]:
+        return (needs_forward(step),)
+
+    def changed_forward(self) -> Callable[[nn.Module, Mapping[str, Tensor]], AbstractContextManager[None]]:
+        return EarlyExit(self.blocks).cut
