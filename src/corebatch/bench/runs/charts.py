@@ -15,9 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.cells import cell_len
 
 from corebatch.bench.runs import format as words
-from corebatch.bench.runs.styles import Look, looks, shown_first
 from corebatch.bench.runs.comparison import Comparison
-from corebatch.bench.runs.tables import source_values
 from corebatch.bench.runs.statistics import (
     Estimate,
     MeanCurve,
@@ -27,6 +25,8 @@ from corebatch.bench.runs.statistics import (
     paired_tests,
     values,
 )
+from corebatch.bench.runs.styles import Look, looks, shown_first
+from corebatch.bench.runs.tables import source_values
 from corebatch.rendering import svg
 from corebatch.rendering.chart import Chart
 from corebatch.rendering.formats import compact, shorten

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from corebatch.record.provenance import provenance
 from corebatch.bench.runs.arms import REFERENCE, Arm
 from corebatch.bench.runs.costs import StepCost, side_by_side
 from corebatch.bench.runs.settings import CompareSettings, TuneSettings
 from corebatch.errors import ConfigError
 from corebatch.record.checkpoint import write_text
 from corebatch.record.folder_lock import LOCK, OWNER, owned
+from corebatch.record.provenance import provenance
 from corebatch.text import terminal
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"

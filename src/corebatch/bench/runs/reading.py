@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corebatch.bench.runs.validity import find_marks
 from corebatch.bench.runs.comparison import MEANS, Arm, Comparison, Final, Plan, Point, Run
+from corebatch.bench.runs.validity import find_marks
 from corebatch.errors import DataError
 from corebatch.report.fields import Fields, parse
 
