@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.table import Table
 
@@ -14,9 +15,9 @@ from corebatch.text import markdown, terminal
 class Sheet:
     """A table: its first column is text, its rows are as long as its header."""
 
-    title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    title: str = ""
     caption: str = ""
 
 
@@ -48,3 +49,26 @@ def markdown_table(sheet: Sheet, texts: Container[str]) -> str:
     lines = [sheet.header, tuple("---" if name in texts else "---:" for name in sheet.header), *sheet.rows]
     table = "\n".join("| " + " | ".join(markdown(cell) for cell in row) + " |" for row in lines)
     return "\n\n".join(part for part in (f"### {markdown(sheet.title)}", table, markdown(sheet.caption)) if part)
+
+
+def flat(values: Mapping[str, Any] | Iterable[tuple[str, Any]], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values as text, nested objects flattened with dots."""
+    found: list[tuple[str, str]] = []
+    for key, value in values.items() if isinstance(values, Mapping) else values:
+        if isinstance(value, Mapping) and value:
+            found += flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", _text(value)))
+    return found
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) + "}"
+    return str(value)

@@ -1,22 +1,20 @@
-"""Writes `report.html`: what a run did, on one page that needs nothing else.
-
-No network, no script, no external font: the page may be mailed or archived. Everything that comes from the
-run is escaped, and a content policy forbids scripts besides.
-"""
+"""Writes `report.html`: what a run did, on one page that needs nothing else."""
 
 from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
 
-from corebatch.rendering import formats, markup
-from corebatch.rendering.page import POLICY, STYLE, require_matplotlib, write
+from markupsafe import Markup
+
+from corebatch.rendering import formats, page
 from corebatch.report import rows, words
 from corebatch.report.reading import read_run
 from corebatch.report.record import RunRecord
 from corebatch.report.summary import Summary
 from corebatch.report.totals import summarise
 
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _MOST_JSON = 400_000  # bytes; a longer summary is not embedded
 
 
@@ -31,56 +29,35 @@ def write_report(folder: str | PathLike[str], out: str | PathLike[str] | None = 
         DataError: the run cannot be read; nothing is written.
         MissingExtraError: matplotlib is not installed.
     """
-    require_matplotlib()
+    page.require_matplotlib()
     run = read_run(folder)
     path = run.folder / "report.html" if out is None else Path(out)
     if path.is_dir():
         path = path / "report.html"
-    return write(path, render(run, summarise(run)))
+    return page.write(path, render(run, summarise(run)))
 
 
 def render(run: RunRecord, summary: Summary) -> str:
     """The page as text; the same run gives the same text."""
-    from corebatch.report.sections import sections  # draws, and so needs matplotlib
+    from corebatch.report import sections  # draws, and so needs matplotlib
 
-    style = STYLE.read_text(encoding="utf-8")
-    body = "\n".join((_top(run, summary), *sections(run, summary), _foot(run)))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{markup.esc(summary.name)} · corebatch report</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-{_embedded(summary)}</body>
-</html>
-"""
-
-
-def _top(run: RunRecord, summary: Summary) -> str:
     first, *others = words.headline(summary)
-    told = " ".join(markup.esc(sentence) for sentence in others)
-    notes = "".join(f"<li>{markup.esc(note)}</li>" for note in summary.notes)
     line = [summary.model or "model unknown", words.method(summary)]
     if run.info.get("started"):
         line.append(f"started {run.info['started']}")
-    return "\n".join(
-        (
-            f'<header><p class="over">corebatch · {markup.esc(summary.name)}</p>',
-            f"<h1>{markup.esc(first)}</h1>",
-            f'<p class="lead">{told}</p>' if told else "",
-            f'<p class="facts">{markup.esc(" · ".join(str(part) for part in line))}</p></header>',
-            f'<ul class="notes">{notes}</ul>' if notes else "",
-            markup.tiles(_tiles(summary)),
-        )
+    return page.render(
+        _TEMPLATE,
+        name=summary.name,
+        over="corebatch",
+        command="corebatch report",
+        title=first,
+        lead=" ".join(others),
+        facts=" · ".join(line),
+        notes=summary.notes,
+        tiles=_tiles(summary),
+        foot=f"Made from selection.jsonl by corebatch {run.info.get('corebatch') or 'version unknown'}",
+        data=_embedded(summary),
+        **sections.contents(run, summary),
     )
 
 
@@ -107,16 +84,11 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
-def _embedded(summary: Summary) -> str:
+def _embedded(summary: Summary) -> Markup:
     """The summary for machines; nothing in it can end the element."""
     text = summary.to_json()
     if len(text) > _MOST_JSON:
-        return ""
+        return Markup()
     for found, safe in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
         text = text.replace(found, safe)
-    return f'<script type="application/json" id="summary">{text}</script>\n'
-
-
-def _foot(run: RunRecord) -> str:
-    version = markup.esc(run.info.get("corebatch") or "version unknown")
-    return f"<footer>Made from selection.jsonl by corebatch {version}; this page needs no network.</footer>"
+    return Markup(text)

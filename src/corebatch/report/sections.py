@@ -1,67 +1,97 @@
-"""The sections of the page below its head: charts and tables."""
+"""What the page shows below its head: charts, tables and sentences."""
 
 from __future__ import annotations
 
-from corebatch.rendering import formats, markup
+from collections.abc import Iterable
+from typing import Any
+
+from corebatch.rendering import formats
+from corebatch.rendering.chart import Chart
+from corebatch.rendering.sheet import Sheet, flat
 from corebatch.report import charts_cost as cost
 from corebatch.report import charts_gradient as gradient
 from corebatch.report import charts_loss as loss
 from corebatch.report import charts_sources as sources
 from corebatch.report import rows, series, words
-from corebatch.report.record import Example, RunRecord
+from corebatch.report.record import Example, Examples, RunRecord
 from corebatch.report.summary import Summary
 
 _MOST_SOURCES = 300
 _MOST_STEPS = 40
 
 
-def sections(run: RunRecord, summary: Summary) -> list[str]:
-    """The sections in their order; those without data are empty."""
-    weights = ""
-    if summary.weighted:
-        weights = markup.figures((cost.largest_weight(run.steps), cost.effective_sample_size(run.steps)))
-    time = (
-        cost.time(summary),
-        cost.time_over_steps(run.steps, summary),
-        cost.memory(summary),
-        cost.tokens(run.steps),
-    )
+def contents(run: RunRecord, summary: Summary) -> dict[str, Any]:
+    """What the template of the page names; parts without data are None or empty."""
+    return {
+        "charts": _charts(run, summary),
+        "tables": {
+            "losses": _losses(summary),
+            "answers": _answers(summary),
+            "sources": _sources(summary),
+            "gradient": _gradient(summary),
+            "phases": _phases(summary),
+            "pace": _pace(summary),
+            "steps": _steps(run),
+        },
+        "examples": None if summary.examples is None else _examples(summary.examples, summary.steps),
+        "gradient": _told(summary),
+        "run": flat([*rows.totals(summary), *_origin(run)]),
+        "settings": [
+            (title, flat(run.info.get(key) or {}))
+            for key, title in (
+                ("coreset", "Selection (coreset)"),
+                ("training", "Training arguments"),
+                ("hardware", "Hardware"),
+                ("versions", "Versions"),
+            )
+        ],
+    }
+
+
+def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, ...]]:
+    steps = run.steps
+    weights = (cost.largest_weight(steps), cost.effective_sample_size(steps)) if summary.weighted else ()
+    return {
+        "loss": (loss.losses(steps),),
+        "held_out": (sources.answers(summary), loss.held_out(run)),
+        "shares": (sources.shares(summary), sources.shares_over_time(run, summary)),
+        "pool": (sources.pool_and_chosen(run, summary),),
+        "gradient": (gradient.error(steps), gradient.direction(steps)),
+        "time": (cost.time(summary), cost.time_over_steps(steps, summary), cost.memory(summary), cost.tokens(steps)),
+        "weights": weights,
+    }
+
+
+def _origin(run: RunRecord) -> list[tuple[str, str]]:
+    info = run.info
+    note = [("Note on the method", str(info["method_note"]))] if "method_note" in info else []
     return [
-        markup.section("Loss", markup.figures([loss.losses(run.steps)]), _losses(summary)),
-        markup.section(
-            "Held-out data", markup.figures((sources.answers(summary), loss.held_out(run))), _answers(summary)
-        ),
-        markup.section(
-            "Sources",
-            markup.figures((sources.shares(summary), sources.shares_over_time(run, summary)), aligned=True),
-            markup.figures([sources.pool_and_chosen(run, summary)]),
-            _sources(summary),
-        ),
-        markup.section("Examples", _examples(summary)),
-        markup.section(
-            "Gradient error",
-            markup.figures((gradient.error(run.steps), gradient.direction(run.steps)), aligned=True),
-            _gradient(summary),
-        ),
-        markup.section("Time, memory and tokens", markup.figures(time), _phases(summary), _pace(summary)),
-        markup.section("Weights", weights),
-        markup.section("Settings", _settings(run, summary)),
+        *note,
+        ("corebatch", str(info.get("corebatch") or "unknown")),
+        ("Commit of corebatch", str(info.get("corebatch_commit") or "a released package, or unknown")),
+        ("Commit of the working directory", str(info.get("commit") or "unknown")),
     ]
 
 
-def _losses(summary: Summary) -> str:
+def _table(header: tuple[str, ...], found: Iterable[tuple[str, ...]], title: str = "") -> Sheet | None:
+    """None without rows."""
+    found = tuple(found)
+    return Sheet(title=title, header=header, rows=found) if found else None
+
+
+def _losses(summary: Summary) -> Sheet | None:
     window = words.tenth(summary.loss_window)
     found = [(n, formats.number(x.first), formats.number(x.last)) for n, x in rows.losses(summary)]
-    return markup.table(("nats per token", f"first {window}", f"last {window}"), found) if found else ""
+    return _table(("nats per token", f"first {window}", f"last {window}"), found)
 
 
-def _answers(summary: Summary) -> str:
+def _answers(summary: Summary) -> Sheet | None:
     found = [(name, *words.accuracy(before), *words.accuracy(after)) for name, before, after in rows.answers(summary)]
     header = ("source", "before: correct", "%", "interval, %", "after: correct", "%", "interval, %")
-    return markup.details("All sources in numbers", markup.table(header, found)) if found else ""
+    return _table(header, found)
 
 
-def _sources(summary: Summary) -> str:
+def _sources(summary: Summary) -> Sheet | None:
     shown, other = rows.largest(summary, _MOST_SOURCES)
     weighted = summary.weighted and any(s.weight_share is not None for s in shown)
     found = [
@@ -89,19 +119,16 @@ def _sources(summary: Summary) -> str:
         *(["share by weight"] if weighted else []),
         "steps kept whole",
     )
-    return markup.table(header, found) if found else ""
+    return _table(header, found)
 
 
-def _examples(summary: Summary) -> str:
-    found = summary.examples
-    if found is None:
-        return ""
+def _examples(found: Examples, steps: int) -> dict[str, Any]:
     low, high = found.draws
     times = f"{low:,} times" if low == high else f"{low:,} to {high:,} times"
     of = "" if found.in_data is None else f" of the {found.in_data:,} of the train set"
     told = f"{found.drawn:,} examples{of} were drawn, each {'once' if high == 1 else times}. "
     told += f"Never chosen: {rows.never_chosen(found)}."
-    if found.steps < summary.steps:
+    if found.steps < steps:
         told += f" Counted over the last {found.steps:,} steps alone: earlier ones have no record of examples."
     titles = ("Chosen most often", "Chosen least often")
     how = (
@@ -115,11 +142,11 @@ def _examples(summary: Summary) -> str:
             "example was chosen: a small one was a likely choice."
         )
     lists = [
-        markup.samples(title, [(_about(e), e.text or "(its text was not stored)") for e in entries])
+        (title, [(_about(e), e.text or "(its text was not stored)") for e in entries])
         for title, entries in zip(titles, (found.most, found.least), strict=True)
+        if entries
     ]
-    below = f'<div class="blocks">{"".join(lists)}</div><p class="read">{markup.esc(how)}</p>' if any(lists) else ""
-    return f'<p class="told">{markup.esc(told)}</p>{below}'
+    return {"told": told, "how": how, "lists": lists}
 
 
 def _about(example: Example) -> str:
@@ -128,24 +155,27 @@ def _about(example: Example) -> str:
     return f"{formats.shorten(example.source, 40)} · example {example.id:,} · {times}{weight}"
 
 
-def _gradient(summary: Summary) -> str:
+def _told(summary: Summary) -> str:
+    """What comparing gradients cost, and what it showed in a number."""
     found = summary.gradient
     if found is None:
         return ""
+    if found.squared_ratio is None:
+        return rows.tracking(found)
+    return f"{rows.tracking(found)} The squared error is {found.squared_ratio:.2f} of that of random rows."
+
+
+def _gradient(summary: Summary) -> Sheet | None:
+    if summary.gradient is None:
+        return None
+    named = (("chosen, with their weights", summary.gradient.chosen), ("as many random rows", summary.gradient.random))
     lines = [
-        (name, formats.number(d.error), formats.number(d.cosine), formats.number(d.length))
-        for name, d in (("chosen, with their weights", found.chosen), ("as many random rows", found.random))
+        (name, *(formats.number(value) for value in (each.error, each.cosine, each.length))) for name, each in named
     ]
-    ratio = ""
-    if found.squared_ratio is not None:
-        ratio = f" The squared error is {found.squared_ratio:.2f} of that of random rows."
-    table = markup.table(
-        ("rows of the small batch", "error", "cosine", "length"), lines, "Means over the steps measured."
-    )
-    return f'<p class="told">{markup.esc(rows.tracking(found) + ratio)}</p>{table}'
+    return _table(("rows of the small batch", "error", "cosine", "length"), lines, "Means over the steps measured.")
 
 
-def _phases(summary: Summary) -> str:
+def _phases(summary: Summary) -> Sheet | None:
     found = [
         (
             words.phase(phase.name),
@@ -157,43 +187,16 @@ def _phases(summary: Summary) -> str:
         for phase in summary.phases
     ]
     header = ("phase", "mean, ms", "median, ms", "share of time", "peak memory, MB")
-    return markup.table(header, found) if found else ""
+    return _table(header, found)
 
 
-def _pace(summary: Summary) -> str:
+def _pace(summary: Summary) -> Sheet | None:
     header = ("tokens", "number", "a second of the step", "a second of its phase", "padding, share of positions")
     found, caption = rows.pace(summary), "Its phase is score or train. Padding does not count as tokens."
-    return markup.table(header, found, caption) if found else ""
+    return _table(header, found, caption)
 
 
-def _settings(run: RunRecord, summary: Summary) -> str:
-    info = run.info
-    top = [*rows.totals(summary)]
-    if "method_note" in info:
-        top.append(("Note on the method", str(info["method_note"])))
-    top.append(("corebatch", str(info.get("corebatch") or "unknown")))
-    top.append(("Commit of corebatch", str(info.get("corebatch_commit") or "a released package, or unknown")))
-    top.append(("Commit of the working directory", str(info.get("commit") or "unknown")))
-    blocks = [
-        f"<div><h3>{title}</h3>{markup.pairs(info[key]) if info.get(key) else '<p>unknown</p>'}</div>"
-        for key, title in (
-            ("coreset", "Selection (coreset)"),
-            ("training", "Training arguments"),
-            ("hardware", "Hardware"),
-            ("versions", "Versions"),
-        )
-    ]
-    grid = f'<div class="blocks">{"".join(blocks)}</div>'
-    return "\n".join(
-        (
-            f"<div><h3>The run</h3>{markup.pairs(top)}</div>",
-            grid,
-            markup.details("Steps in numbers", _steps(run)),
-        )
-    )
-
-
-def _steps(run: RunRecord) -> str:
+def _steps(run: RunRecord) -> Sheet | None:
     parts = series.bins(len(run.steps), _MOST_STEPS)
     last = [run.steps[part][-1] for part in parts]
     found = [
@@ -217,4 +220,4 @@ def _steps(run: RunRecord) -> str:
         *("largest weight", "effective sample", "ms", "MFU"),
     )
     each = "Every step." if len(last) == len(run.steps) else f"{len(last)} of {len(run.steps)} steps."
-    return markup.table(header, found, each)
+    return _table(header, found, each)

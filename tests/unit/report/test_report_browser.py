@@ -29,7 +29,7 @@ FLAGS = (
 DARK = "--blink-settings=preferredColorScheme=0"
 SECONDS = 100
 LIGHT_PAGE, DARK_PAGE = (245, 246, 248), (15, 19, 25)
-"""`--page` of report.css."""
+"""`--page` of page.css."""
 
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: {', '.join(NAMES)}, or its path in CHROME"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs.comparison import MEANS, Arm, Comparison, Mark, Run
 from corebatch.bench.runs.statistics import LOSSES, PairedTest, estimate, metrics, paired_tests, time_to_loss, values
-from corebatch.rendering.sheet import Sheet
 from corebatch.rendering.formats import NOTHING, clean, compact, count, shorten
+from corebatch.rendering.sheet import Sheet
+from corebatch.rendering.sheet import flat as flattened
 
 MOST_SOURCES = 200
 _MOST_TEXT = 300
@@ -288,25 +289,9 @@ def budgets(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Names and values, nested objects flattened with dots, long values cut."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield shorten(f"{prefix}{key}", _MOST_TEXT), shorten(_text(value), _MOST_TEXT)
-
-
-def _text(value: Any) -> str:
-    if value is None or value == {}:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value) or "none"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) + "}"
-    return str(value)
+def flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values, nested objects flattened with dots, long ones cut."""
+    return [(shorten(name, _MOST_TEXT), shorten(value, _MOST_TEXT)) for name, value in flattened(values)]
 
 
 def provenance(comparison: Comparison) -> list[tuple[str, str]]:
