@@ -33,8 +33,8 @@ from corebatch.scoring import Scores, make_scorer
 from corebatch.scoring.sketch import count_sketch
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS
-from corebatch.selectors._inclusion import expansion_weights, inclusion_probabilities, systematic_sample
 from corebatch.selectors.balanced import balance
+from corebatch.selectors.kernels.inclusion import expansion_weights, inclusion_probabilities, systematic_sample
 
 POPULATION, LARGE, BUDGETS, DRAWS, STEPS, AGO, FITTED, WIDTH = 384, 128, (64, 32, 16), 60, 200, 32, 1536, 256
 Choose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]

@@ -37,7 +37,7 @@ from torch import Tensor
 from corebatch import select
 from corebatch.record.provenance import commit_of_corebatch, versions
 from corebatch.selectors import SELECTORS, make_selector, select_from_similarities
-from corebatch.selectors._distances import distances
+from corebatch.selectors.kernels.distances import distances
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = [(128, 64, 4096), (1024, 512, 4096), (2048, 1024, 4096), (10_000, 1000, 256)]  # N, M, P

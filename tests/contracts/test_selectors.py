@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import CorebatchError
-from corebatch.selectors import SELECTORS, Selector, _blocks, make_selector
+from corebatch.selectors import SELECTORS, Selector, make_selector
+from corebatch.selectors.kernels import blocks as _blocks
 from corebatch.types import Selection, SourceGroup
 
 N, P, M = 24, 7, 9

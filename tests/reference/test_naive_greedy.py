@@ -11,8 +11,8 @@ from naive_greedy import naive_distances, naive_greedy
 from torch import Tensor
 
 from corebatch.selectors import SELECTORS, select_from_similarities
-from corebatch.selectors._distances import distances
-from corebatch.selectors._greedy import TOLERANCE, greedy, greedy_loop, greedy_numpy
+from corebatch.selectors.kernels.distances import distances
+from corebatch.selectors.kernels.greedy import TOLERANCE, greedy, greedy_loop, greedy_numpy
 
 
 def assert_agrees(similarities: Tensor, budget: int) -> None:

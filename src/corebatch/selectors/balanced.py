@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._calibration import check_calibrate, sample_weights
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram, mean_norm, some
-from corebatch.selectors._inclusion import (
+from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels.distances import gram, mean_norm, some
+from corebatch.selectors.kernels.inclusion import (
     DEFAULT_FLOOR,
     check_floor,
     inclusion_probabilities,
     systematic_sample,
 )
-from corebatch.selectors._swaps import swap
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels.swaps import swap
 
 _STOP = 1e-12  # of the mean square of what is summed: below this a swap is rounding noise
 

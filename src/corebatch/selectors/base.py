@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import InputError
-from corebatch.selectors._checks import check_budget, check_groups, check_losses, check_matrix, in_float64
+from corebatch.selectors.checks import check_budget, check_groups, check_losses, check_matrix, in_float64
 from corebatch.types import Selection, SourceGroup
 
 

@@ -11,16 +11,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import DEFAULT_MAX_WEIGHT, DEFAULT_RIDGE, LOWEST_RIDGE, sample_weights
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._inclusion import (
+from corebatch.selectors.balanced import balance
+from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels.calibration import DEFAULT_MAX_WEIGHT, DEFAULT_RIDGE, LOWEST_RIDGE, sample_weights
+from corebatch.selectors.kernels.inclusion import (
     DEFAULT_FLOOR,
     check_floor,
     inclusion_probabilities,
     systematic_sample,
 )
-from corebatch.selectors.balanced import balance
-from corebatch.selectors.base import Choice, Selector
 
 
 @dataclass(frozen=True, kw_only=True)

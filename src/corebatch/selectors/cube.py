@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import check_calibrate, sample_weights
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram
-from corebatch.selectors._flight import fly
-from corebatch.selectors._inclusion import (
+from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels.distances import gram
+from corebatch.selectors.kernels.flight import fly
+from corebatch.selectors.kernels.inclusion import (
     DEFAULT_FLOOR,
     check_floor,
     inclusion_probabilities,
     random_order,
     uniforms,
 )
-from corebatch.selectors.base import Choice, Selector
 
 _SPARE = 8  # directions that are computed beside those wanted, so that those wanted are right
 _FEW = 10  # rows for each column of the iteration, up to which the inner products of all rows are computed

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError
-from corebatch.selectors import _blocks
-from corebatch.selectors._checks import (
+from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import (
     check_budget,
     check_choice,
     check_finite,
@@ -24,10 +24,10 @@ from corebatch.selectors._checks import (
     check_matrix,
     check_number,
 )
-from corebatch.selectors._distances import METRICS, Metric
-from corebatch.selectors._greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy, symmetric
-from corebatch.selectors._medoids import Problem, medoids
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.distances import METRICS, Metric
+from corebatch.selectors.kernels.greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy, symmetric
+from corebatch.selectors.kernels.medoids import Problem, medoids
 from corebatch.types import Selection
 
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import row_products, some, squared_norms
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.distances import row_products, some, squared_norms
 
 _TOLERANCE = 1e-10  # of the largest correlation: nearer than this counts as equal, and smaller as none
 

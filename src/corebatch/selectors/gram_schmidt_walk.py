@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._calibration import check_calibrate, sample_weights
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram, some
-from corebatch.selectors._inclusion import (
+from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels.distances import gram, some
+from corebatch.selectors.kernels.inclusion import (
     DEFAULT_FLOOR,
     check_floor,
     inclusion_probabilities,
     random_order,
     uniforms,
 )
-from corebatch.selectors._settle import DECIDED, decide
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels.settle import DECIDED, decide
 
 
 @dataclass(frozen=True, kw_only=True)

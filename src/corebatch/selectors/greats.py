@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram, row_products, some
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.distances import gram, row_products, some
 
 _TOLERANCE = 1e-12  # of the largest score: nearer than this counts as equal
 

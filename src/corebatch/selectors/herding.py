@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._distances import row_products, some, squared_norms
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.distances import row_products, some, squared_norms
 
 _TOLERANCE = 1e-12  # of the mean squared norm: errors nearer than this count as equal
 

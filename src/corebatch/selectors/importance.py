@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._calibration import check_calibrate, sample_weights
-from corebatch.selectors._inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, systematic_sample
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, systematic_sample
 
 
 @dataclass(frozen=True, kw_only=True)

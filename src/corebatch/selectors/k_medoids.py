@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._checks import check_choice, check_number
-from corebatch.selectors._distances import METRICS, Metric
-from corebatch.selectors._exchange import exchange
-from corebatch.selectors._greedy import TOLERANCE
-from corebatch.selectors._medoids import medoids
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.checks import check_choice, check_number
+from corebatch.selectors.kernels.distances import METRICS, Metric
+from corebatch.selectors.kernels.exchange import exchange
+from corebatch.selectors.kernels.greedy import TOLERANCE
+from corebatch.selectors.kernels.medoids import medoids
 
 
 @dataclass(frozen=True, kw_only=True)

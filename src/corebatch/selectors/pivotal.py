@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._calibration import check_calibrate, sample_weights
-from corebatch.selectors._distances import gram, some
-from corebatch.selectors._inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, uniforms
-from corebatch.selectors._settle import decide, settle
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels.distances import gram, some
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, uniforms
+from corebatch.selectors.kernels.settle import decide, settle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors._inclusion import random_order
 from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.kernels.inclusion import random_order
 
 
 @dataclass(frozen=True, kw_only=True)

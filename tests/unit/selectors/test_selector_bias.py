@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corebatch import select
 from corebatch.selectors import make_selector
-from corebatch.selectors._inclusion import inclusion_probabilities
+from corebatch.selectors.kernels.inclusion import inclusion_probabilities
 
 DRAWS = 300
 MOST = 0.02

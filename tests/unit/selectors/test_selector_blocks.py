@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import CorebatchError
-from corebatch.selectors import SELECTORS, Selector, _blocks, make_selector
-from corebatch.selectors._inclusion import inclusion_probabilities
-from corebatch.selectors._medoids import Problem, merged_greedy
+from corebatch.selectors import SELECTORS, Selector, make_selector
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.inclusion import inclusion_probabilities
+from corebatch.selectors.kernels.medoids import Problem, merged_greedy
 from corebatch.types import Selection, SourceGroup
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from corebatch.selectors import make_selector
-from corebatch.selectors._compile import Kernel
-from corebatch.selectors._distances import distances, gram
-from corebatch.selectors._exchange import exchange, exchange_loop, exchange_numpy
-from corebatch.selectors._flight import null_vector, null_vector_loop, null_vector_numpy
-from corebatch.selectors._greedy import symmetric, symmetric_loop, symmetric_numpy
-from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample, uniforms
-from corebatch.selectors._settle import settle, settle_loop, settle_numpy
-from corebatch.selectors._swaps import swap, swap_loop, swap_numpy
+from corebatch.selectors.kernels.compile import Kernel
+from corebatch.selectors.kernels.distances import distances, gram
+from corebatch.selectors.kernels.exchange import exchange, exchange_loop, exchange_numpy
+from corebatch.selectors.kernels.flight import null_vector, null_vector_loop, null_vector_numpy
+from corebatch.selectors.kernels.greedy import symmetric, symmetric_loop, symmetric_numpy
+from corebatch.selectors.kernels.inclusion import inclusion_probabilities, systematic_sample, uniforms
+from corebatch.selectors.kernels.settle import settle, settle_loop, settle_numpy
+from corebatch.selectors.kernels.swaps import swap, swap_loop, swap_numpy
 from corebatch.selectors.pivotal import expanded_distances
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from corebatch.selectors import SELECTORS, Selector, make_selector
-from corebatch.selectors._greedy import greedy_loop, greedy_numpy
-from corebatch.selectors._inclusion import inclusion_probabilities, systematic_sample
 from corebatch.selectors.cube import balancing_variables
 from corebatch.selectors.gradient_matching import pursue
 from corebatch.selectors.gram_schmidt_walk import cheapest_change
+from corebatch.selectors.kernels.greedy import greedy_loop, greedy_numpy
+from corebatch.selectors.kernels.inclusion import inclusion_probabilities, systematic_sample
 from corebatch.types import Selection, SourceGroup
 
 UNBIASED = [name for name in ("importance", "pivotal", "gram_schmidt_walk", "cube") if name in SELECTORS]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.selectors._checks import check_number
+from corebatch.selectors.checks import check_number
 
 # A row this near to certain is made certain, so that rounding never puts two points of a systematic sample
 # into one row.

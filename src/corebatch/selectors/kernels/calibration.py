@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._checks import check_number
-from corebatch.selectors._distances import gram, mean_norm, some
-from corebatch.selectors._inclusion import expansion_weights
+from corebatch.selectors.checks import check_number
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.distances import gram, mean_norm, some
+from corebatch.selectors.kernels.inclusion import expansion_weights
 
 DEFAULT_RIDGE = 0.03
 LOWEST_RIDGE = 1e-6

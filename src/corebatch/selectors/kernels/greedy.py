@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from corebatch.selectors._compile import Kernel
-from corebatch.selectors._inclusion import random_order
+from corebatch.selectors.kernels.compile import Kernel
+from corebatch.selectors.kernels.inclusion import random_order
 
 TOLERANCE = 1e-12
 

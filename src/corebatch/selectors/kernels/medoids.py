@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._distances import Metric, distances, some
-from corebatch.selectors._greedy import TOLERANCE, greedy_of_all
 from corebatch.selectors.base import Choice
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.distances import Metric, distances, some
+from corebatch.selectors.kernels.greedy import TOLERANCE, greedy_of_all
 
 _BYTES = 500_000_000  # of the blocks' distances together
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from corebatch.selectors._compile import Kernel
+from corebatch.selectors.kernels.compile import Kernel
 
 _DECIDED = 1e-9  # a probability this near to 0 or 1 is decided
 _RANK = 1e-9  # a pivot below this is zero; entries are of order 1

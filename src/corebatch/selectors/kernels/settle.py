@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors import _blocks
-from corebatch.selectors._compile import Kernel
+from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels.compile import Kernel
 
 DECIDED = 1e-9
 """A probability this near to 0 or 1 is decided."""

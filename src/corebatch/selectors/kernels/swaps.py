@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from corebatch.selectors._compile import Kernel
+from corebatch.selectors.kernels.compile import Kernel
 
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]

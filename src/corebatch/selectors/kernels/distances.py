@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from corebatch.selectors import _blocks
+from corebatch.selectors.kernels import blocks as _blocks
 
 Metric = Literal["l1", "l2", "cosine"]
 METRICS: tuple[str, ...] = get_args(Metric)

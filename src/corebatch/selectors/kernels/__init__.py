@@ -1,0 +1,1 @@
+"""What selectors compute with: blocks of many rows, distances, probabilities, compiled loops."""
