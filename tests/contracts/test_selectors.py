@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corebatch.errors import CorebatchError
 from corebatch.selectors import SELECTORS, Selector, make_selector
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 from corebatch.types import Selection, SourceGroup
 
 N, P, M = 24, 7, 9
@@ -47,8 +47,8 @@ EVERY = pytest.mark.parametrize("name, options", VARIANTS, ids=lambda value: str
 def _how_many_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every promise holds for few rows and for many: "blocks" makes `N` rows many."""
     if request.param == "blocks":
-        monkeypatch.setattr(_blocks, "BLOCK", 5)
-        monkeypatch.setattr(_blocks, "FEW", 2)
+        monkeypatch.setattr(blocks, "BLOCK", 5)
+        monkeypatch.setattr(blocks, "FEW", 2)
 
 
 def _normal(seed: int = 0, rows: int = N, columns: int = P) -> Tensor:
@@ -222,7 +222,7 @@ def test_weights_average_one(name: str, options: dict[str, object]) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_permuting_rows_permutes_the_choice(name: str, options: dict[str, object], seed: int) -> None:
     """With a small budget: two rows left in a pair of their own tie as medoids, whatever the features."""
-    if not _blocks.fits(N) and name in ("facility_location", "craig", "k_medoids"):
+    if not blocks.fits(N) and name in ("facility_location", "craig", "k_medoids"):
         pytest.skip("such pairs are left in blocks of 5")
     selector, features = make_selector(name, options), _normal(seed)
     validation, losses = _normal(seed=seed + 50, rows=2), features[:, 0].clone()

@@ -11,7 +11,7 @@ from typing import Any
 
 from corebatch.options import build
 from corebatch.selectors.balanced import Balanced
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.calibrated import Calibrated
 from corebatch.selectors.craig import Craig
 from corebatch.selectors.cube import Cube
@@ -48,7 +48,7 @@ SELECTORS: dict[str, type[Selector]] = {
     )
 }
 
-__all__ = ["SELECTORS", "Choice", "Selector", "make_selector", "select_from_similarities"]
+__all__ = ["SELECTORS", "Choice", "Problem", "Selector", "make_selector", "select_from_similarities"]
 
 
 def make_selector(selector: str | Selector, options: Mapping[str, Any] | None = None) -> Selector:

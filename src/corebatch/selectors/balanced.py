@@ -12,24 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Problem
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels import blocks as _blocks
-from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import gram, mean_norm, some
-from corebatch.selectors.kernels.inclusion import (
-    DEFAULT_FLOOR,
-    check_floor,
-    inclusion_probabilities,
-    systematic_sample,
-)
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, systematic_sample
 from corebatch.selectors.kernels.swaps import swap
+from corebatch.selectors.sampler import Sampler
 
 _STOP = 1e-12  # of the mean square of what is summed: below this a swap is rounding noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Balanced(Selector):
+class Balanced(Sampler):
     """Start from the importance sample, then swap rows while that brings the estimate nearer to the mean.
 
     Minimises ||sum_S f_i / (N pi_i) - mean f||^2 over the rows S, steepest swap first, with weights that stay
@@ -47,8 +42,7 @@ class Balanced(Selector):
     Args:
         floor: as in `importance`.
         max_swaps: stop after so many swaps; None is as many as the budget, which is rarely reached.
-        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
-            default. Nearer in one step, and no longer unbiased.
+        calibrate: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -59,29 +53,16 @@ class Balanced(Selector):
     calibrate: bool | float = False
 
     name: ClassVar[str] = "balanced"
-    requires: ClassVar[frozenset[str]] = frozenset({"features"})
-    weighted = True
 
     def __post_init__(self) -> None:
-        check_floor(self.floor)
-        check_calibrate(self.calibrate)
+        super().__post_init__()
         if self.max_swaps is not None:
             check_number("max_swaps", self.max_swaps, low=0, whole=True)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        start = systematic_sample(inclusion_N, budget, generator)
-        max_swaps = budget if self.max_swaps is None else self.max_swaps
-        rows = balance(features, inclusion_N, start, max_swaps)
-        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
+    def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
+        start = systematic_sample(inclusion_N, problem.budget, problem.generator)
+        max_swaps = problem.budget if self.max_swaps is None else self.max_swaps
+        return balance(problem.features, inclusion_N, start, max_swaps)
 
 
 def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
@@ -102,10 +83,9 @@ def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps
     chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
     chosen_N[start_M] = True
     constant = mean_norm(features_NP)
-    blocks = _blocks.dealt(features_NP)
     off_P, off = features_NP.new_zeros(features_NP.shape[1]), 0.0  # sum_S f_i / pi_i - sum f_i so far; and of c
     found: list[Tensor] = []
-    for inside, swaps in zip(blocks, _blocks.shares([len(block) for block in blocks], max_swaps), strict=True):
+    for inside, swaps in blocks.with_shares(blocks.dealt(features_NP), max_swaps):
         part, inclusion_B = some(features_NP, inside), inclusion_N[inside]
         expanded_BB = gram(part).add_(constant**2).div_(inclusion_B[:, None]).div_(inclusion_B)
         carried_B = ((part @ off_P).cpu() + constant * off) / inclusion_B

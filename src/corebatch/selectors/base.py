@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -16,7 +16,40 @@ from torch import Tensor
 
 from corebatch.errors import InputError
 from corebatch.selectors.checks import check_budget, check_groups, check_losses, check_matrix, in_float64
+from corebatch.selectors.kernels.distances import some
 from corebatch.types import Selection, SourceGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is to be chosen from: all rows, or those of one group.
+
+    Attributes:
+        features: float64 [N, P], finite, scaled by a power of two, on the device of what was given.
+        budget: M.
+        generator: all randomness comes from it.
+        losses: float64 [N] on the CPU; given if the selector requires them.
+        validation: float64 [V, P], scaled by a power of two of its own; given if required.
+        groups: a partition of the rows, with members ascending and on the CPU; none where these are one group's.
+    """
+
+    features: Tensor
+    budget: int
+    generator: torch.Generator
+    losses: Tensor | None = None
+    validation: Tensor | None = None
+    groups: tuple[SourceGroup, ...] = ()
+
+    def within(self, group: SourceGroup) -> Problem:
+        """The problem of one group by itself."""
+        rows = group.members
+        return replace(
+            self,
+            features=some(self.features, rows),
+            budget=group.budget,
+            losses=None if self.losses is None else self.losses[rows],
+            groups=(),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,87 +136,62 @@ class Selector(ABC):
             if name in self.requires and given is None:
                 raise InputError(f"Selector `{self.name}` needs `{name}`. Found None.")
         if groups is None:
-            whole = SourceGroup(name="all", members=torch.arange(count), budget=budget, keep=budget == count)
-            parts = [whole]
+            parts = [SourceGroup(name="all", members=torch.arange(count), budget=budget)]
         else:
             parts = check_groups(groups, count, budget)
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
+        problem = Problem(
+            features=rows_NP,
+            budget=budget,
+            generator=torch.Generator().manual_seed(0) if generator is None else generator,
+            losses=losses_N,
+            validation=validation_VP,
+            groups=tuple(replace(group, members=group.members.cpu().sort().values) for group in parts),
+        )
+        return self._joined(problem, self._choose_groups(problem), features.device)
 
+    def _choose_groups(self, problem: Problem) -> list[Choice]:
+        """Choose from every group. A group's choice is as if it were alone; override this to choose jointly.
+
+        Returns:
+            For each group a choice of M_g rows, by their places in its members.
+        """
+        return [
+            Choice(rows=torch.arange(group.budget))
+            if group.budget in (0, len(group.members))
+            else self._choose(problem.within(group))
+            for group in problem.groups
+        ]
+
+    @abstractmethod
+    def _choose(self, problem: Problem) -> Choice:
+        """Choose from one group, with 0 < M_g < N_g; what this selector requires is given."""
+
+    def _joined(self, problem: Problem, choices: Sequence[Choice], device: torch.device) -> Selection:
+        """Put the groups' choices together, in ascending order of rows."""
         members: list[Tensor] = []
         weights: list[Tensor] = []
         gains: list[Tensor | None] = []
-        insides = [group.members.cpu().sort().values for group in parts]
-        budgets = [group.budget for group in parts]
-        choices = self._choose_groups(rows_NP, insides, budgets, generator, losses=losses_N, validation=validation_VP)
-        for inside, count_g, choice in zip(insides, budgets, choices, strict=True):
+        for group, choice in zip(problem.groups, choices, strict=True):
+            count_g = group.budget
             assert len(choice.rows) == count_g, f"{self.name} chose {len(choice.rows)} of {count_g}"
             if count_g == 0:
                 continue
             # (M/N)(N_g/M_g), as one quotient of integers so that one group gives exactly 1.
-            scale = (budget * len(inside)) / (count * count_g) if self.weighted else 1.0
+            whole = (problem.budget * len(group.members)) / (len(problem.features) * count_g)
             ones = torch.ones(count_g, dtype=torch.float64)
-            members.append(inside[choice.rows])
-            weights.append(scale * (ones if choice.weights is None else choice.weights))
+            members.append(group.members[choice.rows])
+            weights.append((whole if self.weighted else 1.0) * (ones if choice.weights is None else choice.weights))
             gains.append(choice.gains)
-        return _joined(members, weights, gains, features.device)
-
-    def _choose_groups(
-        self,
-        features: Tensor,
-        members: Sequence[Tensor],
-        budgets: Sequence[int],
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> list[Choice]:
-        """Choose from every group. A group's choice is as if it were alone; override this to choose jointly.
-
-        Args:
-            features: float64 [N, P] and so on, as for `_choose`, but of all rows.
-            members: for each group LongTensor [N_g] on the CPU, ascending; together they are all rows.
-            budgets: for each group M_g, with 0 <= M_g <= N_g.
-
-        Returns:
-            For each group a choice of M_g rows, by their places in `members`.
-        """
-        choices = []
-        for inside, budget in zip(members, budgets, strict=True):
-            if budget in (0, len(inside)):
-                choices.append(Choice(rows=torch.arange(budget)))
-                continue
-            whole = len(inside) == len(features)
-            choices.append(
-                self._choose(
-                    features if whole else features.index_select(0, inside.to(features.device)),
-                    budget,
-                    generator,
-                    losses=None if losses is None else losses[inside],
-                    validation=validation,
-                )
-            )
-        return choices
-
-    @abstractmethod
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        """Choose from one group.
-
-        Args:
-            features: float64 [N_g, P], finite, scaled by a power of two, on the features' device.
-            budget: M_g, with 0 < M_g < N_g.
-            generator: never None.
-            losses: float64 [N_g] on the CPU; given if the selector requires them.
-            validation: float64 [V, P], scaled by a power of two of its own; given if required.
-        """
+        if not members:
+            nothing = torch.zeros(0, device=device)
+            return Selection(indices=nothing.long(), weights=nothing)
+        indices, order = torch.cat(members).sort()
+        known = [gain for gain in gains if gain is not None]
+        return Selection(
+            indices=indices.to(device),
+            weights=torch.cat(weights)[order].to(device, torch.float32),
+            gains=torch.cat(known).to(device, torch.float32) if len(known) == len(gains) else None,
+        )
 
     @staticmethod
     def _checked_validation(validation: Tensor, features: Tensor) -> Tensor:
@@ -194,19 +202,3 @@ class Selector(ABC):
                 f"Found shape {tuple(validation.shape)}."
             )
         return in_float64("validation", validation.to(features.device))
-
-
-def _joined(
-    members: list[Tensor], weights: list[Tensor], gains: list[Tensor | None], device: torch.device
-) -> Selection:
-    """Put the groups' choices together, in ascending order of rows."""
-    if not members:
-        nothing = torch.zeros(0, device=device)
-        return Selection(indices=nothing.long(), weights=nothing)
-    indices, order = torch.cat(members).sort()
-    known = [gain for gain in gains if gain is not None]
-    return Selection(
-        indices=indices.to(device),
-        weights=torch.cat(weights)[order].to(device, torch.float32),
-        gains=torch.cat(known).to(device, torch.float32) if len(known) == len(gains) else None,
-    )

@@ -8,23 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from corebatch.selectors.balanced import balance
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Problem
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels.calibration import DEFAULT_MAX_WEIGHT, DEFAULT_RIDGE, LOWEST_RIDGE, sample_weights
+from corebatch.selectors.kernels.calibration import DEFAULT_MAX_WEIGHT, DEFAULT_RIDGE, LOWEST_RIDGE
 from corebatch.selectors.kernels.inclusion import (
     DEFAULT_FLOOR,
     check_floor,
-    inclusion_probabilities,
     systematic_sample,
 )
+from corebatch.selectors.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated(Selector):
+class Calibrated(Sampler):
     """The rows of `balanced`, with weights a_i M / (N pi_i) whose factors a_i are found by ridge regression.
 
     Minimises ||sum_S a_i f_i / (N pi_i) - mean f||^2 + lambda sum_S (a_i - 1)^2: calibration of survey sampling
@@ -47,25 +46,16 @@ class Calibrated(Selector):
     floor: float = DEFAULT_FLOOR
 
     name: ClassVar[str] = "calibrated"
-    requires: ClassVar[frozenset[str]] = frozenset({"features"})
-    weighted = True
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge, low=LOWEST_RIDGE)
         check_number("max_weight", self.max_weight, low=1.0)
         check_floor(self.floor)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        start = systematic_sample(inclusion_N, budget, generator)
-        rows = balance(features, inclusion_N, start, budget)
-        weights = sample_weights(features, inclusion_N, rows, self.ridge, self.max_weight)
-        return Choice(rows=rows, weights=weights)
+    @property
+    def calibrate(self) -> float:
+        return self.ridge
+
+    def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
+        start = systematic_sample(inclusion_N, problem.budget, problem.generator)
+        return balance(problem.features, inclusion_N, start, problem.budget)

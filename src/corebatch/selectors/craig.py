@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.checks import check_choice
 from corebatch.selectors.kernels.distances import METRICS, Metric
 from corebatch.selectors.kernels.medoids import medoids
@@ -37,13 +34,5 @@ class Craig(Selector):
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, METRICS)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        return medoids(features, budget, self.metric, weighted=True)
+    def _choose(self, problem: Problem) -> Choice:
+        return medoids(problem, self.metric, weighted=True)

@@ -13,18 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Problem
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
 from corebatch.selectors.kernels.distances import gram
 from corebatch.selectors.kernels.flight import fly
-from corebatch.selectors.kernels.inclusion import (
-    DEFAULT_FLOOR,
-    check_floor,
-    inclusion_probabilities,
-    random_order,
-    uniforms,
-)
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, random_order, uniforms
+from corebatch.selectors.sampler import Sampler
 
 _SPARE = 8  # directions that are computed beside those wanted, so that those wanted are right
 _FEW = 10  # rows for each column of the iteration, up to which the inner products of all rows are computed
@@ -32,7 +26,7 @@ _NOTHING = 1e-10  # of the largest variance: a direction with less is rounding n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cube(Selector):
+class Cube(Sampler):
     """Draw M rows with given probabilities so that weighted sums along the main directions are nearly exact.
 
     Deville, Tille, "Efficient balanced sampling: the cube method", Biometrika 91, 2004, in the fast form of
@@ -46,8 +40,7 @@ class Cube(Selector):
         floor: as in `importance`.
         dimensions: how many totals are kept beside the size, at least 1. More is nearer to the mean, even above M;
             the time goes with N x dimensions^3.
-        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
-            default. Nearer in one step, and no longer unbiased.
+        calibrate: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -58,31 +51,18 @@ class Cube(Selector):
     calibrate: bool | float = False
 
     name: ClassVar[str] = "cube"
-    requires: ClassVar[frozenset[str]] = frozenset({"features"})
-    weighted = True
 
     def __post_init__(self) -> None:
-        check_floor(self.floor)
-        check_calibrate(self.calibrate)
+        super().__post_init__()
         check_number("dimensions", self.dimensions, low=1, whole=True)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        count = len(features)
-        inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        variables_NQ = balancing_variables(features, inclusion_N, self.dimensions, generator)
+    def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
+        generator, count = problem.generator, len(inclusion_N)
+        variables_NQ = balancing_variables(problem.features, inclusion_N, self.dimensions, generator)
         order = random_order(generator, count)
         uniforms_N = uniforms(generator, count)
-        taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), budget)
-        rows = order[torch.from_numpy(np.flatnonzero(taken_N))]
-        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
+        taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), problem.budget)
+        return order[torch.from_numpy(np.flatnonzero(taken_N))]
 
 
 def balancing_variables(

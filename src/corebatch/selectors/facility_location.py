@@ -6,7 +6,6 @@ Shape suffixes: N rows of the large batch, M rows of the small batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.checks import (
     check_budget,
     check_choice,
@@ -24,10 +23,10 @@ from corebatch.selectors.checks import (
     check_matrix,
     check_number,
 )
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import METRICS, Metric
 from corebatch.selectors.kernels.greedy import TOLERANCE, greedy, greedy_of_all, stochastic_greedy, symmetric
-from corebatch.selectors.kernels.medoids import Problem, medoids
+from corebatch.selectors.kernels.medoids import Cover, medoids
 from corebatch.types import Selection
 
 
@@ -86,62 +85,42 @@ class FacilityLocation(Selector):
     def per_source(self) -> bool:
         return not self.weighted
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
+    def _choose(self, problem: Problem) -> Choice:
         if self.stochastic is None:
-            return medoids(features, budget, self.metric, weighted=self.weighted)
+            return medoids(problem, self.metric, weighted=self.weighted)
         epsilon = self.stochastic
         return medoids(
-            features,
-            budget,
+            problem,
             self.metric,
-            greedy=lambda matrix, count: stochastic_greedy(matrix, count, epsilon, generator),
+            greedy=lambda matrix, count: stochastic_greedy(matrix, count, epsilon, problem.generator),
             weighted=self.weighted,
         )
 
-    def _choose_groups(
-        self,
-        features: Tensor,
-        members: Sequence[Tensor],
-        budgets: Sequence[int],
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> list[Choice]:
-        if not self.joint or sum(budgets) in (0, len(features)):
-            return super()._choose_groups(features, members, budgets, generator, losses=losses, validation=validation)
-        group_N = torch.zeros(len(features), dtype=torch.long)
-        place_N = torch.zeros(len(features), dtype=torch.long)
-        for group, inside in enumerate(members):
-            group_N[inside] = group
-            place_N[inside] = torch.arange(len(inside))
-        chosen, gains = self._jointly(features, group_N, budgets)
-        return [
-            Choice(rows=place_N[chosen[group_N[chosen] == group]], gains=gains[group_N[chosen] == group])
-            for group in range(len(members))
-        ]
+    def _choose_groups(self, problem: Problem) -> list[Choice]:
+        count = len(problem.features)
+        if not self.joint or problem.budget in (0, count):
+            return super()._choose_groups(problem)
+        group_N = torch.zeros(count, dtype=torch.long)
+        place_N = torch.zeros(count, dtype=torch.long)
+        for number, group in enumerate(problem.groups):
+            group_N[group.members] = number
+            place_N[group.members] = torch.arange(len(group.members))
+        chosen, gains = self._jointly(problem, group_N)
+        own = [group_N[chosen] == number for number in range(len(problem.groups))]
+        return [Choice(rows=place_N[chosen[mine]], gains=gains[mine]) for mine in own]
 
-    def _jointly(self, features: Tensor, group_N: Tensor, budgets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _jointly(self, problem: Problem, group_N: Tensor) -> tuple[Tensor, Tensor]:
         """Rows in the order chosen, so many of each group, and their gains."""
-        blocks = [torch.arange(len(features))]
-        if not _blocks.fits(len(features)):
-            blocks = _blocks.near(features)
-        sizes_GB = torch.stack([torch.bincount(group_N[block], minlength=len(budgets)) for block in blocks], dim=1)
-        shares = [_blocks.shares(sizes, budget) for sizes, budget in zip(sizes_GB.tolist(), budgets, strict=True)]
+        budgets = [group.budget for group in problem.groups]
+        parts = [torch.arange(len(group_N))] if blocks.fits(len(group_N)) else blocks.near(problem.features)
+        sizes_GB = torch.stack([torch.bincount(group_N[part], minlength=len(budgets)) for part in parts], dim=1)
+        shares = [blocks.shares(sizes, budget) for sizes, budget in zip(sizes_GB.tolist(), budgets, strict=True)]
         rows, gains = [], []
-        for block, wanted in zip(blocks, np.array(shares).T, strict=True):
+        for part, wanted in zip(parts, np.array(shares).T, strict=True):
             if wanted.sum():
-                problem = Problem.of(features, block, self.metric)
-                places, found = greedy(problem.similarities_CC, group_N[block].numpy(), wanted.copy(), TOLERANCE)
-                rows.append(block[torch.from_numpy(places)])
+                cover = Cover.of(problem.features, part, self.metric)
+                places, found = greedy(cover.similarities_CC, group_N[part].numpy(), wanted.copy(), TOLERANCE)
+                rows.append(part[torch.from_numpy(places)])
                 gains.append(torch.from_numpy(found))
         return torch.cat(rows), torch.cat(gains)
 
@@ -180,14 +159,9 @@ def select_from_similarities(similarities_NN: Tensor, budget: int) -> Selection:
         return Selection(indices=torch.arange(budget, device=device), weights=torch.ones(budget, device=device))
     if not symmetric(similarities.numpy()):
         similarities = similarities.T  # the greedy reads candidates as rows
-    rows, gains = _greedy_rows(similarities, budget)
+    rows, gains = (torch.from_numpy(found) for found in greedy_of_all(similarities.numpy(), budget))
     return Selection(
         indices=rows.sort().values.to(device),
         weights=torch.ones(budget, device=device),
         gains=gains.to(device, torch.float32),
     )
-
-
-def _greedy_rows(similarities_CN: Tensor, budget: int) -> tuple[Tensor, Tensor]:
-    chosen, gains = greedy_of_all(similarities_CN.numpy(), budget)
-    return torch.from_numpy(chosen), torch.from_numpy(gains)

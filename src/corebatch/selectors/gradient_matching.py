@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import row_products, some, squared_norms
 
 _TOLERANCE = 1e-10  # of the largest correlation: nearer than this counts as equal, and smaller as none
@@ -57,19 +57,11 @@ class GradientMatching(Selector):
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge, low=1e-4)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
+    def _choose(self, problem: Problem) -> Choice:
+        features, budget = problem.features, problem.budget
         ridge = self.ridge * float(squared_norms(features).mean())
-        blocks = [torch.arange(len(features))] if budget <= _blocks.FEW else _blocks.dealt(features)
         found, solved = [], []
-        for inside, count in zip(blocks, _blocks.shares([len(block) for block in blocks], budget), strict=True):
+        for inside, count in blocks.for_greedy(features, budget):
             part = some(features, inside)
             rows, weights = pursue(row_products(part), (part @ part.sum(dim=0)).cpu().numpy(), count, ridge)
             found.append(inside[torch.from_numpy(rows)])

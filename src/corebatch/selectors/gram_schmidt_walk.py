@@ -13,23 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Problem
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels import blocks as _blocks
-from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import gram, some
-from corebatch.selectors.kernels.inclusion import (
-    DEFAULT_FLOOR,
-    check_floor,
-    inclusion_probabilities,
-    random_order,
-    uniforms,
-)
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, random_order, uniforms
 from corebatch.selectors.kernels.settle import DECIDED, decide
+from corebatch.selectors.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class GramSchmidtWalk(Selector):
+class GramSchmidtWalk(Sampler):
     """Settle one row at a time, and let all undecided rows make up for it as well as they can.
 
     Harshaw, Saevje, Spielman, Zhang, "Balancing covariates in randomized experiments with the Gram-Schmidt walk
@@ -46,8 +40,7 @@ class GramSchmidtWalk(Selector):
         floor: as in `importance`.
         robustness: lambda, as a share of the mean squared norm of the rows f_i / pi_i, above 0: how much the
             sample is to be like independent draws, which is what protects directions outside the features.
-        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
-            default. Nearer in one step, and no longer unbiased.
+        calibrate: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -58,24 +51,13 @@ class GramSchmidtWalk(Selector):
     calibrate: bool | float = False
 
     name: ClassVar[str] = "gram_schmidt_walk"
-    requires: ClassVar[frozenset[str]] = frozenset({"features"})
-    weighted = True
 
     def __post_init__(self) -> None:
-        check_floor(self.floor)
-        check_calibrate(self.calibrate)
+        super().__post_init__()
         check_number("robustness", self.robustness, low=1e-4)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        inclusion_N = inclusion_probabilities(features, budget, self.floor)
+    def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
+        features, generator = problem.features, problem.generator
 
         def step(rows: Tensor, chance: Tensor) -> Tensor:
             order = random_order(generator, len(rows))
@@ -88,8 +70,7 @@ class GramSchmidtWalk(Selector):
             chance[order] = walk(matrix_UU, chance[order], uniforms(generator, len(order)))
             return chance
 
-        rows = decide(features, inclusion_N, budget, step, _blocks.BLOCK // 2)
-        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
+        return decide(problem, inclusion_N, step, blocks.BLOCK // 2)
 
 
 def walk(matrix_UU: Tensor, chance_U: Tensor, uniforms_U: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import gram, row_products, some
 
 _TOLERANCE = 1e-12  # of the largest score: nearer than this counts as equal
@@ -54,23 +54,15 @@ class Greats(Selector):
     def __post_init__(self) -> None:
         check_number("interaction", self.interaction, low=0.0)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        assert validation is not None  # required, so the base has seen to it
-        score_N = (features @ validation.mean(dim=0)).cpu()
-        blocks = [torch.arange(len(features))] if budget <= _blocks.FEW else _blocks.dealt(features, score_N)
+    def _choose(self, problem: Problem) -> Choice:
+        features, budget = problem.features, problem.budget
+        assert problem.validation is not None  # required, so the base has seen to it
+        score_N = (features @ problem.validation.mean(dim=0)).cpu()
         coefficient = self._coefficient(score_N, features, budget)
         tolerance = _TOLERANCE * float(score_N.abs().max())
         done_P = torch.zeros_like(features[0])  # the sum of the rows that the blocks before took
         found, gains = [], []
-        for inside, count in zip(blocks, _blocks.shares([len(block) for block in blocks], budget), strict=True):
+        for inside, count in blocks.for_greedy(features, budget, score_N):
             part = some(features, inside)
             left_N = score_N[inside] - coefficient * (part @ done_P).cpu()
             rows, gained = best_aligned(part, count, left_N, coefficient, tolerance)
@@ -81,7 +73,7 @@ class Greats(Selector):
 
     def _coefficient(self, score_N: Tensor, features_NP: Tensor, budget: int) -> float:
         """c, from all pairs of rows, or of a cross-section of the rows where there are too many."""
-        some_rows = some(features_NP, _blocks.dealt(features_NP, score_N)[0])
+        some_rows = some(features_NP, blocks.dealt(features_NP, score_N)[0])
         overlap_NN = gram(some_rows)
         count = len(overlap_NN)
         between = float(overlap_NN.abs().sum() - overlap_NN.diagonal().sum()) / (count * (count - 1))

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +19,6 @@ class Hard(Selector):
     name: ClassVar[str] = "hard"
     requires: ClassVar[frozenset[str]] = frozenset({"losses"})
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        assert losses is not None  # required, so the base has seen to it
-        return Choice(rows=losses.argsort(descending=True, stable=True)[:budget])
+    def _choose(self, problem: Problem) -> Choice:
+        assert problem.losses is not None  # required, so the base has seen to it
+        return Choice(rows=problem.losses.argsort(descending=True, stable=True)[: problem.budget])

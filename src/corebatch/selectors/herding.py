@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.base import Choice, Problem, Selector
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import row_products, some, squared_norms
 
 _TOLERANCE = 1e-12  # of the mean squared norm: errors nearer than this count as equal
@@ -33,21 +33,13 @@ class Herding(Selector):
     name: ClassVar[str] = "herding"
     requires: ClassVar[frozenset[str]] = frozenset({"features"})
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        blocks = [torch.arange(len(features))] if budget <= _blocks.FEW else _blocks.dealt(features)
+    def _choose(self, problem: Problem) -> Choice:
+        features, budget = problem.features, problem.budget
         mean_P = features.mean(dim=0)
         tolerance = _TOLERANCE * float(squared_norms(features).mean())
         off_P = torch.zeros_like(mean_P)  # sum_chosen f - k mean f over the blocks before
         found: list[Tensor] = []
-        for inside, count in zip(blocks, _blocks.shares([len(block) for block in blocks], budget), strict=True):
+        for inside, count in blocks.for_greedy(features, budget):
             part = some(features, inside)
             rows = nearest_mean(part, count, mean_P, off_P, tolerance)
             found.append(inside[rows])

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
-from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
-from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, systematic_sample
+from corebatch.selectors.base import Problem
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, systematic_sample
+from corebatch.selectors.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Importance(Selector):
+class Importance(Sampler):
     """Draw exactly M rows, each with probability in proportion to its norm; unbiased.
 
     Horvitz, Thompson 1952 for the weights; Katharopoulos, Fleuret 2018 (arXiv 1803.00942) for gradients.
@@ -35,22 +34,6 @@ class Importance(Selector):
     calibrate: bool | float = False
 
     name: ClassVar[str] = "importance"
-    requires: ClassVar[frozenset[str]] = frozenset({"features"})
-    weighted = True
 
-    def __post_init__(self) -> None:
-        check_floor(self.floor)
-        check_calibrate(self.calibrate)
-
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        inclusion_N = inclusion_probabilities(features, budget, self.floor)
-        rows = systematic_sample(inclusion_N, budget, generator)
-        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
+    def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
+        return systematic_sample(inclusion_N, problem.budget, problem.generator)

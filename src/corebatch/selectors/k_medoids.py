@@ -8,10 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.checks import check_choice, check_number
 from corebatch.selectors.kernels.distances import METRICS, Metric
 from corebatch.selectors.kernels.exchange import exchange
@@ -48,19 +45,8 @@ class KMedoids(Selector):
         if self.max_swaps is not None:
             check_number("max_swaps", self.max_swaps, low=0, whole=True)
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        max_swaps = len(features) if self.max_swaps is None else self.max_swaps
+    def _choose(self, problem: Problem) -> Choice:
+        max_swaps = len(problem.features) if self.max_swaps is None else self.max_swaps
         return medoids(
-            features,
-            budget,
-            self.metric,
-            improve=lambda matrix, start: exchange(matrix, start, max_swaps, TOLERANCE),
+            problem, self.metric, improve=lambda matrix, start: exchange(matrix, start, max_swaps, TOLERANCE)
         )

@@ -11,16 +11,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.selectors.base import Choice, Selector
-from corebatch.selectors.kernels import blocks as _blocks
-from corebatch.selectors.kernels.calibration import check_calibrate, sample_weights
+from corebatch.selectors.base import Problem
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import gram, some
-from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, check_floor, inclusion_probabilities, uniforms
+from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, uniforms
 from corebatch.selectors.kernels.settle import decide, settle
+from corebatch.selectors.sampler import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pivotal(Selector):
+class Pivotal(Sampler):
     """Near neighbours settle their probabilities against each other until all are 0 or 1; unbiased.
 
     Grafstroem, Lundstroem, Schelin, "Spatially balanced sampling through the pivotal method", Biometrics 68,
@@ -34,8 +34,7 @@ class Pivotal(Selector):
 
     Args:
         floor: as in `importance`.
-        calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
-            default. Nearer in one step, and no longer unbiased.
+        calibrate: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -45,30 +44,15 @@ class Pivotal(Selector):
     calibrate: bool | float = False
 
     name: ClassVar[str] = "pivotal"
-    requires: ClassVar[frozenset[str]] = frozenset({"features"})
-    weighted = True
 
-    def __post_init__(self) -> None:
-        check_floor(self.floor)
-        check_calibrate(self.calibrate)
-
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        inclusion_N = inclusion_probabilities(features, budget, self.floor)
+    def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
+        features, generator = problem.features, problem.generator
 
         def meet(rows: Tensor, chance: Tensor) -> Tensor:
             squared = expanded_distances(gram(some(features, rows)), inclusion_N[rows])
             return torch.from_numpy(settle(squared.numpy(), chance.numpy(), uniforms(generator, len(rows), 2).numpy()))
 
-        rows = decide(features, inclusion_N, budget, meet, _blocks.BLOCK)
-        return Choice(rows=rows, weights=sample_weights(features, inclusion_N, rows, self.calibrate))
+        return decide(problem, inclusion_N, meet, blocks.BLOCK)
 
 
 def expanded_distances(gram_NN: Tensor, inclusion_N: Tensor) -> Tensor:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from corebatch.selectors.base import Choice, Selector
+from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.kernels.inclusion import random_order
 
 
@@ -19,13 +16,5 @@ class Random(Selector):
     name: ClassVar[str] = "random"
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        return Choice(rows=random_order(generator, len(features))[:budget])
+    def _choose(self, problem: Problem) -> Choice:
+        return Choice(rows=random_order(problem.generator, len(problem.features))[: problem.budget])

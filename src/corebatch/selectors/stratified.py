@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from corebatch.selectors.base import Choice, Selector
-from corebatch.selectors.kernels.inclusion import random_order
+from corebatch.selectors.random import Random
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stratified(Selector):
+class Stratified(Random):
     """Draw uniformly within each source, as many as the source's budget, with weights of one.
 
     With budgets in proportion to the counts (Neyman 1934, proportional allocation) the mixture of the small
@@ -21,16 +17,4 @@ class Stratified(Selector):
     """
 
     name: ClassVar[str] = "stratified"
-    requires: ClassVar[frozenset[str]] = frozenset()
     per_source = True
-
-    def _choose(
-        self,
-        features: Tensor,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        losses: Tensor | None,
-        validation: Tensor | None,
-    ) -> Choice:
-        return Choice(rows=random_order(generator, len(features))[:budget])

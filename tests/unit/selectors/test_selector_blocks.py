@@ -13,9 +13,9 @@ from torch import Tensor
 
 from corebatch.errors import CorebatchError
 from corebatch.selectors import SELECTORS, Selector, make_selector
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.inclusion import inclusion_probabilities
-from corebatch.selectors.kernels.medoids import Problem, merged_greedy
+from corebatch.selectors.kernels.medoids import Cover, merged_greedy
 from corebatch.types import Selection, SourceGroup
 
 
@@ -46,43 +46,43 @@ def _error(name: str | Selector, features: Tensor, budget: int, draws: int = 40)
 # Blocks
 
 
-@pytest.mark.parametrize("make", [lambda f, most: _blocks.near(f, most), lambda f, most: _blocks.dealt(f)])
+@pytest.mark.parametrize("make", [lambda f, most: blocks.near(f, most), lambda f, most: blocks.dealt(f)])
 @pytest.mark.parametrize("features", [_normal(103, 4), torch.zeros(103, 4), _normal(1, 4).repeat(103, 1)])
 def test_blocks_are_a_partition_of_even_sizes(make, features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "BLOCK", 10)
-    blocks = make(features, 10)
-    assert len(blocks) == 11
-    assert sorted(torch.cat(blocks).tolist()) == list(range(103))
-    assert {len(block) for block in blocks} <= {9, 10}
-    assert all(block.tolist() == sorted(block.tolist()) for block in blocks)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
+    parts = make(features, 10)
+    assert len(parts) == 11
+    assert sorted(torch.cat(parts).tolist()) == list(range(103))
+    assert {len(block) for block in parts} <= {9, 10}
+    assert all(block.tolist() == sorted(block.tolist()) for block in parts)
 
 
-@pytest.mark.parametrize("make", [_blocks.near, _blocks.dealt])
+@pytest.mark.parametrize("make", [blocks.near, blocks.dealt])
 def test_blocks_do_not_depend_on_the_order_of_rows(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "BLOCK", 10)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     features, order = _normal(60, 4), torch.randperm(60, generator=torch.Generator().manual_seed(3))
     one, other = make(features), make(features[order])
     assert [block.tolist() for block in one] == [sorted(order[block].tolist()) for block in other]
 
 
 def test_near_blocks_are_near_and_dealt_ones_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "BLOCK", 30)
+    monkeypatch.setattr(blocks, "BLOCK", 30)
     features = _clustered()
-    inside = [float(features[block].var(0).sum()) for block in _blocks.near(features)]
-    means = torch.stack([features[block].mean(0) for block in _blocks.dealt(features)])
+    inside = [float(features[block].var(0).sum()) for block in blocks.near(features)]
+    means = torch.stack([features[block].mean(0) for block in blocks.dealt(features)])
     assert sum(inside) / len(inside) < 0.5 * float(features.var(0).sum())
     assert float(means.var(0).sum()) < 0.2 * float(features.var(0).sum())
 
 
 def test_few_rows_are_one_block() -> None:
-    assert [len(block) for block in _blocks.near(_normal(2 * _blocks.BLOCK, 2))] == [2 * _blocks.BLOCK]
-    assert len(_blocks.dealt(_normal(2 * _blocks.BLOCK + 1, 2))) == 3
+    assert [len(block) for block in blocks.near(_normal(2 * blocks.BLOCK, 2))] == [2 * blocks.BLOCK]
+    assert len(blocks.dealt(_normal(2 * blocks.BLOCK + 1, 2))) == 3
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 29, 30])
 def test_shares_add_up_and_fit(budget: int) -> None:
     sizes = [5, 9, 1, 15]
-    shares = _blocks.shares(sizes, budget)
+    shares = blocks.shares(sizes, budget)
     assert sum(shares) == budget
     assert all(0 <= share <= size for share, size in zip(shares, sizes, strict=True))
 
@@ -96,7 +96,7 @@ def test_samplers_meet_every_probability_in_blocks(
     name: str, block: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And of what the blocks leave undecided, which with blocks of two rows is many, and blocks again."""
-    monkeypatch.setattr(_blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     features, draws = _normal(24, 5) * torch.linspace(0.1, 3.0, 24)[:, None], 500
     inclusion = inclusion_probabilities(features, budget, 0.1)
     times = torch.zeros(24, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_samplers_meet_every_probability_in_blocks(
 
 @pytest.mark.parametrize(("name", "share"), [("pivotal", 0.4), ("gram_schmidt_walk", 0.4), ("balanced", 0.05)])
 def test_blocks_still_spread_and_balance(name: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
     features = _clustered()
     assert _error(name, features, 60) < share * _error("importance", features, 60)
 
@@ -119,7 +119,7 @@ def test_swaps_make_up_for_the_blocks_before(monkeypatch: pytest.MonkeyPatch) ->
     """Blocks that each met their own mean alone would be off by all their errors together."""
     features = _normal(240, 40)
     whole = _error("balanced", features, 60)
-    monkeypatch.setattr(_blocks, "BLOCK", 60)
+    monkeypatch.setattr(blocks, "BLOCK", 60)
     assert _error("balanced", features, 60) < 2.5 * whole
 
 
@@ -127,7 +127,7 @@ def test_calibration_in_parts_is_nearer_to_the_mean(monkeypatch: pytest.MonkeyPa
     features = _normal(300, 12)
     alone, moved = SELECTORS["importance"](), SELECTORS["importance"](calibrate=True)
     whole = _error(moved, features, 90)
-    monkeypatch.setattr(_blocks, "BLOCK", 30)
+    monkeypatch.setattr(blocks, "BLOCK", 30)
     assert _error(moved, features, 90) < 0.2 * _error(alone, features, 90)
     assert _error(moved, features, 90) < 10 * whole
 
@@ -138,8 +138,8 @@ def test_calibration_in_parts_is_nearer_to_the_mean(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("few", [0, 512])
 def test_herding_meets_the_mean_over_all_blocks(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features = _normal(240, 5)
-    monkeypatch.setattr(_blocks, "BLOCK", 40)
-    monkeypatch.setattr(_blocks, "FEW", few)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "FEW", few)
     assert _error("herding", features, 60, draws=1) < 0.02 * _error("random", features, 60)
 
 
@@ -147,7 +147,7 @@ def test_herding_meets_the_mean_over_all_blocks(few: int, monkeypatch: pytest.Mo
 def test_few_choices_from_many_rows_are_those_from_all_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features = _normal(200, 12)
     expected = _choose(make_selector(name, {"interaction": 0.0} if name == "greats" else {}), features, 20)
-    monkeypatch.setattr(_blocks, "BLOCK", 30)
+    monkeypatch.setattr(blocks, "BLOCK", 30)
     found = _choose(make_selector(name, {"interaction": 0.0} if name == "greats" else {}), features, 20)
     assert found.indices.tolist() == expected.indices.tolist()
     torch.testing.assert_close(found.weights, expected.weights)
@@ -158,8 +158,8 @@ def test_greats_in_blocks_follows_the_validation_gradient(interaction: float, mo
     features = _normal(240, 12)
     score = features @ features[:3].mean(0)
     whole = _choose(SELECTORS["greats"](interaction=interaction), features, 60)
-    monkeypatch.setattr(_blocks, "BLOCK", 40)
-    monkeypatch.setattr(_blocks, "FEW", 0)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "FEW", 0)
     found = _choose(SELECTORS["greats"](interaction=interaction), features, 60)
     assert float(score[found.indices].mean()) > 0.8 * float(score[whole.indices].mean())
 
@@ -175,7 +175,7 @@ def test_medoids_in_blocks_represent_nearly_as_well(name: str, budget: int, monk
     """Among winners below a budget of 80, in blocks alone above."""
     features = _clustered()
     whole = _objective(features, _choose(name, features, budget))
-    monkeypatch.setattr(_blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
     chosen = _choose(name, features, budget)
     assert _objective(features, chosen) < 1.15 * whole
     if name == "craig":
@@ -184,7 +184,7 @@ def test_medoids_in_blocks_represent_nearly_as_well(name: str, budget: int, monk
 
 def test_merged_greedy_is_the_greedy_of_problems_that_do_not_help_each_other() -> None:
     features = _clustered(4, 10)
-    parts = [Problem.of(features, rows, "l1") for rows in _blocks.near(features, 10)]
+    parts = [Cover.of(features, rows, "l1") for rows in blocks.near(features, 10)]
     apart = np.full((40, 40), 0.0)
     largest = max(part.largest for part in parts)
     for part in parts:
@@ -200,7 +200,7 @@ def test_merged_greedy_is_the_greedy_of_problems_that_do_not_help_each_other() -
 
 
 def test_joint_medoids_keep_their_budgets_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
     features = _clustered()
     ids = torch.arange(240) % 3
     groups = [
@@ -243,7 +243,7 @@ def test_memory_and_time_are_bounded() -> None:
 
 
 def test_features_that_are_not_finite_are_an_error_for_many_rows_too() -> None:
-    features = torch.zeros(2 * _blocks.BLOCK + 2, 2)
+    features = torch.zeros(2 * blocks.BLOCK + 2, 2)
     features[17, 1] = torch.nan
     with pytest.raises(CorebatchError, match="17"):
         _choose("cube", features, 5)

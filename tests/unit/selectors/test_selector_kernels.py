@@ -106,8 +106,8 @@ def test_selectors_choose_the_same_without_numba(name: str, monkeypatch: pytest.
     features = _features(0, rows=40)
     compiled = make_selector(name).select(features, 12)
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
-    for module in ("_greedy", "_settle", "_swaps", "_exchange", "_flight"):
-        loaded = sys.modules[f"corebatch.selectors.{module}"]
+    for module in ("greedy", "settle", "swaps", "exchange", "flight"):
+        loaded = sys.modules[f"corebatch.selectors.kernels.{module}"]
         for kernel in vars(loaded).values():
             if isinstance(kernel, Kernel):
                 monkeypatch.setattr(kernel, "_run", None)

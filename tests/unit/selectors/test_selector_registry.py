@@ -81,8 +81,8 @@ def test_a_selector_of_ones_own_needs_only_a_choice() -> None:
         name = "first"
         requires = frozenset()
 
-        def _choose(self, features, budget, generator, *, losses, validation):  # type: ignore[no-untyped-def]
-            return Choice(rows=torch.arange(budget))
+        def _choose(self, problem):  # type: ignore[no-untyped-def]
+            return Choice(rows=torch.arange(problem.budget))
 
     assert First().select(torch.zeros(4, 1), 2).indices.tolist() == [0, 1]
     assert not First().weighted

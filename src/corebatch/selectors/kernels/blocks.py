@@ -78,6 +78,17 @@ def shares(sizes: list[int], budget: int) -> list[int]:
     return given
 
 
+def with_shares(blocks: list[Tensor], budget: int) -> list[tuple[Tensor, int]]:
+    """Each block with its share of the budget."""
+    return list(zip(blocks, shares([len(block) for block in blocks], budget), strict=True))
+
+
+def for_greedy(features_NP: Tensor, budget: int, key_N: Tensor | None = None) -> list[tuple[Tensor, int]]:
+    """Blocks of a greedy method, as `dealt`, each with its share: one block of all rows for `FEW` choices or less."""
+    few = budget <= FEW
+    return with_shares([torch.arange(len(features_NP))] if few else dealt(features_NP, key_N), budget)
+
+
 def _count(rows: int, most: int | None = None) -> int:
     return 1 if fits(rows, most) else -(-rows // (BLOCK if most is None else most))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from corebatch.selectors.checks import check_number
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import gram, mean_norm, some
 from corebatch.selectors.kernels.inclusion import expansion_weights
 
@@ -61,7 +61,7 @@ def sample_weights(
     ridge = DEFAULT_RIDGE if calibrate is True else float(calibrate)
     terms_MQ, missing_Q, square = _terms(features_NP, inclusion_N, rows_M)
     left = len(rows_M)
-    for part in _blocks.dealt(terms_MQ):
+    for part in blocks.dealt(terms_MQ):
         terms_KQ = some(terms_MQ, part)
         normal_KK = gram(terms_KQ)
         normal_KK.diagonal().add_(ridge * square)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.kernels import blocks
 
 Metric = Literal["l1", "l2", "cosine"]
 METRICS: tuple[str, ...] = get_args(Metric)
@@ -44,7 +44,7 @@ def row_products(features_NP: Tensor) -> Callable[[int], Tensor]:
 
     From the matrix of all of them, or, where there are too many rows for that, computed when asked for.
     """
-    if _blocks.fits(len(features_NP)):
+    if blocks.fits(len(features_NP)):
         gram_NN = gram(features_NP)
         return lambda row: gram_NN[row]
     return lambda row: (features_NP @ features_NP[row]).cpu()

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corebatch.selectors.kernels import blocks as _blocks
+from corebatch.selectors.base import Problem
+from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.compile import Kernel
 
 DECIDED = 1e-9
@@ -96,9 +97,7 @@ def settle_numpy(
 settle = Kernel(settle_loop, settle_numpy)
 
 
-def decide(
-    features_NP: Tensor, inclusion_N: Tensor, budget: int, rule: Callable[[Tensor, Tensor], Tensor], most: int
-) -> Tensor:
+def decide(problem: Problem, inclusion_N: Tensor, rule: Callable[[Tensor, Tensor], Tensor], most: int) -> Tensor:
     """Decide every row by a rule that leaves one undecided at most, block by block where there are many.
 
     Blocks hold rows f_i / pi_i that are near each other. What each leaves undecided is then decided together, as one
@@ -106,30 +105,30 @@ def decide(
     row is taken with exactly its probability, whatever the blocks.
 
     Args:
-        features_NP: float64.
-        inclusion_N: pi, which sums to `budget`.
-        budget: M.
+        problem: features and a budget.
+        inclusion_N: pi, which sums to the budget.
         rule: takes rows, and the probabilities that they have; returns new ones.
         most: rows of a block; twice as many are one block.
 
     Returns:
         LongTensor [M], ascending.
     """
+    features_NP = problem.features
     chance_N = inclusion_N.clone()
     open_N = torch.arange(len(chance_N))
     while len(open_N) > 1:
-        blocks, most = [open_N], max(2, most)  # of two rows one is decided, of one row none
-        if not _blocks.fits(len(open_N), most):
+        parts, most = [open_N], max(2, most)  # of two rows one is decided, of one row none
+        if not blocks.fits(len(open_N), most):
             there = open_N.to(features_NP.device)
             expanded = features_NP[there] / inclusion_N.to(there.device)[there, None]
-            blocks = [open_N[block] for block in _blocks.near(expanded, most)]
+            parts = [open_N[block] for block in blocks.near(expanded, most)]
             del expanded
-        for block in blocks:
-            chance_N[block] = rule(block, chance_N[block])
+        for part in parts:
+            chance_N[part] = rule(part, chance_N[part])
         open_N = torch.nonzero((chance_N > DECIDED) & (chance_N < 1.0 - DECIDED)).flatten()
     taken_N = chance_N > 0.5
     if len(open_N) == 1:
         # The probabilities sum to the budget, so the last is 0 or 1 but for rounding.
         taken_N[open_N] = False
-        taken_N[open_N] = taken_N.sum() < budget
+        taken_N[open_N] = taken_N.sum() < problem.budget
     return torch.nonzero(taken_N).flatten()
