@@ -34,7 +34,7 @@ ALLOWED = {
     "report": LEAVES | {"rendering"},
     "demo": LEAVES | {"evaluation"},
     "config": RUN | {"mixture"},
-    "bench": RUN | {"mixture", "evaluation", "report", "rendering"},
+    "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {

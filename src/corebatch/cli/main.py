@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from corebatch.cli.bench import app as bench
 from corebatch.cli.cache import app as cache
 from corebatch.cli.evaluate import evaluate
 from corebatch.cli.failures import message
+from corebatch.config.quiet import hush
 from corebatch.text import visible
 
 app = typer.Typer(
@@ -132,15 +132,6 @@ def env() -> None:
     from corebatch.cli.env import env as show
 
     show(console())
-
-
-def hush() -> None:
-    """Keeps back what other packages say and no user could change."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # peft 0.21 reads an attribute that transformers 5 calls deprecated
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # bitsandbytes 0.50 asks, whenever it is imported on a CPU, for a package that fetches a kernel from a hub
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class _Plain(logging.Formatter):

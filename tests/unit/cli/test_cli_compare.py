@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
-from corebatch.bench.runs import engine as running
-from corebatch.bench.runs import read_comparison
+from corebatch.bench.runs import jobs, read_comparison
 from corebatch.bench.runs.arms import DEFAULT_ARMS
+from corebatch.bench.runs.folder import alone
 from corebatch.bench.runs.training_run import _CountingTrainer
 from corebatch.cli import compare as command
 from corebatch.errors import ConfigError
@@ -63,20 +63,23 @@ def held_out(folder: Path) -> Path:
 class Here:
     """Runs the jobs in this process."""
 
-    def __init__(self, values: dict[str, Any], where: str, own: Any) -> None:
-        self.count = 0
-        devices: queue.Queue[Any] = queue.Queue()
-        devices.put(None)
-        command._HERE.clear()
-        command.start(values, where, 1, devices)
+    def __init__(self, parts: Any) -> None:
+        torch.set_num_threads(1)
+        self.place = jobs.Workplace(parts, "cpu")
 
     @contextmanager
-    def one(self) -> Iterator[Callable[[dict[str, Any]], Any]]:
-        yield command.work
+    def one(self) -> Iterator[Callable[[Any], Any]]:
+        yield self.place.run
 
     @contextmanager
     def all(self) -> Iterator[Any]:
-        yield lambda jobs: ((job, command.attempt(job)) for job in jobs)
+        yield lambda wanted: ((job, self.outcome(job)) for job in wanted)
+
+    def outcome(self, job: Any) -> Any:
+        try:
+            return self.place.run(job)
+        except Exception as error:
+            return jobs.failure(error)
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict
     monkeypatch.setattr(command, "Processes", Here)
     # A tiny model's steps take what the machine makes of them; budgets should not depend on that in a test.
     price = {"plain_large": 2.0, "colm": 1.6, "coreset": 1.25}
-    monkeypatch.setattr(command, "time_arm", lambda arm, *_: (price.get(arm.method.name, 1.0),) * 2)
+    monkeypatch.setattr(jobs, "time_arm", lambda arm, *_: (price.get(arm.method.name, 1.0),) * 2)
 
     def run(values: dict[str, Any]) -> Any:
         return read_comparison(command.compare(values, "config.yaml", Console(quiet=True)))
@@ -165,8 +168,6 @@ def test_an_arm_that_takes_more_than_its_budget_is_marked(
 
 
 def torch_cat(one: Any, other: Any) -> Any:
-    import torch
-
     width = max(one.shape[1], other.shape[1])
     return torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in (one, other)])
 
@@ -176,7 +177,7 @@ def test_a_run_that_fails_is_a_line_and_is_tried_again(
     compare: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values["compare"] |= {"arms": ["random"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": []}
-    honest = command.run_arm
+    honest = jobs.run_arm
 
     def broken(arm: Any, *args: Any, **kwargs: Any) -> Any:
         if arm.method.name == "random" and kwargs["seed"] == 2:
@@ -184,7 +185,7 @@ def test_a_run_that_fails_is_a_line_and_is_tried_again(
         return honest(arm, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "run_arm", broken)
+        patch.setattr(jobs, "run_arm", broken)
         found = compare(values)
     assert any("no memory left" in mark.text for mark in found.marks)
     assert "no memory left" in (Path(values["output_dir"]) / "comparison.md").read_text()
@@ -269,7 +270,7 @@ def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_one_process_holds_a_comparison(tmp_path: Path) -> None:
-    with running.alone(tmp_path), pytest.raises(ConfigError, match="another process"), running.alone(tmp_path):
+    with alone(tmp_path), pytest.raises(ConfigError, match="another process"), alone(tmp_path):
         pass
-    with running.alone(tmp_path):
+    with alone(tmp_path):
         pass

@@ -150,6 +150,11 @@ def make_arms(
     return list(arms.values())
 
 
+def by_method(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """The first arm of each method; an arm's budget does not matter for what a step is."""
+    return {arm.method.name: arm for arm in reversed(arms)}
+
+
 def _named(name: str, wanted: Sequence[str]) -> bool:
     return any(str(text).partition("@")[0] == name for text in wanted)
 

@@ -39,6 +39,14 @@ class StepCost:
         return whole - 1 if whole and self.of(whole) > budget * (1 + 1e-9) else whole
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCost:
+    """What a step of a method costs."""
+
+    seconds: StepCost
+    flops: StepCost
+
+
 def side_by_side(lines: Sequence[Mapping[str, Any]], reference: str) -> dict[str, tuple[float, float]]:
     """Seconds of a step by method, first and later: the median over rounds of the ratio to the reference in the same
     round, times the median of the reference.

@@ -63,7 +63,7 @@ def loss_values(found: HeldoutLoss) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunData:
     """What a process needs to run jobs: how to make the model, and the data.
 
     Attributes:
@@ -188,7 +188,7 @@ def arguments(
 
 def train_arm(
     arm: Arm,
-    place: Place,
+    data: RunData,
     *,
     steps: int,
     seed: int,
@@ -199,16 +199,16 @@ def train_arm(
 ) -> tuple[Any, Counts]:
     """The trained model and what was counted."""
     set_seed(seed)
-    model = place.make_model()
-    watched = _Watched(place.collate)
+    model = data.make_model()
+    watched = _Watched(data.collate)
     with temporary_folder("corebatch-compare-") as folder:
         args = arguments(arm, folder, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
         trainer: Any = _CountingTrainer(
             model=model,
             args=args,
-            train_dataset=place.train if dataset is None else dataset,
+            train_dataset=data.train if dataset is None else dataset,
             data_collator=watched,
-            processing_class=place.tokenizer,
+            processing_class=data.tokenizer,
             coreset=dataclasses.replace(arm.coreset, seed=seed),
             callbacks=callbacks(model) if callbacks is not None else None,
         )
@@ -236,7 +236,7 @@ def points(steps: int, evaluations: int) -> list[int]:
 
 def run_arm(
     arm: Arm,
-    place: Place,
+    data: RunData,
     *,
     steps: int,
     seed: int,
@@ -253,22 +253,22 @@ def run_arm(
     def measure(model: Any) -> list[TrainerCallback]:
         def at(step: int) -> None:
             cost = {"step": step, "seconds": seconds.of(step), "flops": flops.of(step)}
-            curve.append({**cost, **place.curve.loss(model)})
+            curve.append({**cost, **data.curve.loss(model)})
 
         return [_Curve(points(steps, evaluations), at)]
 
     model, counts = train_arm(
         arm,
-        place,
+        data,
         steps=steps,
         seed=seed,
         learning_rate=learning_rate,
         adam_beta2=adam_beta2,
         callbacks=measure,
     )
-    final = place.final.loss(model)
-    if place.evaluate_tasks is not None:
-        final["tasks"] = place.evaluate_tasks(model)
+    final = data.final.loss(model)
+    if data.evaluate_tasks is not None:
+        final["tasks"] = data.evaluate_tasks(model)
     for point in curve:  # tokens a step are those of the run, on average
         point["tokens_trained"] = round(counts.tokens_trained * point["step"] / steps)
     return {
@@ -283,28 +283,30 @@ def run_arm(
     }
 
 
-def tune_arm(arm: Arm, place: Place, *, steps: int, seed: int, learning_rate: float, adam_beta2: float | None) -> Any:
+def tune_arm(
+    arm: Arm, data: RunData, *, steps: int, seed: int, learning_rate: float, adam_beta2: float | None
+) -> dict[str, Any]:
     """Held-out loss on the rows for tuning after a run of this length."""
-    model, _ = train_arm(arm, place, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
-    return {key: value for key, value in place.tune.loss(model).items() if key != "sources"}
+    model, _ = train_arm(arm, data, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
+    return {key: value for key, value in data.tune.loss(model).items() if key != "sources"}
 
 
-def time_arm(arm: Arm, place: Place, rows: Sequence[int], device: str) -> tuple[float, float]:
+def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple[float, float]:
     """Seconds of a step, first pass and later, on a part of the data."""
     stamps = _Stamps(device)
     steps, epoch = _rehearsal(arm, rows)
     train_arm(
         arm,
-        place,
+        data,
         steps=steps,
         seed=0,
-        dataset=place.train.select(rows),
+        dataset=data.train.select(rows),
         callbacks=lambda _: [stamps],
     )
     return step_seconds(stamps.times, epoch, remembers(arm))
 
 
-def count_flops(arm: Arm, place: Place, rows: Sequence[int]) -> tuple[float, float]:
+def count_flops(arm: Arm, data: RunData, rows: Sequence[int]) -> tuple[float, float]:
     """FLOPs of a step, first pass and later, counted while it runs."""
     found: list[int] = []
     counter = flop_counter()
@@ -315,7 +317,7 @@ def count_flops(arm: Arm, place: Place, rows: Sequence[int]) -> tuple[float, flo
 
     steps, epoch = _rehearsal(arm, rows)
     with counter:
-        train_arm(arm, place, steps=steps, seed=0, dataset=place.train.select(rows), callbacks=lambda _: [Reads()])
+        train_arm(arm, data, steps=steps, seed=0, dataset=data.train.select(rows), callbacks=lambda _: [Reads()])
     return step_seconds(found, epoch, remembers(arm))
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from corebatch.bench.runs.arms import METHODS, make_arms
 from corebatch.bench.runs.costs import StepCost, flop_counter, side_by_side, step_seconds
-from corebatch.bench.runs.engine import candidates, rungs
+from corebatch.bench.runs.from_config import split_rows
 from corebatch.bench.runs.settings import CompareSettings, TuneSettings
 from corebatch.bench.runs.training_run import _rehearsal, points
-from corebatch.cli.compare import split_rows
+from corebatch.bench.runs.tuning import candidates, rungs
 from corebatch.trainer import CoresetConfig
 
 costs = st.builds(

@@ -1,0 +1,120 @@
+"""A comparison out of a config: its parts, its steps, and its data."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from corebatch.bench.runs.arms import Arm, make_arms
+from corebatch.bench.runs.settings import CompareSettings
+from corebatch.bench.runs.training_run import HeldOut, RunData
+from corebatch.config.building import load_model, load_tokenizer, read_mixture
+from corebatch.config.settings import Settings, settings_from
+from corebatch.errors import ConfigError
+from corebatch.evaluation import evaluate, parse_task
+from corebatch.mixture import PaddingCollator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a config says of a comparison.
+
+    Attributes:
+        settings: of the reference's run.
+        own: the `compare:` block.
+        arms: the reference first.
+    """
+
+    settings: Settings
+    own: CompareSettings
+    arms: Sequence[Arm]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Parts:
+        """Of a config's keys.
+
+        Args:
+            where: the config's name, for errors.
+
+        Raises:
+            ConfigError: settings that do not go together.
+        """
+        settings = settings_from({key: value for key, value in values.items() if key != "compare"}, where)
+        own = CompareSettings.from_dict(values.get("compare"))
+        block = values.get("coreset") or {}
+        arms = make_arms(own.arms, own.extra_arms, settings.coreset, block, settings.training)
+        if settings.coreset.pool_factor < 2:
+            raise ConfigError(f"{where}: coreset.pool_factor should be at least 2, or nothing is chosen. Found 1.")
+        return cls(settings=settings, own=own, arms=arms)
+
+
+def reference_steps(settings: Settings, rows: int, drawn: int) -> int:
+    """Optimizer steps of the config: max_steps, or so many epochs."""
+    args = settings.training_arguments()
+    return args.max_steps if args.max_steps > 0 else max(1, math.ceil(args.num_train_epochs * rows / drawn))
+
+
+def read_data(parts: Parts, device: str) -> RunData:
+    """Data and model of the comparison in this process."""
+    settings, own = parts.settings, parts.own
+    tokenizer = load_tokenizer(settings.model)
+    train = read_mixture(settings, tokenizer).dataset
+    held = read_mixture(settings, tokenizer, evaluation=True).dataset
+    collate = PaddingCollator(tokenizer)
+    names = sorted(set(held["source"]))
+    tune, final = split_rows(held["source"], own.tune.held_out if own.tune.enabled else 0.0)
+    if own.final_rows is not None:
+        final = random.Random(3).sample(final, min(own.final_rows, len(final)))
+    curve = random.Random(1).sample(final, min(own.curve_rows, len(final)))
+
+    def batches(rows: Sequence[int]) -> HeldOut:
+        return HeldOut.of(held, rows, collate, own.eval_rows, device, names)
+
+    return RunData(
+        make_model=lambda: load_model(settings),
+        tokenizer=tokenizer,
+        train=train,
+        collate=collate,
+        tune=batches(random.Random(2).sample(tune, min(own.tune.rows, len(tune)))),
+        curve=batches(curve),
+        final=batches(final),
+        evaluate_tasks=task_accuracy(own, tokenizer) if own.tasks else None,
+    )
+
+
+def task_accuracy(own: CompareSettings, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
+    """Model -> share of correct answers by task, and for tasks of several sources their mean.
+
+    Raises:
+        ConfigError, DataError: a task that is unknown or cannot be read.
+    """
+    tasks = [parse_task(task) for task in own.tasks]
+
+    def measure(model: Any) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for task in tasks:
+            result = evaluate(model, tokenizer, task, progress=False)
+            found[task.name] = result.overall.accuracy
+            if len(result.sources) > 1:
+                found[f"{task.name}, mean of sources"] = result.source_mean
+        return found
+
+    return measure
+
+
+def split_rows(sources: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+    """Held-out rows for tuning and for the final evaluation: this share of each source, drawn once and for all."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for number, source in enumerate(sources):
+        rows[source].append(number)
+    tune: list[int] = []
+    for name in sorted(rows):
+        own = rows[name][:]
+        random.Random(name).shuffle(own)
+        tune += own[: round(share * len(own))] if len(own) > 1 else []
+    kept = set(tune)
+    return sorted(tune), [n for n in range(len(sources)) if n not in kept]

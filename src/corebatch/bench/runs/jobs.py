@@ -1,0 +1,168 @@
+"""The jobs of a comparison: what a worker process is asked for, and what it needs to do it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+
+from corebatch.bench.runs.arms import Arm, by_method
+from corebatch.bench.runs.costs import StepCost
+from corebatch.bench.runs.from_config import Parts, read_data
+from corebatch.bench.runs.training_run import RunData, count_flops, run_arm, time_arm, tune_arm
+from corebatch.errors import CorebatchError
+from corebatch.record.provenance import provenance
+
+FLOPS_POOLS = 3
+"""Large batches on which FLOPs are counted."""
+
+
+class Workplace:
+    """What a process has to run jobs; the data are read by the first job.
+
+    Args:
+        device: of the models, "cpu" or "cuda:0".
+    """
+
+    def __init__(self, parts: Parts, device: str) -> None:
+        self.settings, self.device = parts.own, device
+        self.methods = by_method(parts.arms)
+        self.rows_drawn = parts.arms[0].rows_drawn  # a step of the reference
+        self.warm: set[str] = set()
+        self._parts = parts
+
+    @cached_property
+    def data(self) -> RunData:
+        """Data and model of the comparison in this process."""
+        return read_data(self._parts, self.device)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """What the job found, and where."""
+        return {**job.run(self), **provenance()}
+
+    def rehearsal_rows(self, pools: int) -> list[int]:
+        """So many large batches of rows at random, the same for every arm."""
+        rows = len(self.data.train)
+        count = min(rows // self.rows_drawn, pools) * self.rows_drawn
+        return random.Random(0).sample(range(rows), count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeJob:
+    """How many seconds a step of a method takes."""
+
+    kind: ClassVar[str] = "time"
+    method: str
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        arm, rows = here.methods[self.method], here.rehearsal_rows(here.settings.timing_pools)
+        if self.method not in here.warm:  # compiled kernels, and memory that is held from then on
+            time_arm(arm, here.data, rows[: here.rows_drawn], here.device)
+            here.warm.add(self.method)
+        return {
+            "seconds": list(time_arm(arm, here.data, rows, here.device)),
+            "rows": len(rows),
+            "threads": torch.get_num_threads(),
+            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsJob:
+    """How many FLOPs a step of a method takes."""
+
+    kind: ClassVar[str] = "flops"
+    method: str
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        return {"flops": list(count_flops(here.methods[self.method], here.data, here.rehearsal_rows(FLOPS_POOLS)))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneJob:
+    """How good a method is with these values after so many steps."""
+
+    method: str
+    steps: int
+    seed: int
+    learning_rate: float
+    adam_beta2: float | None
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        return tune_arm(
+            here.methods[self.method],
+            here.data,
+            steps=self.steps,
+            seed=self.seed,
+            learning_rate=self.learning_rate,
+            adam_beta2=self.adam_beta2,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob:
+    """A whole run of an arm.
+
+    Attributes:
+        seconds, flops: what its steps cost, by which it is accounted for.
+    """
+
+    arm: Arm
+    seed: int
+    steps: int
+    learning_rate: float
+    adam_beta2: float | None
+    seconds: StepCost
+    flops: StepCost
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        return run_arm(
+            self.arm,
+            here.data,
+            steps=self.steps,
+            seed=self.seed,
+            learning_rate=self.learning_rate,
+            adam_beta2=self.adam_beta2,
+            seconds=self.seconds,
+            flops=self.flops,
+            evaluations=here.settings.evaluations,
+        )
+
+
+Job = TimeJob | FlopsJob | TuneJob | RunJob
+SomeJob = TypeVar("SomeJob", TuneJob, RunJob)
+
+
+class Workers(Protocol):
+    """Processes that run jobs."""
+
+    def one(self) -> AbstractContextManager[Callable[[Job], dict[str, Any]]]:
+        """A single process alone, for timing: `run(job) -> result`."""
+
+    def all(self) -> AbstractContextManager[Each]:
+        """All processes."""
+
+
+class Each(Protocol):
+    """Runs jobs side by side."""
+
+    def __call__(self, jobs: Sequence[SomeJob]) -> Iterator[tuple[SomeJob, dict[str, Any] | Exception]]:
+        """(job, result) pairs as they end; a run that fails is a result, not the end."""
+
+
+def failure(error: Exception) -> Exception:
+    """The error of a job as a result: one of ours, or one that names the other's type."""
+    return error if isinstance(error, CorebatchError) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def outcome(found: Mapping[str, Any] | Exception) -> dict[str, Any]:
+    """A job's result as a part of its line."""
+    if isinstance(found, Exception):
+        return {"status": "failed", "error": str(found), **provenance()}
+    return {"status": "ok", **found}

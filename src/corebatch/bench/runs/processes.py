@@ -1,0 +1,185 @@
+"""Worker processes: each holds the data, and runs one job at a time."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import datasets
+import torch
+from transformers.utils import logging as transformers_logging
+
+from corebatch.bench.runs.from_config import Parts
+from corebatch.bench.runs.jobs import Each, Job, SomeJob, Workplace, failure
+from corebatch.config.quiet import hush
+from corebatch.errors import ConfigError, CorebatchError
+
+
+class Processes:
+    """Worker processes for the jobs of a comparison; they start when there is a job.
+
+    Raises:
+        ConfigError: `devices` names a GPU that is not there.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        own = parts.own
+        found = 0 if parts.settings.training.get("use_cpu") else torch.cuda.device_count()
+        gpus = list(own.devices) if own.devices is not None else list(range(found))
+        if any(not isinstance(gpu, int) or not 0 <= gpu < found for gpu in gpus):
+            raise ConfigError(f"compare.devices should be indices of the {found} GPUs here. Found {gpus}.")
+        count = own.processes or max(1, len(gpus))
+        self._parts = parts
+        self._gpus = [gpus[n % len(gpus)] if gpus else None for n in range(count)]
+        self._threads = own.threads or max(1, (os.cpu_count() or 1) // count)
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[Job], dict[str, Any]]]:
+        with self._workers(1) as (worker,):
+
+            def run(job: Job) -> dict[str, Any]:
+                worker.send(job)
+                found = worker.result()
+                if isinstance(found, Exception):
+                    raise found
+                return found
+
+            yield run
+
+    @contextmanager
+    def all(self) -> Iterator[Each]:
+        with self._workers(len(self._gpus)) as workers:
+
+            def each(jobs: Sequence[SomeJob]) -> Iterator[tuple[SomeJob, dict[str, Any] | Exception]]:
+                waiting, idle = deque(jobs), list(workers)
+                busy: dict[Any, tuple[_Worker, SomeJob]] = {}
+                while waiting or busy:
+                    while waiting and idle:
+                        worker, job = idle.pop(), waiting.popleft()
+                        busy[worker.send(job)] = worker, job
+                    for connection in wait(list(busy)):
+                        worker, job = busy.pop(connection)
+                        idle.append(worker)
+                        found = worker.result()
+                        yield job, failure(found) if isinstance(found, Exception) else found
+
+            yield each
+
+    @contextmanager
+    def _workers(self, count: int) -> Iterator[list[_Worker]]:
+        with ExitStack() as held:
+            made = [_Worker(self._parts, gpu, self._threads) for gpu in self._gpus[:count]]
+            yield [held.enter_context(closing(worker)) for worker in made]
+
+
+class _Worker:
+    """A process, as the comparison sees it; it starts with its first job."""
+
+    def __init__(self, parts: Parts, gpu: int | None, threads: int) -> None:
+        self._parts, self._gpu, self._threads = parts, gpu, threads
+        self._connection: Connection | None = None
+        self._process: Any = None
+
+    def send(self, job: Job) -> Connection:
+        """Begins a job; the connection is ready when it has ended."""
+        connection = self._connection or self._start()
+        with _alive():
+            connection.send(job)
+        return connection
+
+    def result(self) -> Any:
+        """Of the job that was sent, once it has ended: what it found, or the Exception that it raised.
+
+        Raises:
+            CorebatchError: the process is gone.
+        """
+        assert self._connection is not None
+        with _alive():
+            return self._connection.recv()
+
+    def close(self) -> None:
+        """Waits for a job that runs; the process ends."""
+        if self._connection is not None:
+            self._connection.close()
+            self._process.join()
+
+    def _start(self) -> Connection:
+        context = get_context("spawn")
+        self._connection, other = context.Pipe()
+        device = "cpu" if self._gpu is None else "cuda:0"
+        self._process = context.Process(target=serve, args=(other, self._parts, device, self._threads))
+        with _one_gpu_seen(self._gpu):
+            self._process.start()
+        other.close()  # so that the connection ends with the process
+        return self._connection
+
+
+@contextmanager
+def _one_gpu_seen(gpu: int | None) -> Iterator[None]:
+    """Processes that start within see this GPU alone: the Trainer would take all."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before.split(",")[gpu] if before else str(gpu)
+    try:
+        yield
+    finally:
+        if gpu is not None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError):
+        raise CorebatchError(
+            "A process of the comparison ended before its run (killed, or out of memory). What is finished is kept: "
+            "run the same command again to go on."
+        ) from None
+
+
+def serve(connection: Connection, parts: Parts, device: str, threads: int) -> None:
+    """The life of a worker process: runs jobs until none comes any more."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    hush()
+    # The comparison's own lines are all that a reader wants of so many runs.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    here = Workplace(parts, device)
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            job = connection.recv()
+            try:
+                found: Any = here.run(job)
+            except Exception as error:
+                found = _portable(error)
+            connection.send(found)
+
+
+def _end_with_parent() -> None:
+    """A comparison that is killed takes its processes with it, also in the middle of a run."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or where it cannot go to another process, one that names it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
