@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from corebatch.errors import InputError
-from corebatch.evaluation.modes import evaluating
+from corebatch.model.modes import evaluating
 
 # Shape suffixes: B rows of a batch, T tokens of the longest prompt in it.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.evaluation.modes import evaluating
+from corebatch.model.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)

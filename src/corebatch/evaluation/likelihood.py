@@ -15,10 +15,11 @@ from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError, NonFiniteError
 from corebatch.evaluation.generate import progress_bar
-from corebatch.evaluation.loss import logits_at, output_head, row_losses
-from corebatch.evaluation.modes import evaluating
+from corebatch.evaluation.loss import evaluated_head, row_losses
 from corebatch.evaluation.result import Answer, Count, EvaluationResult
 from corebatch.evaluation.tasks import RunOptions, Task, limited
+from corebatch.model.head import logits_at
+from corebatch.model.modes import evaluating
 from corebatch.types import IGNORED
 
 NORMALISE = ("none", "tokens", "bytes")
@@ -138,7 +139,7 @@ def option_scores(
     found: dict[tuple[int, int], float] = {}
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     with evaluating(model), torch.no_grad(), progress_bar(progress, description, len(rows)) as tick:
-        head = output_head(model)
+        head = evaluated_head(model)
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             shared = [row for row in chosen if row.option < 0]

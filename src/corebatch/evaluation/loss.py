@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import DataError, InputError, NonFiniteError, UnsupportedModelError
-from corebatch.evaluation.modes import evaluating
+from corebatch.model.head import find_head, logits_at
+from corebatch.model.modes import evaluating
 from corebatch.types import IGNORED
 
 # Shape suffixes: N rows, T tokens, L positions with a label, H hidden size, V vocabulary.
@@ -75,7 +76,7 @@ def heldout_loss(
     """
     if chunk_tokens < 1:
         raise InputError(f"`chunk_tokens` should be at least 1. Found {chunk_tokens}.")
-    head = output_head(model)
+    head = evaluated_head(model)
     found: dict[str, list[tuple[float, int]]] = defaultdict(list)
     skipped = 0
     with evaluating(model), torch.no_grad():
@@ -97,14 +98,13 @@ def heldout_loss(
     return HeldoutLoss(overall=overall, sources={name: _means(found[name]) for name in sorted(found)}, skipped=skipped)
 
 
-def output_head(model: nn.Module) -> nn.Module:
+def evaluated_head(model: nn.Module) -> nn.Module:
     """The module that makes logits of hidden states.
 
     Raises:
         UnsupportedModelError: there is none.
     """
-    find_head: Any = getattr(model, "get_output_embeddings", None)
-    head: nn.Module | None = find_head() if find_head is not None else None
+    head = find_head(model)
     if head is None:
         raise UnsupportedModelError(f"{type(model).__name__} should have an output head. Found none.")
     return head
@@ -168,24 +168,3 @@ def _chunks(scored_NT: Tensor, counts: Sequence[int], chunk: int) -> Iterator[tu
         for first in range(0, total, chunk):
             yield rows, part_NT & (rank_NT >= first) & (rank_NT < first + chunk)
         start = stop
-
-
-def logits_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], wanted_NT: Tensor) -> Tensor:
-    """The model's own logits [L, V] at the wanted positions: the head is given those hidden states alone.
-
-    Whatever the model does to logits (scaling, soft caps) is kept, since its forward goes on from the head.
-    """
-
-    def keep_wanted(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden_NTH = args[0]
-        if hidden_NTH.dim() != 3 or hidden_NTH.shape[1] != wanted_NT.shape[1] + 1:
-            shape = tuple(hidden_NTH.shape)
-            raise UnsupportedModelError(f"The output head should see all positions [N, T, H]. Found {shape}.")
-        return (hidden_NTH[:, :-1][wanted_NT].unsqueeze(0), *args[1:])
-
-    hook = head.register_forward_pre_hook(keep_wanted)
-    try:
-        logits = model(**inputs, use_cache=False).logits
-    finally:
-        hook.remove()
-    return logits[0]

@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, UnsupportedModelError
-from corebatch.model.head import intercepted_head
-from corebatch.model.modes import scoring_mode
-from corebatch.model.projections import executed_value_projections, short_row
+from corebatch.model.projections import executed_value_projections
+from corebatch.model.tracing import trace
 
 
 class EarlyExit:
@@ -74,13 +73,7 @@ class EarlyExit:
                 )
             shapes[block] = len(output) if isinstance(output, tuple) else None
 
-        handles = [block.register_forward_hook(note) for block in blocks]
-        try:
-            with scoring_mode(model), intercepted_head(model, lambda head, hidden: None):
-                model(**short_row(batch), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+        trace(model, batch, [block.register_forward_hook(note) for block in blocks])
         return [(block, _passes(shapes[block])) for block in blocks[self.count :]]
 
 

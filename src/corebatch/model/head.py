@@ -74,14 +74,20 @@ def output_head(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: the model has none.
     """
-    base = base_model(model)
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    if not isinstance(head, nn.Module):
+    head = find_head(model)
+    if head is None:
         raise UnsupportedModelError(
-            f"corebatch trains causal language models with an output head. {type(base).__name__} has none "
-            "(get_output_embeddings() gave nothing)."
+            "corebatch trains causal language models with an output head. "
+            f"{type(base_model(model)).__name__} has none (get_output_embeddings() gave nothing)."
         )
     return head
+
+
+def find_head(model: nn.Module) -> nn.Module | None:
+    """The module that maps hidden states to logits; None if the model has none."""
+    base = base_model(model)
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def logit_map(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -136,6 +142,27 @@ def intercepted_head(model: nn.Module, take: Callable[[nn.Module, Tensor], Any])
             raise head_not_called(model)
     finally:
         handle.remove()
+
+
+def logits_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], wanted_NT: Tensor) -> Tensor:
+    """The model's own logits [L, V] at the wanted positions: the head is given those hidden states alone.
+
+    Whatever the model does to logits (scaling, soft caps) is kept, since its forward goes on from the head.
+    """
+
+    def keep_wanted(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_NTH = args[0]
+        if hidden_NTH.dim() != 3 or hidden_NTH.shape[1] != wanted_NT.shape[1] + 1:
+            shape = tuple(hidden_NTH.shape)
+            raise UnsupportedModelError(f"The output head should see all positions [N, T, H]. Found {shape}.")
+        return (hidden_NTH[:, :-1][wanted_NT].unsqueeze(0), *args[1:])
+
+    hook = head.register_forward_pre_hook(keep_wanted)
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits[0]
 
 
 def head_not_called(model: nn.Module) -> UnsupportedModelError:

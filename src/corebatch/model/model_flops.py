@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from corebatch.model.flops import ModelFlops
-from corebatch.model.head import intercepted_head
-from corebatch.model.modes import scoring_mode
-from corebatch.model.projections import short_row
+from corebatch.model.tracing import trace
 
 _OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin", "attn_out")
 """What the projection of an attention's context is called: as many inputs as heads x the size of a value."""
@@ -68,15 +66,11 @@ def flops_or_reason(model: Any, batch: Mapping[str, Tensor] | None = None) -> tu
 
 def _traced(model: nn.Module, batch: Mapping[str, Tensor]) -> Calls:
     calls: Counter[str] = Counter()
-    handles = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: calls.update((name,))))
-    try:
-        with scoring_mode(model), intercepted_head(model, lambda head, hidden: None):
-            model(**short_row(batch), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update((name,)))
+        for name, module in model.named_modules(remove_duplicate=False)
+    ]
+    trace(model, batch, hooks)
     return calls
 
 

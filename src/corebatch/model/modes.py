@@ -1,9 +1,9 @@
-"""Running a model for its scores without leaving a trace."""
+"""Running a model for its scores, or to evaluate it, without leaving a trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,25 @@ NOT_FORWARDED = frozenset(
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in the mode that it was in, also where they differed."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in."""
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, uncompiled; afterwards every module is in the mode that it was in.
 
@@ -25,15 +44,13 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     packing = packing_linears(model)
     for linear in packing:
         setattr(linear, PACKS, False)
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
+        with modes_kept(model), torch.no_grad(), uncompiled(model):
+            for module in model.modules():
+                if module.training:
+                    module.training = False
             yield
     finally:
-        for module in training:
-            module.training = True
         for linear in packing:
             setattr(linear, PACKS, True)
 
@@ -54,6 +71,11 @@ def is_compiled(model: nn.Module) -> bool:
         getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()
     )
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+    """While open, modules that are compiled in place run as they are written."""
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
 
 
 def forward_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:

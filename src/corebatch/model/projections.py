@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
-from corebatch.model.head import intercepted_head
-from corebatch.model.modes import base_model, forward_inputs, scoring_mode
+from corebatch.model.modes import base_model
+from corebatch.model.tracing import trace
 
 VALUE_NAMES = ("v_proj", "qkv_proj", "c_attn", "query_key_value", "Wqkv")
 """What value projections are called in transformers; all but the first compute queries and keys as well."""
-
-TRACE_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def executed_value_projections(
     """The value projections of the last `count` blocks (all, if the model has fewer), in the order in which one
     traced forward executed them.
 
-    The trace runs one row of at most TRACE_TOKENS tokens. Names tell nothing of the order of execution, and a model
+    Names tell nothing of the order of execution, and a model
     may skip or share layers.
 
     Raises:
@@ -66,15 +64,7 @@ def executed_value_projections(
 
         return module.register_forward_hook(hook)
 
-    handles = [watch(name, module) for name, module in model.named_modules() if name]
-    rows = short_row(batch)
-    try:
-        with scoring_mode(model), intercepted_head(model, lambda head, hidden: None):
-            model(**rows, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-
+    trace(model, batch, [watch(name, module) for name, module in model.named_modules() if name])
     names = list(dict.fromkeys(reversed(calls)))[::-1]  # the last call of each counts
     if not names:
         leaves = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear})
@@ -86,14 +76,6 @@ def executed_value_projections(
     return tuple(_describe(model, name) for name in names[-count:])
 
 
-def short_row(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One row of at most TRACE_TOKENS tokens, to trace a forward with."""
-    rows = {key: value[:1, :TRACE_TOKENS] if value.ndim > 1 else value[:1] for key, value in forward_inputs_only(batch)}
-    if "attention_mask" in rows:  # a row that is padded on the left would be all padding
-        rows["attention_mask"] = torch.ones_like(rows["attention_mask"])
-    return rows
-
-
 def check_executed(found: int, expected: int) -> None:
     """Raises UnsupportedModelError if value projections that were traced did not run in a later forward."""
     if found != expected:
@@ -101,11 +83,6 @@ def check_executed(found: int, expected: int) -> None:
             f"The {expected} traced value projections should all run in each forward. Found {found} that did: were "
             "adapters switched off or merged since the first batch?"
         )
-
-
-def forward_inputs_only(batch: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """The tensors among what the forward is called with."""
-    return [(key, value) for key, value in forward_inputs(batch).items() if isinstance(value, Tensor)]
 
 
 def _describe(model: nn.Module, name: str) -> ValueProjection:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from corebatch.model.modes import is_compiled
+from corebatch.model.modes import modes_kept, uncompiled
 
 LARGEST = 4096
 """Entries of a container that are put back at most; a longer one is data, not a count."""
@@ -30,7 +30,6 @@ def untraced(model: nn.Module, *, inner: bool, outermost: bool) -> Iterator[None
         outermost: whether the model and what wraps it say that they are: code that asks `model.training` then goes the
             way it goes in training.
     """
-    modes = {module: module.training for module in model.modules()}
     outer = set(_outermost(model))
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with ExitStack() as stack:
@@ -38,15 +37,13 @@ def untraced(model: nn.Module, *, inner: bool, outermost: bool) -> Iterator[None
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         stack.enter_context(torch.no_grad())
-        if is_compiled(model):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled(model))
+        stack.enter_context(modes_kept(model))
+        for module in model.modules():
+            module.training = outermost if module in outer else inner
         try:
-            for module in modes:
-                module.training = outermost if module in outer else inner
             yield
         finally:
-            for module, training in modes.items():
-                module.training = training
             for buffer, value in buffers:
                 buffer.copy_(value)
 

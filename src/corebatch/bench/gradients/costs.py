@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from corebatch.bench.gradients.methods import Pair, Way
 from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, PopulationScoring
 from corebatch.errors import InputError
-from corebatch.model.modes import base_model, forward_inputs, scoring_mode
+from corebatch.model.modes import base_model, forward_inputs, modes_kept, scoring_mode
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring import Scorer, Scores
 from corebatch.scoring.base import LossUnit
@@ -164,14 +164,9 @@ def _settings(scorer: str | Scorer, seed: int) -> CoresetConfig:
 @contextmanager
 def _as_training(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Training mode, in which alone transformers checkpoints; afterwards each module's own, and the random state."""
-    resting = [module for module in model.modules() if not module.training]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with modes_kept(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model.train()
-        try:
-            yield
-        finally:
-            for module in resting:
-                module.training = False
+        yield
 
 
 @contextmanager
