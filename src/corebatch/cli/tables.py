@@ -7,26 +7,26 @@ from typing import Any
 
 from rich.table import Table
 
-from corebatch.text import terminal
+from corebatch.rendering.sheet import Sheet, rich_table
 
 MOST_SOURCES = 20  # lines of a table of sources
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table with a column for each key of the rows; numbers to the right, with thousands separated."""
-    made = Table(title=terminal(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        made.add_column(
-            terminal(column.replace("_", " "), lines=True),
-            justify="right" if numeric else "left",
-            no_wrap=column == "source",
-            overflow="fold",
-        )
-    for row in rows:
-        made.add_row(*[terminal(_text(row.get(column))) for column in columns])
-    return made
+    words = [c for c in columns if not all(isinstance(row.get(c), int | float | None) for row in rows)]
+    sheet = Sheet(
+        title=title,
+        header=tuple(map(_spaced, columns)),
+        rows=tuple(tuple(_text(row.get(column)) for column in columns) for row in rows),
+    )
+    left = [_spaced(column) for column in words]
+    return rich_table(sheet, left, unbroken=("source",), header_style="bold")
+
+
+def _spaced(column: str) -> str:
+    return column.replace("_", " ")
 
 
 def source_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

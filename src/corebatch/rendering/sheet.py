@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.console import OverflowMethod
 from rich.table import Table
 
 from corebatch.text import markdown, terminal
@@ -21,6 +22,12 @@ class Sheet:
     caption: str = ""
 
 
+def sheet_of(header: tuple[str, ...], found: Iterable[tuple[str, ...]], title: str = "") -> Sheet | None:
+    """A sheet, or None without rows."""
+    found = tuple(found)
+    return Sheet(title=title, header=header, rows=found) if found else None
+
+
 def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:
     """The sheets, where neighbours share a caption only the last of them with it."""
     listed = list(found)
@@ -31,24 +38,39 @@ def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:
     ]
 
 
-def rich_table(sheet: Sheet, texts: Container[str]) -> Table:
-    """For the terminal; columns named in `texts` to the left, others, which are numbers, to the right."""
-    table = Table(title=terminal(sheet.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+def rich_table(
+    sheet: Sheet,
+    left: Container[str],
+    *,
+    unbroken: Container[str] = (),
+    overflow: OverflowMethod = "fold",
+    title_style: str = "",
+    header_style: str = "dim",
+) -> Table:
+    """For the terminal. Columns named in `left` are set to the left, others, which are numbers, to the right; those in
+    `unbroken` stay on one line."""
+    table = Table(title=terminal(sheet.title, title_style), title_justify="left", box=None, pad_edge=False)
     table.caption, table.caption_justify = terminal(sheet.caption) if sheet.caption else None, "left"
     for name in sheet.header:
         table.add_column(
-            terminal(name), justify="left" if name in texts else "right", overflow="fold", header_style="dim"
+            terminal(name, lines=True),
+            justify="left" if name in left else "right",
+            no_wrap=name in unbroken,
+            overflow=overflow,
+            header_style=header_style,
         )
     for row in sheet.rows:
-        table.add_row(*(terminal(cell) for cell in row))
+        table.add_row(*map(terminal, row))
     return table
 
 
-def markdown_table(sheet: Sheet, texts: Container[str]) -> str:
-    """As a part of a page in Markdown: title, table, caption; columns named in `texts` are no numbers."""
-    lines = [sheet.header, tuple("---" if name in texts else "---:" for name in sheet.header), *sheet.rows]
-    table = "\n".join("| " + " | ".join(markdown(cell) for cell in row) + " |" for row in lines)
-    return "\n\n".join(part for part in (f"### {markdown(sheet.title)}", table, markdown(sheet.caption)) if part)
+def markdown_table(sheet: Sheet, left: Container[str]) -> str:
+    """As a part of a page in Markdown: title, table, caption; columns not named in `left` are numbers."""
+    head, *body = ([*map(markdown, row)] for row in (sheet.header, *sheet.rows))
+    rule = ["---" if name in left else "---:" for name in sheet.header]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+    title = f"### {markdown(sheet.title)}" if sheet.title else ""
+    return "\n\n".join(part for part in (title, table, markdown(sheet.caption)) if part)
 
 
 def flat(values: Mapping[str, Any] | Iterable[tuple[str, Any]], prefix: str = "") -> list[tuple[str, str]]:

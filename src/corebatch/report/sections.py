@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from corebatch.rendering import formats
 from corebatch.rendering.chart import Chart
-from corebatch.rendering.sheet import Sheet, flat
+from corebatch.rendering.sheet import Sheet, flat, sheet_of
 from corebatch.report import charts_cost as cost
 from corebatch.report import charts_gradient as gradient
 from corebatch.report import charts_loss as loss
@@ -73,22 +72,16 @@ def _origin(run: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _table(header: tuple[str, ...], found: Iterable[tuple[str, ...]], title: str = "") -> Sheet | None:
-    """None without rows."""
-    found = tuple(found)
-    return Sheet(title=title, header=header, rows=found) if found else None
-
-
 def _losses(summary: Summary) -> Sheet | None:
     window = words.tenth(summary.loss_window)
     found = [(n, formats.number(x.first), formats.number(x.last)) for n, x in rows.losses(summary)]
-    return _table(("nats per token", f"first {window}", f"last {window}"), found)
+    return sheet_of(("nats per token", f"first {window}", f"last {window}"), found)
 
 
 def _answers(summary: Summary) -> Sheet | None:
     found = [(name, *words.accuracy(before), *words.accuracy(after)) for name, before, after in rows.answers(summary)]
     header = ("source", "before: correct", "%", "interval, %", "after: correct", "%", "interval, %")
-    return _table(header, found)
+    return sheet_of(header, found)
 
 
 def _sources(summary: Summary) -> Sheet | None:
@@ -119,7 +112,7 @@ def _sources(summary: Summary) -> Sheet | None:
         *(["share by weight"] if weighted else []),
         "steps kept whole",
     )
-    return _table(header, found)
+    return sheet_of(header, found)
 
 
 def _examples(found: Examples, steps: int) -> dict[str, Any]:
@@ -172,7 +165,7 @@ def _gradient(summary: Summary) -> Sheet | None:
     lines = [
         (name, *(formats.number(value) for value in (each.error, each.cosine, each.length))) for name, each in named
     ]
-    return _table(("rows of the small batch", "error", "cosine", "length"), lines, "Means over the steps measured.")
+    return sheet_of(("rows of the small batch", "error", "cosine", "length"), lines, "Means over the steps measured.")
 
 
 def _phases(summary: Summary) -> Sheet | None:
@@ -187,13 +180,13 @@ def _phases(summary: Summary) -> Sheet | None:
         for phase in summary.phases
     ]
     header = ("phase", "mean, ms", "median, ms", "share of time", "peak memory, MB")
-    return _table(header, found)
+    return sheet_of(header, found)
 
 
 def _pace(summary: Summary) -> Sheet | None:
     header = ("tokens", "number", "a second of the step", "a second of its phase", "padding, share of positions")
     found, caption = rows.pace(summary), "Its phase is score or train. Padding does not count as tokens."
-    return _table(header, found, caption)
+    return sheet_of(header, found, caption)
 
 
 def _steps(run: RunRecord) -> Sheet | None:
@@ -220,4 +213,4 @@ def _steps(run: RunRecord) -> Sheet | None:
         *("largest weight", "effective sample", "ms", "MFU"),
     )
     each = "Every step." if len(last) == len(run.steps) else f"{len(last)} of {len(run.steps)} steps."
-    return _table(header, found, each)
+    return sheet_of(header, found, each)

@@ -8,10 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from corebatch.rendering import formats
+from corebatch.rendering.sheet import Sheet, rich_table, sheet_of
 from corebatch.report import rows, words
 from corebatch.report.summary import Summary
 
 _MOST_SOURCES = 20
+_PHASES = "Phases of a step"
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -22,28 +24,18 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(Text(sentence))
     console.print()
     console.print(_totals(summary))
-    if losses := _losses(summary):
-        _section(console, losses)
-    if summary.sources:
-        _section(console, _sources(summary))
-    if summary.phases:
-        _section(console, _phases(summary))
-    if summary.before or summary.after:
-        _section(console, _answers(summary))
+    for sheet in (_losses(summary), _sources(summary), _phases(summary), _answers(summary)):
+        _print(console, sheet)
     for note in summary.notes:
         console.print(Text(f"Note: {formats.clean(note)}", style="yellow"))
 
 
-def _section(console: Console, table: Table) -> None:
-    console.print(Padding(table, (1, 0, 0, 0)))
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column(first, no_wrap=True, overflow="ellipsis", header_style="dim", ratio=None)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True, header_style="dim")
-    return table
+def _print(console: Console, sheet: Sheet | None) -> None:
+    if sheet is not None:
+        table = rich_table(sheet, left=sheet.header[:1], unbroken=sheet.header, overflow="ellipsis", title_style="bold")
+        if sheet.title == _PHASES:  # the bars
+            table.columns[4].justify, table.columns[4].style = "left", "blue"
+        console.print(Padding(table, (1, 0, 0, 0)))
 
 
 def _totals(summary: Summary) -> Table:
@@ -55,21 +47,18 @@ def _totals(summary: Summary) -> Table:
     return table
 
 
-def _losses(summary: Summary) -> Table | None:
-    known = rows.losses(summary)
+def _losses(summary: Summary) -> Sheet | None:
     tenth = words.tenth(summary.loss_window)
-    table = _table("Loss, nats per token", "", f"first {tenth}", f"last {tenth}")
-    for name, loss in known:
-        table.add_row(Text(name), formats.number(loss.first), formats.number(loss.last))
-    return table if known else None
+    header = ("", f"first {tenth}", f"last {tenth}")
+    found = ((name, formats.number(loss.first), formats.number(loss.last)) for name, loss in rows.losses(summary))
+    return sheet_of(header, found, "Loss, nats per token")
 
 
-def _sources(summary: Summary) -> Table:
-    table = _table("Sources", "source", "drawn", "share", "chosen", "share", "ratio", "kept")
+def _sources(summary: Summary) -> Sheet | None:
     shown, other = rows.largest(summary, _MOST_SOURCES)
-    for source in [*shown, *([other] if other else [])]:
-        table.add_row(
-            Text(formats.shorten(source.name, 26)),
+    found = (
+        (
+            formats.shorten(source.name, 26),
             formats.count(source.drawn),
             formats.percent(source.drawn_share),
             formats.count(source.chosen),
@@ -77,26 +66,30 @@ def _sources(summary: Summary) -> Table:
             formats.times(source.ratio),
             formats.count(source.kept_steps) if source.kept_steps else "",
         )
-    return table
+        for source in (*shown, *([other] if other else []))
+    )
+    return sheet_of(("source", "drawn", "share", "chosen", "share", "ratio", "kept"), found, "Sources")
 
 
-def _phases(summary: Summary) -> Table:
-    table = _table("Phases of a step", "phase", "mean ms", "median ms", "share", "", "peak MB")
-    for phase in summary.phases:
-        bar = "█" * round(16 * (phase.share or 0))
-        table.add_row(
-            Text(formats.shorten(words.phase(phase.name), 20)),
+def _phases(summary: Summary) -> Sheet | None:
+    found = (
+        (
+            formats.shorten(words.phase(phase.name), 20),
             formats.milliseconds(phase.mean_ms),
             formats.milliseconds(phase.median_ms),
             formats.percent(phase.share),
-            Text(bar, style="blue", justify="left"),
+            "█" * round(16 * (phase.share or 0)),
             formats.compact(phase.peak_memory_mb),
         )
-    return table
+        for phase in summary.phases
+    )
+    return sheet_of(("phase", "mean ms", "median ms", "share", "", "peak MB"), found, _PHASES)
 
 
-def _answers(summary: Summary) -> Table:
-    table = _table("Exact answers on held-out items", "source", "before", "%", "interval", "after", "%", "interval")
-    for name, *found in rows.answers(summary):
-        table.add_row(Text(formats.shorten(name, 20)), *(cell for value in found for cell in words.accuracy(value)))
-    return table
+def _answers(summary: Summary) -> Sheet | None:
+    found = (
+        (formats.shorten(name, 20), *words.accuracy(before), *words.accuracy(after))
+        for name, before, after in rows.answers(summary)
+    )
+    header = ("source", "before", "%", "interval", "after", "%", "interval")
+    return sheet_of(header, found, "Exact answers on held-out items")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.bench.steps.plan import RECOMMENDED, TARGET_LARGE, TARGETS
-from corebatch.text import markdown as plain_markdown
-from corebatch.text import markdown_code
+from corebatch.rendering.sheet import Sheet, markdown_table
+from corebatch.text import markdown, markdown_code
 
 
 def table_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -111,27 +111,25 @@ def report_text(lines: Sequence[Mapping[str, Any]], command: str, notes: Sequenc
                 f"- hardware: {machine['gpu'] or 'no GPU'}; {machine['machine']}, {machine['cpu_cores']} cores, "
                 f"{machine['torch_threads']} threads, {machine['memory_gb']} GB",
                 f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
-                f"- rows: lengths {plain_markdown(first['lengths'])}, at most {first['max_length']} tokens, mean "
+                f"- rows: lengths {markdown(first['lengths'])}, at most {first['max_length']} tokens, mean "
                 f"{first['length_mean']}, {_percent(first['trained_share'])} of tokens trained; micro-batch "
                 f"{first['micro_batch']}; {first['rounds']} rounds; seed {first['seed']}",
-                *(f"- {plain_markdown(note)}" for note in notes),
+                *(f"- {markdown(note)}" for note in notes),
             ]
         ),
     ]
     for name in dict.fromkeys(map(setting_name, lines)):
         here = [line for line in lines if setting_name(line) == name]
         numbers = f"{here[0]['parameters']:,} numbers, {here[0]['trained_numbers']:,} of them trained."
-        parts += [f"## {plain_markdown(name)}", numbers, markdown(table_rows(here))]
-    parts += ["## Targets", markdown(target_rows(lines))]
+        parts += [f"## {markdown(name)}", numbers, _table(table_rows(here))]
+    parts += ["## Targets", _table(target_rows(lines))]
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a table."""
-    columns = list(rows[0])
-    lines = [columns, *([row[column] for column in columns] for row in rows)]
-    head, *body = ("| " + " | ".join(map(plain_markdown, cells)) + " |" for cells in lines)
-    return "\n".join([head, "| --- " * len(columns) + "|", *body])
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of equal keys."""
+    header = tuple(rows[0])
+    return markdown_table(Sheet(header=header, rows=tuple(tuple(row.values()) for row in rows)), left=header)
 
 
 def write_report(text: str, path: Path) -> None:
