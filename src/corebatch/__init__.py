@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from corebatch.errors import CorebatchError
 
 if TYPE_CHECKING:
-    from corebatch.batch.step import select
+    from corebatch.batch.method import select
     from corebatch.types import Selection, SourceGroup
 
 __version__ = "0.1.0.dev0"
 
 __all__ = ["CorebatchError", "Selection", "SourceGroup", "__version__", "select"]
 
-_WHERE = {"select": "corebatch.batch.step", "Selection": "corebatch.types", "SourceGroup": "corebatch.types"}
+_WHERE = {"select": "corebatch.batch.method", "Selection": "corebatch.types", "SourceGroup": "corebatch.types"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import LastLayer, Loss
 from corebatch.seeds import seeded

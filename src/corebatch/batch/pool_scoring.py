@@ -19,8 +19,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.pool import Pool
-from corebatch.batch.step import Choice, CoresetStep
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError, NonFiniteError
 from corebatch.memory import FeatureMemory, Recalled

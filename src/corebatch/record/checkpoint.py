@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError
 from corebatch.record.checkpoint_files import CutOffError, check_contents, check_files, list_files
 from corebatch.record.provenance import versions

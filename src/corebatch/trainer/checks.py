@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.errors import ConfigError, LossMismatchError
 from corebatch.model.compiling import check_uncompiled, is_asked_for
 from corebatch.model.modes import PACKS, packing_linears

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from corebatch.batch.step import DEFAULT_SELECTOR, CoresetStep
+from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
 from corebatch.batch.strategies import Strategy, make_strategy
 from corebatch.errors import ConfigError
 from corebatch.options import hint

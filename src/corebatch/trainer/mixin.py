@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.error_tracking import ErrorTracking, Step, check_tracking
+from corebatch.batch.method import Choice
 from corebatch.batch.micro_batches import micro_batches
 from corebatch.batch.pool import Pool, gather_pool, gather_scores
 from corebatch.batch.pool_scoring import Plan, PoolScoring, free_memory
 from corebatch.batch.row_checks import check_rows
-from corebatch.batch.step import Choice
 from corebatch.batch.strategies.base import Reusing
 from corebatch.distributed.balance import Shares, share
 from corebatch.distributed.exchange import RowFormat, exchange_rows

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError, CorebatchError
 from corebatch.record.checkpoint import MARKER, TENSORS, last_complete, load_state, save_state, write_text
 from corebatch.trainer import CoresetConfig

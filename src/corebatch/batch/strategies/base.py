@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.errors import ConfigError
 
 SHARED = ("rows", "reuse", "reuse_place", "reuse_gb")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward, whole
 from corebatch.model.early_exit import EarlyExit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies.base import (
     Need,
     OtherSettings,

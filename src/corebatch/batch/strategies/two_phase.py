@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from corebatch.batch.step import CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies.base import (
     Need,
     OtherSettings,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import corebatch
 from corebatch import CorebatchError, Selection, select
-from corebatch.batch.step import CoresetStep, check_finite
+from corebatch.batch.method import CoresetStep, check_finite
 from corebatch.errors import ConfigError, NonFiniteError
 from corebatch.scoring import Scores, Tokens
 from corebatch.selectors import SELECTORS, make_selector
