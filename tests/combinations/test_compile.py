@@ -143,8 +143,8 @@ def test_asked_for_by_accelerate_launch(tmp_path, monkeypatch):
 def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         made = run(compiled(tmp_path, max_steps=8))  # more than one epoch: features are remembered
-    assert made._scoring.settings.way == "remembered"
-    assert made._scoring.trained is None
+    assert made._run.scoring.settings.way == "remembered"
+    assert made._run.scoring.trained is None
     assert sum("is not learnt" in record.getMessage() for record in caplog.records) == 1
 
 
@@ -165,7 +165,7 @@ def test_sharded_engines_are_refused(tmp_path, monkeypatch, engine):
     made = compiled(tmp_path)
     monkeypatch.setattr(type(made.accelerator), "distributed_type", property(lambda _: engine))
     with pytest.raises(ConfigError, match=f"torch_compile on {engine.value}"):
-        check_settings(made, made.coreset, made._step)
+        check_settings(made, made.coreset, made._run.method)
 
 
 @pytest.mark.parametrize("how", ["around", "in place", "forward"])

@@ -208,7 +208,10 @@ def test_a_data_set_that_is_replaced_on_the_way_is_for_the_next_call(tmp_path):
     made = trainer(tmp_path / "a", tiny_model(), extra={"callbacks": [Replaces()]})
     assert same(weights(run(made)), weights(run(trainer(tmp_path / "b", tiny_model()))))
     assert run(made).state.global_step == 6
-    assert made._sources.counts == {0: 14, 1: 12, 2: 12, 3: 2} or sum(made._sources.counts.values()) == 40
+    assert (
+        made._tagged.latest(made).counts == {0: 14, 1: 12, 2: 12, 3: 2}
+        or sum(made._tagged.latest(made).counts.values()) == 40
+    )
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ def test_checkpointing_with_the_scoring_forward_reused_changes_nothing(folder, t
             gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False},
         )
     )  # fmt: skip
-    assert reused._states is not None
-    assert reused._states.reason is None
+    assert reused._run.step.states is not None
+    assert reused._run.step.states.reason is None
     assert '"reuse_mb"' in (tmp_path / "reused" / "selection.jsonl").read_text()
     assert largest_difference(weights(plain), weights(reused)) < 1e-5
 

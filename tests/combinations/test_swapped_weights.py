@@ -59,8 +59,8 @@ def test_evaluation_in_between_changes_nothing(tmp_path, checkpointing):
     made.optimizer.train()
     assert same(weights(made), weights(without))
     if checkpointing:
-        assert made._states is not None
-        assert made._states.reason is None
+        assert made._run.step.states is not None
+        assert made._run.step.states.reason is None
 
 
 @needs_schedulefree
@@ -160,7 +160,7 @@ def test_weights_that_come_back_before_scoring_change_nothing(tmp_path, callback
     made = run(trainer(tmp_path / "a", tiny_model(), FULL, extra=extra | {"callbacks": [callback()]}, **settings))
     without = run(trainer(tmp_path / "b", tiny_model(), FULL, extra=extra, **settings))
     assert largest_difference(weights(made), weights(without)) < 1e-5
-    assert made._states.reason is None
+    assert made._run.step.states.reason is None
 
 
 def test_an_averaged_model_of_torch_beside_it(tmp_path):

@@ -249,7 +249,7 @@ def test_smaller_micro_batches_where_memory_runs_out(tmp_path):
     assert memory.rows[:5] == [4] * 5
     size = made._train_batch_size
     assert set(memory.rows[-12:]) == {size}
-    assert made._scoring.micro_batch == size
+    assert made._run.scoring.micro_batch == size
     found = lines(tmp_path)
     assert [line["step"] for line in found] == list(range(1, 7))
     assert counts(tmp_path) == [(4 * size, 2 * size)] * 6

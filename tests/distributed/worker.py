@@ -119,13 +119,13 @@ def take_for_an_accelerator() -> None:
 
 def watch_choices(made) -> list[list[int]]:
     """Ids of the examples chosen at each step, as they come."""
-    choices, note = [], made._note
+    choices, note = [], made._recorder.note
 
-    def watched(pool, plan, scores, chosen, *args):
-        choices.append(pool.ids[chosen].tolist())
-        note(pool, plan, scores, chosen, *args)
+    def watched(small):
+        choices.append(small.chosen)
+        note(small)
 
-    made._note = watched
+    made._recorder.note = watched
     return choices
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from corebatch.batch.weights import loss_weights
 from corebatch.scoring import Scores
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 from training import Collator, arguments, mixture, tiny_model
@@ -25,10 +26,20 @@ MOST = 0.02
 class Watching(CoresetTrainer):
     """Keeps what the last step chose from, and what it chose."""
 
-    def _choose(self, pool: Any, plan: Any, scores: Any) -> Any:
-        choice = super()._choose(pool, plan, scores)
-        self.seen = (pool, plan, scores, choice)
-        return choice
+    def get_batch_samples(self, *args: Any) -> Any:
+        scoring = self._run.scoring
+        choose = type(scoring).choose
+
+        def watched(pool: Any, plan: Any, scores: Any, *others: Any) -> Any:
+            choice = choose(scoring, pool, plan, scores, *others)
+            self.seen = (pool, plan, scores, choice)
+            return choice
+
+        scoring.choose = watched
+        try:
+            return super().get_batch_samples(*args)
+        finally:
+            del scoring.choose
 
 
 class Gradients(TrainerCallback):
@@ -100,15 +111,18 @@ def trained_share(
 
     def estimate(choice: Any) -> Tensor:
         assert len(choice.selection) == budget
-        given, whole = made._loss_weights(choice, tokens, len(tokens), budget, 1)
+        weighted = made._run.method.selector.weighted
+        made_of = (choice.selection.weights, choice.selection.indices, tokens)
+        weights = loss_weights(*made_of, loss=coreset.loss, weighted=weighted, slots=1)
+        given, whole = weights.rows, weights.denominator
         return (given.double()[:, None] * each[choice.selection.indices]).sum(0) / whole.double()
 
     def drawn(seed: int) -> Tensor:
         if scored is None:
-            return estimate(made._scoring.choose(pool, plan, scores, seed, None))
-        again = made._scoring.plan(pool, budget, seed)
+            return estimate(made._run.scoring.choose(pool, plan, scores, seed, None))
+        again = made._run.scoring.plan(pool, budget, seed)
         some = Scores(features=scored.features[again.exact], losses=None, tokens=tokens[again.exact])
-        return estimate(made._scoring.choose(pool, again, some, seed, None))
+        return estimate(made._run.scoring.choose(pool, again, some, seed, None))
 
     torch.testing.assert_close(gradient, estimate(choice), rtol=1e-3, atol=1e-6)  # that is what is trained
     return bias_share(torch.stack([drawn(seed) for seed in range(SEEDS)]), large)

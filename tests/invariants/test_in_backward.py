@@ -110,9 +110,9 @@ def test_what_is_learnt_from_training_is_what_the_plain_optimizer_gives(tmp_path
                 **ONE,
             )
         )
-        made._absorb()
-        assert isinstance(made._scoring.memory, FeatureMemory)
-        memories.append(made._scoring.memory.state_dict())
+        made._run.update_memory()
+        assert isinstance(made._run.scoring.memory, FeatureMemory)
+        memories.append(made._run.scoring.memory.state_dict())
     assert memories[0].keys() == memories[1].keys()
     for key, value in memories[0].items():
         torch.testing.assert_close(memories[1][key], value, equal_nan=True)

@@ -71,7 +71,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, case: str, lora: bool) -> None
     resumed = run(made(killed), resume_from_checkpoint=True)
     assert same(weights(whole), weights(resumed))
     assert lines(tmp_path / "whole") == lines(killed)
-    one, other = (made._scoring.memory for made in (whole, resumed))
+    one, other = (made._run.scoring.memory for made in (whole, resumed))
     if one is not None:
         state = other.state_dict()
         for key, value in one.state_dict().items():
@@ -121,10 +121,10 @@ def test_one_by_eight_is_eight_by_one(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["window", "first_blocks", "two_phase", "remembered_scored"])
-def test_scoring_leaves_the_model_as_it_was(tmp_path: Path, way: str) -> None:
+def test_scoring_leaves_the_model_as_it_was(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(dropout=0.1)
     made = trainer(tmp_path, model, CoresetConfig(scoring=WAYS[way]), max_steps=2)
-    scored = made._scoring.score
+    scored = type(made._run.scoring).score
     seen = 0
 
     def picture() -> list[Any]:
@@ -147,15 +147,7 @@ def test_scoring_leaves_the_model_as_it_was(tmp_path: Path, way: str) -> None:
         seen += 1
         return found
 
-    start_over = made._start_over
-
-    def started() -> None:
-        nonlocal scored
-        start_over()
-        scored = made._scoring.score
-        made._scoring.score = watched
-
-    made._start_over = started
+    monkeypatch.setattr(type(made._run.scoring), "score", watched)
     run(made)
     assert seen == 2
 
@@ -296,13 +288,13 @@ def test_by_default_every_example_is_scored_once(tmp_path):
     assert [line["examples_scored"] for line in found] == [16] * 6 + [0] * 9
     assert all(line["pool_loss"] is not None for line in found[:6])
     assert [line["scoring"] for line in found] == ["remembered"] * 15
-    assert len(made._scoring.memory) == 96
+    assert len(made._run.scoring.memory) == 96
 
 
 def test_in_a_single_epoch_scoring_is_full(tmp_path):
     made = run(trainer(tmp_path, max_steps=6))
     assert [line["scoring"] for line in lines(tmp_path)] == ["full"] * 6
-    assert made._scoring.memory is None
+    assert made._run.scoring.memory is None
 
 
 def test_a_window_counts_its_own_tokens(tmp_path):

@@ -236,8 +236,8 @@ def test_the_memory_after_a_step_holds_what_scoring_gave_before_it(
     model, data = trained_model(lora=lora, dtype=torch.float64), mixture()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     made = run(trainer(tmp_path, model, coreset, max_steps=1, train_dataset=data, **settings))
-    made._absorb()
-    memory = made._scoring.memory
+    made._run.update_memory()
+    memory = made._run.scoring.memory
     ids = torch.tensor(sorted(memory._slots))
     assert len(ids) == 8
     model = trained_model(lora=lora, dtype=torch.float64)

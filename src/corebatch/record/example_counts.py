@@ -44,7 +44,7 @@ def write_examples(folder: Path, trainer: Any) -> None:
         return
     try:
         found = count_examples(folder / ROWS)
-        tagged, sources = trainer._tag(dataset)
+        tagged, sources = trainer._tagged.of(dataset, trainer.coreset, first=False)
         for entry in (*found["most"], *found["least"]):
             row = tagged[entry["id"]]
             plain = isinstance(row, Mapping)

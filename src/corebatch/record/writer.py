@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from corebatch.batch.small_batch import SmallBatch
 from corebatch.errors import CheckpointError, NonFiniteError
 from corebatch.model.flops import ModelFlops, Peak, peak_flops
 from corebatch.model.model_flops import flops_or_reason, model_flops
@@ -164,20 +165,20 @@ class Recorder(TrainerCallback):
         self._peak: Peak | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        model = self._trainer._inner(self._trainer.model_wrapped)
+        model = self._trainer._run.model()
         self._flops = model_flops(model)  # until a row has shown what runs
         self._peak = peak_flops(args.device, _training_type(args, model))
         self.step, self._since_log, self.losses = None, [], []
-        with self._trainer._ranks.together(f"Cutting {LOG}"):
+        with self._trainer._run.ranks.together(f"Cutting {LOG}"):
             if state.is_world_process_zero:
-                start_log(self._trainer._run_dir, state.global_step)
-        self._log = StepLog(self._trainer._run_dir / LOG if state.is_world_process_zero else None)
+                start_log(self._trainer._run.folder, state.global_step)
+        self._log = StepLog(self._trainer._run.folder / LOG if state.is_world_process_zero else None)
         # Training may also end by an error that no callback hears of: what is held back is written when the recorder
         # goes, or the process.
         weakref.finalize(self, self._log.flush)
-        with self._trainer._ranks.together(f"Writing {RUN}"):
+        with self._trainer._run.ranks.together(f"Writing {RUN}"):
             if state.is_world_process_zero:
-                folder = self._trainer._run_dir
+                folder = self._trainer._run.folder
                 folder.mkdir(parents=True, exist_ok=True)
                 run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
                 try:
@@ -218,7 +219,7 @@ class Recorder(TrainerCallback):
                 raise NonFiniteError(
                     f"At step {step + 1} the loss of the small batch should be finite. "
                     f"Found {self._loss}. No weight was moved. {self.trained_rows()}"
-                    + go_on_from(self._trainer._run_dir)
+                    + go_on_from(self._trainer._run.folder)
                 )
 
     def trained_rows(self) -> str:
@@ -254,6 +255,11 @@ class Recorder(TrainerCallback):
         self._log.add(line)
         self.phases = Phases(self._clock)
 
+    def note(self, small: SmallBatch) -> None:
+        """What this step trains, as far as it is known before training."""
+        self.step, self.weights = small.line, small.selected
+        self.chosen, self.passed = small.chosen, small.passed
+
     def flush(self) -> None:
         """Writes the lines that are held back until the device has finished their steps; waits for it."""
         self._log.flush()
@@ -276,7 +282,7 @@ class Recorder(TrainerCallback):
 
     def raise_unwritten(self) -> None:
         """Raises CheckpointError on every rank if a line could not be written; all ranks call it."""
-        self._trainer._ranks.report(self._log.failure, doing=f"Writing {LOG}")
+        self._trainer._run.ranks.report(self._log.failure, doing=f"Writing {LOG}")
 
     def take_means(self) -> dict[str, float]:
         """What the Trainer's log shows beside its own numbers: means over the steps since the last call, and the most
@@ -449,18 +455,3 @@ def absent_note(sources: Sources, absent: list[str]) -> str:
     """That small sources are named which the data set does not have, in a sentence."""
     there = ", ".join(sorted(sources.names[s] for s in sources.counts))
     return f"coreset.small_sources names {', '.join(absent)}, which no example has. The sources are {there}."
-
-
-def per_source(ids: Tensor, names: Any) -> dict[str, int]:
-    """How many rows each source has, by name, in order of the source numbers."""
-    return {names[source]: count for source, count in sorted(Counter(ids.tolist()).items())}
-
-
-def weights_per_source(ids: Tensor, weights: Tensor, names: Any) -> dict[str, float]:
-    """The sum of the weights of each source's rows, by name, in order of the source numbers.
-
-    (Sum of a source's weights) / M estimates its share of the large batch's rows.
-    """
-    kinds, places = torch.unique(ids.cpu(), return_inverse=True)
-    sums = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, weights.detach().double().cpu())
-    return {names[kind]: float(f"{value:.6g}") for kind, value in zip(kinds.tolist(), sums.tolist(), strict=True)}

@@ -49,8 +49,8 @@ def check_own_loss(trainer: Any, pair: Mapping[str, Tensor], *, again: bool = Fa
         )
     if found is not None:
         raise LossMismatchError(
-            f"{trainer._weights.owned[0]} computes the loss itself, and its rows should count by their weights. "
-            f"Found: {found}. {WAY}" + trainer._weights.behind * FIRST_OF_BASES
+            f"{trainer._run.weights.owned[0]} computes the loss itself, and its rows should count by their weights. "
+            f"Found: {found}. {WAY}" + trainer._run.weights.behind * FIRST_OF_BASES
         )
 
 
@@ -104,7 +104,7 @@ def check_later(
             check_loss(model, pair, counts_items=trainer.model_accepts_loss_kwargs)
     except Exception as error:
         failure = error
-    trainer._ranks.report(failure, doing="Checking the loss")
+    trainer._run.ranks.report(failure, doing="Checking the loss")
 
 
 def _near(found: float, expected: float, relative: float, absolute: float) -> bool:
@@ -136,7 +136,7 @@ class _Call:
         inputs: dict[str, Any] = {key: value[list(which)].clone() for key, value in self.pair.items()}
         device = inputs["input_ids"].device
         inputs[WEIGHTS] = torch.tensor(weights, device=device)
-        trainer, handed = self.trainer, self.trainer._weights
+        trainer, handed = self.trainer, self.trainer._run.weights
         handed.begin([inputs], None)
         handed.checking = True
         count = torch.tensor(self._items * items, device=device)

@@ -124,9 +124,9 @@ class LossWatch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._trainer
-        trainer._weights.check_taken(trainer)
+        trainer._run.weights.check_taken(trainer)
         step = trainer._recorder.step
-        if step is not None and trainer._weights.given and hasattr(trainer, "_total_train_tokens"):
+        if step is not None and trainer._run.weights.given and hasattr(trainer, "_total_train_tokens"):
             # TRL counts in its own loss, which is not called where rows have weights.
             trainer._total_train_tokens += step["tokens_trained"]
             trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
@@ -172,7 +172,7 @@ class RowWeights:
         Raises:
             ConfigError: a loss of the user's own beside settings that need ours.
         """
-        weights, scoring = cls(trainer), trainer._scoring
+        weights, scoring = cls(trainer), trainer._run.scoring
         check_beside(trainer.coreset, weights.owned)
         if weights.owned and scoring.trained is not None:
             scoring.trained.close()

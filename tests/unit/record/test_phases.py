@@ -183,10 +183,8 @@ class Run:
         owner = SimpleNamespace(
             args=self.args,
             accelerator=accelerator,
-            _ranks=ranks,
+            _run=SimpleNamespace(ranks=ranks, folder=folder, model=lambda: self.model),
             model_wrapped=self.model,
-            _inner=lambda model: model,
-            _run_dir=folder,
             coreset_record=lambda: {"model": "tiny"},
         )
         self.recorder = record.Recorder(owner)

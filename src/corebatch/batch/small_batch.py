@@ -1,0 +1,84 @@
+"""What goes into a step on one rank, and what comes out.
+
+Shape suffixes: N rows of the large batch, M of the small, n on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from corebatch.batch.weights import LossWeights
+from corebatch.model.rows import Padding, row_spans, trained_tokens
+from corebatch.types import ID, SOURCE
+
+
+class Clock(Protocol):
+    """What a step tells how far it is."""
+
+    def end(self, phase: str) -> None:
+        """The time since the last call was spent on `phase`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the pool's rows lie in a micro-batch; no tensor, so that nobody moves it to the device or counts it.
+
+    Attributes:
+        rows: LongTensor [k, 4] on the CPU: position in the pool (negative: none), batch row, start, end.
+    """
+
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRows:
+    """This rank's part of the pool.
+
+    Attributes:
+        batches: collated, padded, with ids and sources.
+        eligible: BoolTensor [n]: False for copies that even out ranks.
+        counts: n of every rank.
+        padding: how rows are put together again.
+    """
+
+    batches: Sequence[dict[str, Tensor]]
+    eligible: Tensor
+    counts: Sequence[int]
+    padding: Padding
+
+    def columns(self) -> dict[str, Tensor]:
+        """What travels of each row before scoring."""
+        spans = torch.cat([row_spans(batch) for batch in self.batches])
+        return {
+            "ids": torch.cat([batch[ID] for batch in self.batches]),
+            "sources": torch.cat([batch[SOURCE] for batch in self.batches]),
+            "lengths": spans[:, 1] - spans[:, 0],
+            "tokens": torch.cat([trained_tokens(batch["labels"]) for batch in self.batches]),
+            "eligible": self.eligible,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallBatch:
+    """What a rank trains.
+
+    Attributes:
+        micro_batches: as many as were asked for.
+        weights: of the chosen rows of all ranks.
+        pool_ids, chosen, passed: example ids: of the pool, of what is trained, of what could have been; all ranks'.
+        selected: the selector's weights of `chosen`; None: all are one.
+        line: of the record, as far as it is known before training.
+    """
+
+    micro_batches: list[dict[str, Any]]
+    weights: LossWeights
+    pool_ids: Tensor
+    chosen: list[int]
+    passed: list[int]
+    selected: list[float] | None
+    line: dict[str, Any]

@@ -1,0 +1,300 @@
+"""One step, on one page: a rank's rows of the pool go in, its micro-batches of the small batch come out.
+
+    1 pool     what is known of every row, on every rank alike
+    2 scores   of those rows that the plan wants, by forwards on the rank that holds them
+    3 choice   which rows are trained, and the selector's weights: the same on every rank
+    4 weights  by what each row's loss is multiplied, and the denominator (`batch/weights.py`)
+    5 rows     change ranks for the balance of work, and become micro-batches
+
+There is no Trainer in it: `trainer/` calls it with what its host knows.
+
+Shape suffixes: N rows of the large batch, M of the small, n on this rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corebatch.batch.error_tracking import ErrorTracking, Step
+from corebatch.batch.line import step_line
+from corebatch.batch.method import Choice, CoresetStep
+from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.pool import Pool, gather_pool, gather_scores
+from corebatch.batch.pool_scoring import Plan, PoolScoring
+from corebatch.batch.small_batch import Clock, LocalRows, Places, SmallBatch
+from corebatch.batch.weights import LossWeights, loss_weights
+from corebatch.distributed.balance import Shares, share
+from corebatch.distributed.exchange import RowFormat, exchange_rows
+from corebatch.distributed.heartbeat import Presence
+from corebatch.distributed.ranks import Ranks
+from corebatch.errors import NonFiniteError
+from corebatch.model.moments import second_moments
+from corebatch.model.recompute import BlockStates
+from corebatch.model.rows import Padding, put_together, take_rows
+from corebatch.scoring import LossUnit, Scores
+from corebatch.types import PLACES
+
+logger = logging.getLogger(__name__)
+
+
+class BatchStep:
+    """The steps of one run, on one rank.
+
+    Args:
+        ranks: who takes part.
+        presence: where the others read how far this rank is.
+        method: normalises, sparsifies, selects.
+        scoring: plans, scores, remembers.
+        pool_factor: N / M.
+        loss: what is minimised.
+        rows: of a training micro-batch, by which memory is measured.
+
+    Attributes:
+        row_format: of the rows of all ranks, once they agree on it.
+        states: keeps the scoring forward's block inputs for training, or None.
+        packed, flash: whether micro-batches are rows without padding, and with the arguments of flash attention.
+        tracking: measures the gradient's error at every `track_every`-th step; 0 is never.
+        device: of the rows.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        presence: Presence,
+        method: CoresetStep,
+        scoring: PoolScoring,
+        *,
+        pool_factor: int,
+        loss: LossUnit,
+        rows: int,
+    ) -> None:
+        self.ranks, self.presence, self.method, self.scoring = ranks, presence, method, scoring
+        self.pool_factor, self.loss, self.rows = pool_factor, loss, rows
+        self.row_format: RowFormat | None = None
+        self.states: BlockStates | None = None
+        self.packed = self.flash = False
+        self.tracking: ErrorTracking | None = None
+        self.track_every = 0
+        self.device = torch.device("cpu")
+        self._pending: tuple[Pool, int] | None = None
+        self._pool_tokens = torch.zeros(0, dtype=torch.long)
+        self._told: str | None = None
+
+    # ---- the page ------------------------------------------------------------------------------------------------
+
+    def run(
+        self, model: nn.Module, rows: LocalRows, step: int, *, given: int, asked: int, clock: Clock, optimizer: Any
+    ) -> SmallBatch:
+        """The small batch of optimizer step `step`, from 0.
+
+        Args:
+            model: without what wraps it.
+            given: in how many batches a rank's rows came, at most.
+            asked: how many micro-batches each rank trains; more than `given` at the end of a stream.
+            optimizer: the live one, for a normaliser that needs its moments.
+        """
+        ranks, scoring = self.ranks, self.scoring
+        pool = gather_pool(ranks, rows.columns(), rows.counts)
+        clock.end("exchange")
+        budget = self.budget(int(pool.eligible.sum()), given)
+        plan = scoring.plan(pool, budget, step)
+        mine = scoring.score(ranks, model, rows.batches, pool, plan, rows.padding, self.states)
+        clock.end("score")
+        scores = None if mine is None else gather_scores(ranks, pool, plan.exact, mine)
+        clock.end("exchange")
+        choice = self._choose(pool, plan, scores, step, optimizer)
+        clock.end("select")
+        selected, chosen = choice.selection.weights, plan.candidates[choice.selection.indices.cpu()]
+        if self.states is not None:
+            self.states.retain(chosen[pool.ranks[chosen] == ranks.index].tolist())
+        weights = loss_weights(
+            selected, choice.selection.indices, pool.tokens[plan.candidates],
+            loss=self.loss, weighted=self.method.selector.weighted, slots=asked * ranks.count,
+        )  # fmt: skip
+        error = self._gradient_error(model, rows, pool, plan, chosen, weights, step, clock)
+        shares = self._balance(pool, chosen)
+        made = self._micro_batches(rows, pool, chosen, shares, weights, asked)
+        self._pool_tokens, self._pending = pool.tokens, None if scoring.trained is None else (pool, step)
+        positions = sum(batch["input_ids"].numel() for batch in made)
+        line = step_line(
+            pool, plan, scores, choice, shares, scoring, ranks,
+            names=self.method.source_names, positions=positions, states=self.states,
+        )  # fmt: skip
+        passed = torch.ones(len(pool.ids), dtype=torch.bool)
+        passed[chosen] = False
+        return SmallBatch(
+            micro_batches=made,
+            weights=weights,
+            pool_ids=pool.ids,
+            chosen=pool.ids[chosen].tolist(),
+            passed=pool.ids[plan.candidates[passed[plan.candidates]]].tolist(),
+            selected=None if choice.selection.uniform else selected.tolist(),
+            line=line if error is None else {**line, "gradient_error": error},
+        )
+
+    def budget(self, eligible: int, given: int) -> int:
+        """M: a pool_factor-th of the eligible rows, a row for each micro-batch that was drawn at least."""
+        return min(eligible, max(math.ceil(eligible / self.pool_factor), given * self.ranks.count))
+
+    # ---- its parts -----------------------------------------------------------------------------------------------
+
+    def filled(
+        self, batches: Sequence[dict[str, Tensor]], eligible: Tensor, counts: Sequence[int], padding: Padding
+    ) -> tuple[Sequence[dict[str, Tensor]], Tensor, list[int]]:
+        """Gives the ranks without rows a copy of another's first row, so that they run the same forwards; it is scored
+        and cannot be chosen."""
+        ranks, nobody = self.ranks, [rank for rank, count in enumerate(counts) if not count]
+        assert self.row_format is not None
+        giver = next(rank for rank, count in enumerate(counts) if count)
+        row = take_rows(batches, [0])[0] if batches else None
+        length = int(ranks.report(None, len(row["input_ids"]) if row else 0)[giver])
+        moves = [(giver, rank, length) for rank in nobody]
+        leaving = {number: row for number in range(len(moves))} if row and ranks.index == giver else {}
+        for copy in exchange_rows(ranks, self.row_format, moves, leaving, self.device).values():
+            batches, eligible = [put_together([copy], padding)], torch.tensor([False])
+        return batches, eligible, [max(1, count) for count in counts]
+
+    def _choose(self, pool: Pool, plan: Plan, scores: Scores | None, step: int, optimizer: Any) -> Choice:
+        try:
+            self.scoring.remember(pool, plan, scores, step)
+            moments, normalise = None, self.method.normalise
+            if normalise is not None and normalise.needs_moments:
+                moments = second_moments(optimizer, self.method.scorer.coordinates())
+            return self.scoring.choose(pool, plan, scores, step, moments)
+        except NonFiniteError as error:
+            if scores is None:
+                raise
+            bad = ~torch.isfinite(scores.features).all(dim=1)
+            if scores.losses is not None:
+                bad |= ~torch.isfinite(scores.losses)
+            examples = pool.ids[plan.exact[bad.cpu()]].tolist()
+            shown = ", ".join(map(str, examples[:8])) + (", ..." if len(examples) > 8 else "")
+            raise NonFiniteError(f"At step {step + 1}, examples {shown} of the train set: {error}") from None
+
+    def _gradient_error(
+        self,
+        model: nn.Module,
+        rows: LocalRows,
+        pool: Pool,
+        plan: Plan,
+        chosen: Tensor,
+        weights: LossWeights,
+        step: int,
+        clock: Clock,
+    ) -> dict[str, Any] | None:
+        """At every so-many-th step, how far the small batch's gradient is from the large batch's."""
+        if self.tracking is None or not self.track_every or (step + 1) % self.track_every:
+            return None
+        assert self.row_format is not None
+        clock.end("repack")
+        self.presence.at(step + 1, "tracking")
+        drawn = Step(
+            batches=rows.batches,
+            pool=pool,
+            candidates=plan.candidates,
+            chosen=chosen,
+            weights=weights.rows,
+            denominator=weights.denominator,
+        )
+        found = self.tracking.measure(self.ranks, model, drawn, step + 1, rows.padding, self.row_format.by_token)
+        clock.end("track")
+        return found
+
+    def _balance(self, pool: Pool, chosen: Tensor) -> Shares:
+        """Which rank trains which of the chosen rows. A row whose scoring forward is kept for training is dearer to
+        move than a rank that waits a little."""
+        owners, lengths, sources = (column[chosen].tolist() for column in (pool.ranks, pool.lengths, pool.sources))
+        return share(owners, lengths, sources, self.ranks.count, balance=self.states is None)
+
+    def _micro_batches(
+        self, rows: LocalRows, pool: Pool, chosen: Tensor, shares: Shares, weights: LossWeights, asked: int
+    ) -> list[dict[str, Any]]:
+        """This rank's share of the chosen rows as micro-batches, rows that change ranks included."""
+        mine = shares.of(self.ranks.index)
+        held = self._held(rows, pool, chosen, shares, mine)
+        placed = self.states is not None or self.scoring.trained is not None
+        made = micro_batches(
+            [held[p] for p in mine],
+            None if weights.rows is None else weights.rows[mine],
+            asked,
+            rows.padding,
+            take_rows(rows.batches, [0])[0],
+            numbers=chosen[mine].tolist() if placed else None,
+            packed=self.packed,
+            most_rows=self.rows if self.packed else None,
+            flash=self.packed and self.flash,
+        )
+        for batch in made if placed else []:
+            batch[PLACES] = Places(batch[PLACES])
+        return made
+
+    def _held(
+        self, rows: LocalRows, pool: Pool, chosen: Tensor, shares: Shares, mine: Sequence[int]
+    ) -> dict[int, Mapping[str, Tensor]]:
+        """The rows that this rank trains, by their positions among the M: its own, and what came from others."""
+        row_format, rank = self.row_format, self.ranks.index
+        assert row_format is not None
+        by_token = row_format.by_token
+
+        def take(positions: Sequence[int]) -> list[dict[str, Tensor]]:
+            return take_rows(rows.batches, [int(pool.rows[chosen[p]]) for p in positions], by_token)
+
+        moving, arrived = shares.moving, {}
+        if moving:
+            leaving = [number for number, p in enumerate(moving) if shares.owners[p] == rank]
+            going = dict(zip(leaving, take([moving[number] for number in leaving]), strict=True))
+            moves = [(shares.owners[p], shares.trained_by[p], shares.lengths[p]) for p in moving]
+            came = exchange_rows(self.ranks, row_format, moves, going, self.device)
+            arrived = {moving[number]: row for number, row in came.items()}
+        stay = [p for p in mine if p not in arrived]
+        return {**arrived, **dict(zip(stay, take(stay), strict=True))}
+
+    # ---- while and after the small batch is trained ----------------------------------------------------------------
+
+    def replaying(self, places: Places | None, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        """Hands the scoring forward's block inputs to this micro-batch's forward, where all its rows are kept."""
+        if places is None or self.states is None or not self.states.has(places.rows[:, 0].tolist()):
+            return nullcontext()
+        return self.states.recall(places.rows, inputs)
+
+    def register(self, places: Places | None, weights: Tensor) -> None:
+        """Tells whoever learns from the backward which examples a micro-batch holds, and their weights."""
+        if places is None or self.scoring.trained is None:
+            return
+        rows = places.rows
+        each = weights[rows[:, 1]] if weights.ndim == 1 else weights[rows[:, 1], rows[:, 3] - 1]
+        self.scoring.trained.announce(rows, each, self._pool_tokens[rows[:, 0].clamp(min=0)])
+
+    def update_memory(self) -> None:
+        """Remembers what the last step trained; on every rank at the same place."""
+        if self._pending is not None:
+            pool, step = self._pending
+            self._pending = None
+            self.scoring.absorb(self.ranks, pool, step)
+
+    def forget_states(self, *, watched: bool, changed: str) -> None:
+        """Lets go of the block inputs that the last step kept.
+
+        Args:
+            watched: whether somebody's code may change weights between scoring and training.
+            changed: the reason to give if it has.
+        """
+        states = self.states
+        if states is None:
+            return
+        if states.changed:
+            states.reason = changed
+        states.watched = watched
+        states.retain(())
+        states.peak_bytes = 0  # the record's is each step's own: a resumed run has not seen the others
+        if states.reason is not None and states.reason != self._told:
+            self._told = states.reason
+            if self.ranks.index == 0:
+                logger.warning("Some scoring forwards are not reused for training. %s", self._told)

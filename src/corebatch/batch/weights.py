@@ -1,0 +1,72 @@
+"""The law of weights: every factor between a row's loss and the update, in one place.
+
+What a step claims, of the N rows of the large batch, L_i being row i's summed token loss and l_i its trained tokens:
+
+    token_mean       sum_i L_i / sum_i l_i                         example_mean      (1/N) sum_i L_i / l_i
+
+What is trained, of the M rows of the small batch, with the selector's weights w_i, whose (1/M) sum_i w_i g_i estimates
+(1/N) sum_i g_i:
+
+    token_mean       sum_i w_i L_i / ((M/N) sum_{i in N} l_i)      example_mean      (1/M) sum_i w_i L_i / l_i
+
+w_i = M / (N pi_i) for a selector that draws with inclusion probabilities pi_i. Rows that are chosen in parts (source
+groups; rows that are known and rows that are not) have the part's weights times `part_scale`; rows out of a first
+phase that drew E of N have theirs times E / (N pi1_i) (Saerndal, Swensson and Wretman 1992, chapter 9). A uniform
+selector claims its own rows alone: w_i = 1, and the denominator is their own tokens.
+
+Behind this file a loss is multiplied by what the engine and the Trainer divide by: the number of ranks, and perhaps of
+micro-batches (`as_the_trainer_wants` in the trainer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corebatch.scoring import LossUnit
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """What the rows of a small batch are trained with.
+
+    Attributes:
+        rows: [M], what each chosen row's summed token loss is multiplied by; None: the plain loss is the right one.
+        denominator: what the sum over all ranks is divided by; None: the Trainer's own count of what is trained.
+    """
+
+    rows: Tensor | None = None
+    denominator: Tensor | None = None
+
+
+def part_scale(large: int, small: int, of_part: int, chosen_of_part: int) -> float:
+    """(M / N)(N_part / M_part): by what the weights of a part that was chosen by itself are multiplied, so that all
+    parts together estimate the mean over N."""
+    return (small * of_part) / (large * chosen_of_part)
+
+
+def loss_weights(
+    selected: Tensor, chosen: Tensor, tokens: Tensor, *, loss: LossUnit, weighted: bool, slots: int
+) -> LossWeights:
+    """The weights of one step.
+
+    Args:
+        selected: float32 [M], the selector's weights.
+        chosen: LongTensor [M], which of the candidates were chosen.
+        tokens: LongTensor [N], trained tokens of the candidates.
+        loss: what is minimised.
+        weighted: whether the selector's weights are more than ones.
+        slots: micro-batches of all ranks; with fewer rows some have none, which a weight of 0 stands for.
+    """
+    tokens = tokens.to(selected.device)
+    trained = tokens[chosen.to(selected.device)]
+    large, small = len(tokens), len(chosen)
+    if loss == "example_mean":
+        return LossWeights(selected / trained.clamp(min=1), torch.tensor(float(small), device=selected.device))
+    if not weighted:
+        if small >= slots:
+            return LossWeights()
+        return LossWeights(selected, trained.sum().clamp(min=1).float())
+    return LossWeights(selected, tokens.sum().clamp(min=1).double().mul(small / large).to(torch.float32))

@@ -1,0 +1,150 @@
+"""The Trainer's loader over pools: rows with ids and sources, micro-batch x pool_factor at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corebatch.distributed.ranks import Ranks
+from corebatch.errors import ConfigError
+from corebatch.model.rows import Padding
+from corebatch.record import writer
+from corebatch.sampling.epochs import follow_epochs
+from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
+from corebatch.sources import absent_names, small_candidates
+from corebatch.trainer.config import CoresetConfig
+from corebatch.types import ID, SOURCE
+
+logger = logging.getLogger(__name__)
+
+
+class TaggedSets:
+    """Data sets with ids and sources; one is made once."""
+
+    def __init__(self) -> None:
+        self._of: Any = None
+        self._by: tuple[str, bool] | None = None
+        self._made: tuple[Any, Sources] | None = None
+
+    def of(self, dataset: Any, coreset: CoresetConfig, *, first: bool) -> tuple[Any, Sources]:
+        """The data set with ids and sources, and its sources.
+
+        Args:
+            first: whether this process is rank 0, which logs what a user should know of the sources.
+        """
+        column, needed = coreset.source_column, coreset.small_sources is not None
+        if self._made is None or self._of is not dataset or self._by != (column, needed):
+            self._made = tag(dataset, column, needed=needed)
+            self._of, self._by = dataset, (column, needed)
+            if self._made[1].note and first:
+                logger.warning(self._made[1].note)
+        return self._made
+
+    def latest(self, trainer: Any) -> Sources:
+        """Of the data set that the loader was made of, whatever `train_dataset` has become since."""
+        return tagged(trainer)[1] if self._made is None else self._made[1]
+
+
+def tagged(trainer: Any) -> tuple[Any, Sources]:
+    """The train set with ids and sources, and its sources."""
+    made: tuple[Any, Sources] = trainer._tagged.of(
+        trainer.train_dataset, trainer.coreset, first=trainer.is_world_process_zero()
+    )
+    return made
+
+
+def name_sources(trainer: Any) -> tuple[Any, Sources]:
+    """The train set, tagged, whose sources the step knows by name and by which of them are small."""
+    dataset, coreset, method = trainer.train_dataset, trainer.coreset, trainer._run.method
+    if has_transform(dataset):
+        trainer._remove_unused_columns(dataset, description="training")  # refuses what leaves it no column
+    made, sources = tagged(trainer)
+    if not sources.counts and coreset.small_sources is not None:
+        raise ConfigError("small_sources needs a data set whose sources can be counted. Found a stream.")
+    method.source_names = sources.names
+    method.small_sources = small_candidates(sources.counts, sources.names, coreset.small_sources)
+    absent = absent_names(sources.counts, sources.names, coreset.small_sources)
+    if absent and trainer.is_world_process_zero():
+        logger.warning(writer.absent_note(sources, absent))
+    if method.small_sources and trainer.is_world_process_zero():
+        logger.warning(writer.kept_note(sources, method.small_sources))
+    return made, sources
+
+
+def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
+    """The Trainer's loader over micro-batch x pool_factor rows that carry their ids and sources.
+
+    Args:
+        make: the parent's `get_train_dataloader`.
+    """
+    dataset, drawn = trainer.train_dataset, trainer._train_batch_size * trainer.coreset.pool_factor
+    made, sources = name_sources(trainer)
+    # What the model does not take is dropped on the way, so the two columns are declared as taken.
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns += [key for key in (ID, SOURCE) if key not in trainer._signature_columns]
+    micro_batch, trainer._train_batch_size, trainer.train_dataset = trainer._train_batch_size, drawn, made
+    loading = trainer.accelerator.dataloader_config
+    dispatch = loading.dispatch_batches
+    if trainer._run.ranks.count > 1 and not sources.counts and dispatch is None:
+        # Accelerate's default for a stream is that rank 0 reads for all, and joins rows of unequal lengths. Without
+        # it each rank reads the stream and takes its own rows.
+        loading.dispatch_batches = False
+    try:
+        loader = make()
+    finally:
+        trainer._train_batch_size, trainer.train_dataset = micro_batch, dataset
+        loading.dispatch_batches = dispatch
+    found = _batch_size(loader)
+    if found is not None and found != drawn:
+        raise ConfigError(
+            f"The train loader should draw per_device_train_batch_size x pool_factor = {drawn} rows at a time. "
+            f"Found {found}: a sampler or loader of its own ignores the batch size."
+        )
+    follow_epochs(loader, lambda: int(trainer.state.epoch or 0))
+    return loader
+
+
+def _batch_size(loader: Any) -> int | None:
+    """Rows that one rank draws at a time, or None if the loader does not say."""
+    sampler = getattr(loader, "batch_sampler", None)
+    while sampler is not None and getattr(sampler, "batch_size", None) is None:
+        sampler = getattr(sampler, "batch_sampler", None)
+    return getattr(sampler, "batch_size", None) or getattr(loader, "batch_size", None)
+
+
+def eligible(trainer: Any, batches: Sequence[dict[str, Tensor]], ranks: Ranks, passes: Passes) -> Tensor:
+    """BoolTensor [n]: False for the rows that Accelerate's loader adds from the start of the data to even out the last
+    batch."""
+    rows = [len(batch[ID]) for batch in batches]
+    found = torch.ones(sum(rows), dtype=torch.bool)
+    state = trainer.accelerator.gradient_state
+    if ranks.count == 1 or not rows:
+        return found
+    if not trainer._tagged.latest(trainer).counts:  # a stream is numbered as it comes
+        return passes.fresh(torch.cat([batch[ID] for batch in batches]).cpu())
+    if state.end_of_dataloader and state.remainder > 0:
+        start = ranks.index * rows[-1]  # ranks fill the last global batch one after the other
+        real = min(max(state.remainder - start, 0), rows[-1])
+        found[len(found) - rows[-1] + real :] = False
+    return found
+
+
+def padding(trainer: Any, batches: Sequence[dict[str, Tensor]]) -> Padding:
+    """How the collator pads: with which token, on which side, to which multiple."""
+    mask = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+    left = any(bool((m[:, 0] == 0).any()) and bool((m[:, -1] != 0).all()) for m in mask if m.ndim == 2)
+    collator, tokenizer = trainer.data_collator, getattr(trainer, "processing_class", None)
+    token = getattr(tokenizer, "pad_token_id", None)
+    if token is None:
+        token = getattr(collator, "pad_token_id", None)
+    multiple = getattr(collator, "pad_to_multiple_of", None)
+    return Padding(token=int(token or 0), left=left, multiple_of=int(multiple or 1))
+
+
+def is_mapped(dataset: Any) -> bool:
+    """Whether there is a data set whose rows can be asked for by number."""
+    return dataset is not None and not is_stream(dataset)

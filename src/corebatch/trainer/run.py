@@ -1,0 +1,219 @@
+"""What selection holds of one run, from before its first step to its last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from corebatch.batch.error_tracking import ErrorTracking
+from corebatch.batch.pool_scoring import PoolScoring
+from corebatch.batch.row_checks import check_rows
+from corebatch.batch.small_batch import LocalRows, SmallBatch
+from corebatch.batch.step import BatchStep
+from corebatch.distributed.exchange import RowFormat
+from corebatch.distributed.heartbeat import Presence
+from corebatch.distributed.ranks import Ranks
+from corebatch.errors import CheckpointError, CorebatchError
+from corebatch.model.limits import RowLimits, row_limits
+from corebatch.model.rows import check_pool
+from corebatch.record.checkpoint import last_complete, load_state, save_state
+from corebatch.record.rank_agreement import check_agreement, check_streams
+from corebatch.record.run_identity import describe_run
+from corebatch.record.saving import Saving, check_writable, saving_failed
+from corebatch.sampling.tags import Passes
+from corebatch.trainer import first_pool
+from corebatch.trainer.engine import SHARDED, examples_come_again, inner_model, run_dir, sharded
+from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
+from corebatch.trainer.in_backward import check_resume
+from corebatch.trainer.loading import eligible, padding, tagged
+from corebatch.trainer.loss_probe import AGAIN, check_later
+from corebatch.trainer.own_loss import RowWeights
+
+logger = logging.getLogger(__name__)
+
+
+class SelectionRun:
+    """The state of a run; a new one has made no step.
+
+    Args:
+        trainer: whose run it is.
+        compiled: whether the model's decoder is compiled.
+
+    Attributes:
+        ranks, presence: who takes part, and who is where; one alone where nothing is selected.
+        method, scoring, step: what chooses.
+        weights: of the rows of this step, on their way to whoever computes the loss.
+        passes: over a stream.
+        limits: what the model can take.
+        prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
+            with ours; whether weights move inside backward.
+        identity: by what a checkpoint's run is known again.
+        saving: the checkpoint that is being written.
+    """
+
+    def __init__(self, trainer: Any, *, compiled: bool) -> None:
+        coreset = trainer.coreset
+        self.trainer = trainer
+        # Plain training has no messages of its own.
+        self.ranks = Ranks() if coreset.pool_factor == 1 else Ranks.of(trainer.accelerator)
+        self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
+        self.method = coreset.build()
+        self.scoring = PoolScoring(
+            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count)),
+            self.method,
+            loss=coreset.loss,
+            micro_batch=trainer._train_batch_size,
+            sharded=sharded(trainer) is not None,
+        )
+        if compiled:
+            self.scoring.trained = None  # hooks of a compiled module are not seen; `check_settings` has told
+        self.step = BatchStep(
+            self.ranks,
+            self.presence,
+            self.method,
+            self.scoring,
+            pool_factor=coreset.pool_factor,
+            loss=coreset.loss,
+            rows=trainer._train_batch_size,
+        )
+        self.step.device, self.step.track_every = trainer.args.device, coreset.track_error
+        # In evaluation mode blocks keep their activations: then one row at a time.
+        rows = 1 if getattr(trainer.args, "gradient_checkpointing", False) else trainer._train_batch_size
+        self.step.tracking = ErrorTracking(loss=coreset.loss, seed=coreset.seed, rows=rows)
+        self.weights, self.passes = RowWeights(trainer), Passes()
+        self.limits: RowLimits | None = None
+        self.prepared = self.compared = self.in_backward = False
+        self.identity: dict[str, Any] | None = None
+        self.saving: Saving | None = None
+
+    def close(self) -> None:
+        """Takes hooks off the model."""
+        if self.scoring.trained is not None:
+            self.scoring.trained.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files lie."""
+        return run_dir(self.trainer)
+
+    def model(self) -> Any:
+        """The model that is trained, without what wraps it."""
+        return inner_model(self.trainer)
+
+    # ---- the step ------------------------------------------------------------------------------------------------
+
+    def check_drawn(self, batches: Sequence[Any]) -> None:
+        """Raises CorebatchError for batches that are not ours, cannot be taken apart, or that the model cannot take."""
+        check_tagged(self.trainer, batches)
+        for batch in batches:
+            check_pool(batch)
+        self.limits = self.limits or row_limits(self.model())
+        check_rows(batches, self.limits.vocabulary, self.limits.longest, targets=self.limits.targets)
+        if self.step.row_format is not None and self.ranks.count > 1:
+            self.step.row_format.check(batches)
+
+    def small_batch(
+        self, batches: Sequence[dict[str, Tensor]], counts: Sequence[int], given: int, asked: int
+    ) -> SmallBatch:
+        """Scores the pool's rows here, chooses over all ranks, and packs this rank's share.
+
+        Args:
+            batches: this rank's part of the pool.
+            counts: how many rows each rank has.
+            given: in how many batches, at most.
+            asked: how many micro-batches each rank's Trainer waits for; more than `given` at the end of a stream, where
+                the Trainer would make no step with fewer.
+        """
+        trainer, step, number = self.trainer, self.step, self.trainer.state.global_step
+        phases, model = trainer._recorder.phases, self.model()
+        training_weights(trainer.optimizer)
+        self.update_memory()
+        if step.row_format is None:
+            step.row_format = RowFormat.of(batches).agree(self.ranks)
+            check_streams(self.ranks, tagged(trainer)[0])
+        may = eligible(trainer, batches, self.ranks, self.passes)
+        if 0 in counts:
+            batches, may, counts = step.filled(batches, may, counts, padding(trainer, []))
+        rows = LocalRows(batches=batches, eligible=may, counts=counts, padding=padding(trainer, batches))
+        if not self.prepared:
+            first_pool.look(trainer, model, batches, rows.padding)
+            phases.start()  # checks are not part of a step's cost
+        elif number in AGAIN and self.weights.owned:
+            check_later(trainer, model, batches, rows.padding, own=True)
+            phases.start()
+        small = step.run(model, rows, number, given=given, asked=asked, clock=phases, optimizer=trainer.optimizer)
+        self.passes.seen(small.pool_ids)
+        if small.weights.rows is not None and not self.compared:
+            # Rows have weights for the first time: a mean of examples, or fewer rows than micro-batches.
+            check_later(trainer, model, batches, rows.padding, own=False)
+            self.compared = True
+        return small
+
+    def update_memory(self) -> None:
+        """Remembers what the last step trained, and lets go of what it kept; on every rank at the same place."""
+        self.step.update_memory()
+        if self.step.states is not None:
+            self.step.forget_states(watched=runs_between(self.trainer), changed=CHANGED)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def begin(self, resume: str | bool | None) -> str | None:
+        """Checks, on all ranks, the folder and the checkpoint; then the record goes on where the checkpoint ends.
+
+        Returns:
+            The checkpoint that the Trainer resumes from, or None.
+        """
+        trainer, args, steps, folder = self.trainer, self.trainer.args, 0, None
+        with self.ranks.together("Looking at output_dir"):
+            if args.should_save:
+                check_writable(self.folder)
+            found = describe_run(
+                trainer, inner_model(trainer, trainer.model), trainer.train_dataset, tagged(trainer)[1]
+            )
+            if self.identity is not None and trainer.accelerator.distributed_type.value in SHARDED:
+                found["model"] = self.identity["model"]  # an earlier call has sharded the model: it looks otherwise
+            self.identity = found
+            if resume:
+                check_resume(trainer)
+                folder = last_complete(self.folder) if resume is True else Path(resume)
+                first = trainer.accelerator.is_local_main_process
+                steps = load_state(folder, self.method, trainer.coreset.to_dict(), self.scoring, found, hashes=first)
+        check_agreement(trainer, self.ranks, self.identity, sharded=sharded(trainer) is not None)
+        pool = args.gradient_accumulation_steps * trainer._train_batch_size * trainer.coreset.pool_factor
+        self.passes = Passes(steps * pool * self.ranks.count)
+        latest = self.ranks.largest(steps)
+        with self.ranks.together("Looking at output_dir"):
+            if latest != steps:
+                raise CheckpointError(
+                    f"All ranks should resume from the same checkpoint. Found {folder} on rank "
+                    f"{trainer.accelerator.process_index}, and a later one on another."
+                )
+        if folder is not None and args.ignore_data_skip and trainer.is_world_process_zero():
+            logger.warning(
+                "ignore_data_skip is true: the epoch of %s begins again at its first row, so the run will not be the "
+                "one that was interrupted.",
+                folder,
+            )
+        return None if folder is None else str(folder)
+
+    def save(self, folder: Path) -> None:
+        """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
+        trainer = self.trainer
+        coreset, step = trainer.coreset.to_dict(), trainer.state.global_step
+        save_state(folder, self.method, coreset, step, self.scoring, self.identity)
+
+    @contextmanager
+    def saved_together(self, folder: Path) -> Iterator[None]:
+        """A part of saving, which all ranks end alike; what fails says what can be gone on from."""
+        with self.ranks.together(f"Writing {folder}"):
+            try:
+                yield
+            except CorebatchError:
+                raise
+            except Exception as error:
+                raise saving_failed(error, self.trainer.state.global_step, folder) from error
