@@ -17,7 +17,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Affine2D
 
 from corebatch.rendering import formats
 
@@ -46,6 +49,7 @@ _SETTINGS = {
     "font.family": ["DejaVu Sans"],
     "path.simplify": True,
 }
+_LETTERS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,16 @@ def step_limits(axes: Axes, first: int, last: int) -> None:
 def tick(value: float) -> str:
     """A short number: 0.5, 1.25, 12 k."""
     return formats.compact(value) if abs(value) >= 1e5 else f"{value:,.6g}"
+
+
+def marker_path(marker: str, size: float) -> str:
+    """One of matplotlib's markers as the `d` of a `<path>`, around the origin, `size` pixels wide."""
+    style = MarkerStyle(marker)
+    path = style.get_path().transformed(style.get_transform() + Affine2D().scale(size, -size))
+    return "".join(
+        _LETTERS[code] + ("" if code == path.CLOSEPOLY else " ".join(f"{value:.2f}" for value in points))
+        for points, code in path.iter_segments(simplify=False)
+    )
 
 
 def _inline(svg: str, name: str, label: str, frame: Frame) -> str:

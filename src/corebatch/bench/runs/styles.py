@@ -11,18 +11,7 @@ _COLOURS = (svg.POOL, svg.TRAINED, *(svg.EXTRA[i] for i in (1, 2, 3, 0, 4)))
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*", "p")
 _FIRST = ("plain_small", "plain_large", "random", "tokens_importance")  # so that pages agree on their colours
 _MOST_SHOWN = 6
-
-_SHAPES = {  # of a legend's swatch, around (17, 6)
-    "o": '<circle cx="17" cy="6" r="4"/>',
-    "s": '<path d="M13.5 2.5h7v7h-7z"/>',
-    "^": '<path d="M17 1.5l4.5 8.5h-9z"/>',
-    "D": '<path d="M17 1l5 5-5 5-5-5z"/>',
-    "v": '<path d="M17 10.5L12.5 2h9z"/>',
-    "P": '<path d="M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z"/>',
-    "X": '<path d="M13 3.5L14.5 2 17 4.5 19.5 2 21 3.5 18.5 6 21 8.5 19.5 10 17 7.5 14.5 10 13 8.5 15.5 6z"/>',
-    "*": '<path d="M17 1l1.3 3.5 3.7.1-2.9 2.3 1 3.6L17 8.4l-3.1 2.1 1-3.6L12 4.6l3.7-.1z"/>',
-    "p": '<path d="M17 1.5l4.6 3.4-1.8 5.5h-5.6L12.4 4.9z"/>',
-}
+_SWATCH_SIZE = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +27,15 @@ class Look:
     def line(self) -> str | tuple[int, tuple[float, ...]]:
         return (0, self.dash) if self.dash else "-"
 
-    def swatch(self) -> str:
-        """An `<svg>` for a legend."""
-        colour = f"var(--{svg.VARIABLES[self.colour]})"
-        width = 3 if self.wide else 2
-        dashes = f' stroke-dasharray="{" ".join(f"{width * each:g}" for each in self.dash)}"' if self.dash else ""
-        line = f'<line x1="0" y1="6" x2="34" y2="6" stroke="{colour}" stroke-width="{width}"{dashes}/>'
-        shape = f'<g fill="{colour}">{_SHAPES[self.marker]}</g>'
-        return f'<svg class="swatch" viewBox="0 0 34 12" width="34" height="12" aria-hidden="true">{line}{shape}</svg>'
+    @property
+    def variable(self) -> str:
+        """The colour's name in the style sheet."""
+        return svg.VARIABLES[self.colour]
+
+    @property
+    def shape(self) -> str:
+        """The marker as the `d` of an SVG path, around the origin, in pixels."""
+        return svg.marker_path(self.marker, _SWATCH_SIZE)
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
