@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
-LEAVES = {"types", "errors", "options", "seeds", "text", "scratch"}
+LEAVES = {"types", "errors", "options", "seeds", "text", "scratch", "intervals"}
 METHODS = {"scoring", "transforms", "selectors"}
 CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "memory", "sampling", "distributed"}
 RUN = CHOOSE | {"batch", "record", "trainer"}
@@ -17,6 +17,7 @@ ALLOWED = {
     "seeds": set(),
     "text": set(),
     "scratch": set(),
+    "intervals": {"errors"},
     "model": LEAVES,
     "scoring": LEAVES | {"model"},
     "transforms": LEAVES,
@@ -44,6 +45,7 @@ WITHOUT_TRANSFORMERS = {
     "seeds",
     "text",
     "scratch",
+    "intervals",
     "sources",
     "selectors",
     "transforms",

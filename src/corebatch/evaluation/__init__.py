@@ -24,7 +24,6 @@ from corebatch.evaluation.result import (
     Result,
     accuracy_record,
     comparison_rows,
-    wilson_interval,
     write_json,
 )
 from corebatch.evaluation.rows import Row, read_rows
@@ -43,6 +42,7 @@ from corebatch.evaluation.tasks import (
     Task,
     read_items,
 )
+from corebatch.intervals import wilson_interval
 
 __all__ = [
     "FILE_TASKS",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import DataError
+from corebatch.intervals import wilson_interval
 from corebatch.report.fields import Fields, parse
 from corebatch.report.record import (
     Accuracy,
@@ -22,7 +23,6 @@ from corebatch.report.record import (
 )
 
 _LOSSES = ("pool_loss", "chosen_loss", "train_loss")
-_Z_95 = 1.959963984540054  # standard normal quantile at 0.975
 
 
 def read_run(folder: str | PathLike[str]) -> RunRecord:
@@ -223,19 +223,10 @@ def _accuracy(fields: Fields) -> Accuracy:
         raise DataError(f"{fields.where}: correct should be at most total. Found {correct} of {total}.")
     low, high = fields.number("low"), fields.number("high")
     if low is None or high is None:
-        low, high = _wilson(correct, total)
+        low, high = wilson_interval(correct, total) if total else (0.0, 1.0)
     if not 0 <= low <= high <= 1:
         raise DataError(f"{fields.where}: low <= high should be shares from 0 to 1. Found {low} and {high}.")
     return Accuracy(correct=correct, total=total, low=low, high=high)
-
-
-def _wilson(correct: int, total: int) -> tuple[float, float]:
-    if total == 0:
-        return 0.0, 1.0
-    share, square = correct / total, _Z_95**2
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    reach = _Z_95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def _read_eval_losses(folder: Path, notes: list[str]) -> dict[str, tuple[tuple[int, float], ...]]:
