@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.method import Choice
+from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool
-from corebatch.batch.pool_scoring import Plan, PoolScoring
+from corebatch.batch.scoring import Scoring
 from corebatch.distributed.balance import Shares
 from corebatch.distributed.ranks import Ranks
 from corebatch.model.recompute import BlockStates
@@ -23,7 +24,7 @@ def step_line(
     scores: Scores | None,
     choice: Choice,
     shares: Shares,
-    scoring: PoolScoring,
+    scoring: Scoring,
     ranks: Ranks,
     *,
     names: Any,

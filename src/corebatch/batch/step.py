@@ -26,8 +26,9 @@ from corebatch.batch.error_tracking import ErrorTracking, Step
 from corebatch.batch.line import step_line
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool, gather_pool, gather_scores
-from corebatch.batch.pool_scoring import Plan, PoolScoring
+from corebatch.batch.scoring import Scoring
 from corebatch.batch.small_batch import Clock, LocalRows, Places, SmallBatch
 from corebatch.batch.weights import LossWeights, loss_weights
 from corebatch.distributed.balance import Shares, share
@@ -69,7 +70,7 @@ class BatchStep:
         ranks: Ranks,
         presence: Presence,
         method: CoresetStep,
-        scoring: PoolScoring,
+        scoring: Scoring,
         *,
         pool_factor: int,
         loss: LossUnit,

@@ -24,7 +24,7 @@ from corebatch.record.provenance import versions
 from corebatch.record.run_identity import check_same_run, note_versions
 
 if TYPE_CHECKING:
-    from corebatch.batch.pool_scoring import PoolScoring
+    from corebatch.batch.scoring import Scoring
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def save_state(
     step: CoresetStep,
     settings: dict[str, Any],
     global_step: int,
-    scoring: PoolScoring | None = None,
+    scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
 ) -> None:
     """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there.
@@ -119,7 +119,7 @@ def load_state(
     folder: Path,
     step: CoresetStep,
     settings: dict[str, Any],
-    scoring: PoolScoring | None = None,
+    scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
     hashes: bool = True,
 ) -> int:

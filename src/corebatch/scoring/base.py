@@ -45,6 +45,15 @@ class Scores:
             tokens=torch.cat([part.tokens for part in parts]),
         )
 
+    def take(self, rows: Tensor) -> Scores:
+        """Those of some rows (LongTensor), in their order."""
+        there = rows.to(self.features.device)
+        return Scores(
+            features=self.features[there],
+            losses=None if self.losses is None else self.losses[there],
+            tokens=self.tokens[rows.to(self.tokens.device)],
+        )
+
 
 class Scorer(ABC):
     """Gives every example of a batch a row of features. Options are keyword arguments of the constructor.

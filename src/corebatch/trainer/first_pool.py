@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.error_tracking import check_tracking
-from corebatch.batch.pool_scoring import free_memory
+from corebatch.batch.forwards import free_memory
 from corebatch.errors import ConfigError
 from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.recompute import BlockStates, unfit

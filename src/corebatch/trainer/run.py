@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from corebatch.batch.error_tracking import ErrorTracking
-from corebatch.batch.pool_scoring import PoolScoring
 from corebatch.batch.row_checks import check_rows
+from corebatch.batch.scoring import Scoring
 from corebatch.batch.small_batch import LocalRows, SmallBatch
 from corebatch.batch.step import BatchStep
 from corebatch.distributed.exchange import RowFormat
@@ -63,7 +63,7 @@ class SelectionRun:
         self.ranks = Ranks() if coreset.pool_factor == 1 else Ranks.of(trainer.accelerator)
         self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
         self.method = coreset.build()
-        self.scoring = PoolScoring(
+        self.scoring = Scoring(
             coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count)),
             self.method,
             loss=coreset.loss,

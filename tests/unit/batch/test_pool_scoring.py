@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool, gather_pool
-from corebatch.batch.pool_scoring import Plan, PoolScoring, window
+from corebatch.batch.scoring import Scoring
+from corebatch.batch.strategies.window import window
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError, NonFiniteError, UnsupportedModelError
 from corebatch.model.early_exit import EarlyExit
@@ -28,10 +30,8 @@ KIND = "phi"  # its norms compute in the model's dtype, so that float64 is float
 Batch = dict[str, Tensor]
 
 
-def made(config: CoresetConfig, **settings: Any) -> PoolScoring:
-    return PoolScoring(
-        config.resolve_scoring(False), config.build(), loss=config.loss, **{"micro_batch": 4, **settings}
-    )
+def made(config: CoresetConfig, **settings: Any) -> Scoring:
+    return Scoring(config.resolve_scoring(False), config.build(), loss=config.loss, **{"micro_batch": 4, **settings})
 
 
 def drawn(*, left: bool = False, seed: int = 0) -> list[Batch]:
@@ -56,7 +56,7 @@ def pool_of(batches: list[Batch]) -> Pool:
     return gather_pool(ALONE, columns, [len(columns["ids"])])
 
 
-def scored(scoring: PoolScoring, model: Any, batches: list[Batch], padding: Padding = NO_PADDING) -> Scores:
+def scored(scoring: Scoring, model: Any, batches: list[Batch], padding: Padding = NO_PADDING) -> Scores:
     pool = pool_of(batches)
     found = scoring.score(ALONE, model, batches, pool, scoring.plan(pool, 7, 0), padding)
     assert found is not None
@@ -343,7 +343,7 @@ def plain_scores(rows: Tensor) -> Scores:
     return Scores(features=FEATURES[rows], losses=LOSSES[rows], tokens=TOKENS[rows])
 
 
-def knowing(config: CoresetConfig, rows: Tensor, *, step: int = 0) -> PoolScoring:
+def knowing(config: CoresetConfig, rows: Tensor, *, step: int = 0) -> Scoring:
     """With a memory of the pool's `rows`."""
     scoring = made(config)
     if scoring.memory is not None:
@@ -470,7 +470,7 @@ WAYS: dict[str, tuple[Any, Tensor]] = {
 }
 
 
-def estimates(scoring: PoolScoring, budget: int, draws: int) -> Iterator[Tensor]:
+def estimates(scoring: Scoring, budget: int, draws: int) -> Iterator[Tensor]:
     """(1/M) sum of w_i x_i over the chosen rows, at many steps of one state of the memory."""
     pool = plain_pool()
     state = scoring.memory.state_dict() if scoring.memory is not None else {}
@@ -485,7 +485,7 @@ def estimates(scoring: PoolScoring, budget: int, draws: int) -> Iterator[Tensor]
         yield selection.weights.double() @ VALUES[selection.indices] / budget
 
 
-def assert_unbiased(scoring: PoolScoring, budget: int, draws: int) -> None:
+def assert_unbiased(scoring: Scoring, budget: int, draws: int) -> None:
     """Within four standard errors, and the rounding of weights in float32."""
     found = torch.stack(list(estimates(scoring, budget, draws)))
     bias = (found.mean(dim=0) - VALUES.mean(dim=0)).abs()

@@ -36,7 +36,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     )
 }
 
-__all__ = ["OPTIONS", "STRATEGIES", "Auto", "Full", "Strategy", "make_strategy"]
+__all__ = ["OPTIONS", "STRATEGIES", "Auto", "Full", "Strategy", "Unscored", "make_strategy"]
 
 
 def _options() -> dict[str, dataclasses.Field[Any]]:

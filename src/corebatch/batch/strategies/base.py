@@ -3,6 +3,8 @@
 A way of scoring says how the pool of a step gets its features: exactly, cheaply, or from memory. With every way but
 "full" some features are approximate or unknown. They steer which examples are likely to be chosen; the weights
 M / (N pi) keep the estimate of the large batch's gradient honest whatever the proxy.
+
+Shape suffixes: E rows of this rank that are scored.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from corebatch.batch.method import CoresetStep
+from corebatch.batch.method import Choice, CoresetStep
+from corebatch.batch.plan import Draw, Plan
 from corebatch.errors import ConfigError
+from corebatch.scoring import LossUnit, Scores
 
 SHARED = ("rows", "reuse", "reuse_place", "reuse_gb")
 """Options that are written after a strategy's own."""
@@ -167,11 +171,47 @@ class Strategy(ABC):
         """Whether nothing is remembered but what training teaches."""
         return False
 
-    # ---- what it does to forwards -----------------------------------------------------------------------------------
+    # ---- a step -----------------------------------------------------------------------------------------------------
+
+    def plan(self, draw: Draw) -> Plan:
+        """Which rows are scored: all that may be chosen, unless a strategy spares some."""
+        return Plan(candidates=draw.candidates, budget=draw.budget, exact=draw.candidates)
+
+    def shorten(self, row: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What forwards see of a row without padding."""
+        return row
+
+    def lengths(self, lengths: Tensor) -> Tensor:
+        """Tokens that forwards see of rows of so many."""
+        return lengths
 
     def changed_forward(self) -> Callable[[nn.Module, Mapping[str, Tensor]], AbstractContextManager[None]]:
         """Contexts for forwards of one model on batches, in which it is another one; asked for once a run."""
         return lambda model, batch: nullcontext()
+
+    def scale(self, rows: Sequence[Mapping[str, Tensor]], tokens: Tensor, loss: LossUnit) -> Tensor | None:
+        """What the features of rows are multiplied by, [E], or None for ones.
+
+        Args:
+            rows: as `shorten` gives them.
+            tokens: LongTensor [E], trained tokens of the whole rows.
+            loss: the unit of the features.
+        """
+        return None
+
+    def choose(self, draw: Draw, plan: Plan, scores: Scores | None, second_moments: Tensor | None) -> Choice:
+        """The small batch, as rows of the plan's candidates.
+
+        Args:
+            scores: of the plan's rows, in their order; None if there are none.
+            second_moments: the optimizer's, in the order of the features, for a normaliser that needs them.
+
+        Raises:
+            NonFiniteError: a feature or loss is not finite; the rows are named.
+        """
+        assert scores is not None
+        sources = draw.pool.sources[plan.candidates]
+        return draw.method.choose(scores, sources, draw.budget, step=draw.step, second_moments=second_moments)
 
     # ---- what it costs ----------------------------------------------------------------------------------------------
 

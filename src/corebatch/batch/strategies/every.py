@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from corebatch.batch.strategies.base import Remembering, whole
 from corebatch.batch.strategies.from_memory import FromMemory
 
@@ -24,6 +27,9 @@ class Every(FromMemory, Remembering):
 
     way: ClassVar[str] = "every"
     step_options: ClassVar[tuple[str, ...]] = ("steps",)
+
+    def scored(self, known: Tensor, step: int) -> Tensor:
+        return torch.full_like(known, step % self.steps == 0)
 
     @property
     def period(self) -> int:

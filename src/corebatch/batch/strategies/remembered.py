@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
 from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies.base import Need, OtherSettings, Remembering, one_of, whole
 from corebatch.batch.strategies.from_memory import FromMemory
@@ -45,6 +48,9 @@ class Remembered(FromMemory, Remembering):
             f"would never be anything to remember. Found scorer {step.scorer.name!r}",
         )
         return (*super().needs(others, step), *([teaches] if self.only_learns else []))
+
+    def scored(self, known: Tensor, step: int) -> Tensor:
+        return ~known if self.unknown == "score" else torch.zeros_like(known)
 
     @property
     def scores_exactly(self) -> bool:

@@ -1,12 +1,20 @@
-"""Two-phase sampling: a free proxy draws the rows that are scored."""
+"""Two-phase sampling: a free proxy draws the rows that are scored.
+
+Shape suffixes: N candidates, E rows that are scored, M chosen rows.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from corebatch.batch.method import CoresetStep
+import torch
+from torch import Tensor
+
+from corebatch.batch.method import Choice, CoresetStep
+from corebatch.batch.plan import Draw, Plan
 from corebatch.batch.strategies.base import (
     Need,
     OtherSettings,
@@ -19,6 +27,8 @@ from corebatch.batch.strategies.base import (
     option,
 )
 from corebatch.errors import ConfigError
+from corebatch.scoring import Scores
+from corebatch.types import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,43 @@ class TwoPhase(Remembering):
                 f"nothing to choose in the second. Found {self.share}",
             ),
         )
+
+    def plan(self, draw: Draw) -> Plan:
+        """Draws the rows that are scored, in proportion to the proxy."""
+        candidates = draw.candidates
+        whole = len(candidates)
+        if self.share is None:
+            count = math.ceil((draw.budget + whole) / 2)
+        else:
+            count = max(draw.budget, math.ceil(self.share * whole))
+        if count >= whole:
+            return super().plan(draw)
+        recalled = draw.recall()
+        first = draw.by_size(recalled.losses if self.proxy == "loss" else recalled.sizes, count, "first phase")
+        inclusion = count / (whole * first.weights.double())
+        return Plan(candidates=candidates, budget=draw.budget, exact=candidates[first.indices], inclusion=inclusion)
+
+    def choose(self, draw: Draw, plan: Plan, scores: Scores | None, second_moments: Tensor | None) -> Choice:
+        """Chooses among the rows of the first phase. Row i stands for E / (N pi_i) rows, so its feature and its weight
+        are multiplied by that: the estimate stays one of the whole pool's mean gradient (Saerndal, Swensson and
+        Wretman 1992, chapter 9)."""
+        if plan.inclusion is None:
+            return super().choose(draw, plan, scores, second_moments)
+        assert scores is not None
+        stands_for = len(plan.exact) / (len(plan.candidates) * plan.inclusion)
+        scaled = Scores(
+            features=scores.features * stands_for.to(scores.features).unsqueeze(1),
+            losses=scores.losses,
+            tokens=scores.tokens,
+        )
+        sources = draw.pool.sources[plan.exact]
+        chosen = draw.method.choose(
+            scaled, sources, draw.budget, step=draw.step, second_moments=second_moments
+        ).selection
+        rows = chosen.indices.cpu()
+        weights = (chosen.weights.double().cpu() * stands_for[rows]).float()
+        indices = torch.searchsorted(plan.candidates, plan.exact[rows])
+        return Choice(selection=Selection(indices=indices, weights=weights), groups=draw.whole())
 
     @property
     def remembers(self) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool
-from corebatch.batch.pool_scoring import Plan, PoolScoring
+from corebatch.batch.scoring import Scoring
 from corebatch.bench.gradients.methods import Pair
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import InputError
@@ -120,9 +121,7 @@ class PopulationScoring:
         self.step = coreset.build()
         self.step.small_sources = population.table.small(coreset.small_sources)
         self.step.source_names = population.table.names
-        self.scoring = PoolScoring(
-            coreset.resolve_scoring(False), self.step, loss=coreset.loss, micro_batch=ROWS_AT_A_TIME
-        )
+        self.scoring = Scoring(coreset.resolve_scoring(False), self.step, loss=coreset.loss, micro_batch=ROWS_AT_A_TIME)
         self._seed = coreset.seed
 
     @property
@@ -212,7 +211,7 @@ class PopulationScoring:
         made, step = self.population.pool(pool), self._step_of(draw)
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
-        there = None if scores is None or not len(exact) else _take(scores, exact)
+        there = None if scores is None or not len(exact) else scores.take(exact)
         choice = self.scoring.choose(made, plan, there, step, second_moments)
         rows = pool[plan.candidates[choice.selection.indices.cpu()]]
         kept = sum(len(group.members) for group in choice.groups if group.keep)
@@ -227,12 +226,3 @@ def remembered(pairs: Sequence[Pair], model: Any, population: Population, seed: 
             scoring = PopulationScoring(pair.coreset(seed), population)
             memories[pair.remembered] = scoring.remember(model, pair.way.known)
     return memories
-
-
-def _take(scores: Scores, rows: Tensor) -> Scores:
-    there = rows.to(scores.features.device)
-    return Scores(
-        features=scores.features[there],
-        losses=None if scores.losses is None else scores.losses[there],
-        tokens=scores.tokens[rows.to(scores.tokens.device)],
-    )

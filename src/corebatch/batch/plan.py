@@ -1,0 +1,84 @@
+"""What is known of a step's pool before any forward, and which rows of it are scored; the same on every rank.
+
+Shape suffixes: N candidates of the pool, E rows that are scored exactly, M chosen rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corebatch.batch.method import CoresetStep
+from corebatch.batch.pool import Pool
+from corebatch.memory import FeatureMemory, Recalled
+from corebatch.scoring import LossUnit
+from corebatch.seeds import seeded
+from corebatch.selectors import SELECTORS
+from corebatch.types import Selection, SourceGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which rows are scored.
+
+    Attributes:
+        candidates: LongTensor [N], ascending: positions in the pool that may be chosen.
+        budget: M.
+        exact: LongTensor [E], ascending: positions that are scored.
+        recalled: what the memory says of the candidates, or None.
+        inclusion: float64 [E], for two phases: the probability with which each row came into the first.
+    """
+
+    candidates: Tensor
+    budget: int
+    exact: Tensor
+    recalled: Recalled | None = None
+    inclusion: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """A pool at a step, and what a strategy plans and chooses with.
+
+    Attributes:
+        pool: of all ranks.
+        budget: M.
+        step: the number of the optimizer step; with the method's seed it determines all randomness.
+        method: the stages that choose among rows with features.
+        loss: the unit of features.
+        memory: of examples; empty where nothing is remembered.
+    """
+
+    pool: Pool
+    budget: int
+    step: int
+    method: CoresetStep
+    loss: LossUnit
+    memory: FeatureMemory
+
+    @property
+    def candidates(self) -> Tensor:
+        """LongTensor [N], ascending: positions in the pool that may be chosen."""
+        return self.pool.eligible.nonzero().flatten()
+
+    def recall(self, max_age: int | None = None) -> Recalled:
+        """What is known of the candidates; what is older than `max_age` steps is not (None: for ever)."""
+        rows = self.candidates
+        return self.memory.recall(self.pool.ids[rows], extents(self.pool.tokens[rows], self.loss), self.step, max_age)
+
+    def by_size(self, sizes: Tensor, budget: int, purpose: str) -> Selection:
+        """A choice with inclusion in proportion to sizes alone, with a generator for the purpose."""
+        generator = seeded(self.method.seed, self.step, purpose)
+        return SELECTORS["importance"]().select(sizes.clamp(min=0).float().unsqueeze(1), budget, generator)
+
+    def whole(self) -> list[SourceGroup]:
+        """The candidates as one group, whatever their sources."""
+        return [SourceGroup(name="rest", members=torch.arange(len(self.candidates)), budget=self.budget)]
+
+
+def extents(tokens: Tensor, loss: LossUnit) -> Tensor:
+    """What an example's gradient grows with the square root of: its trained tokens, or in a mean over examples nothing
+    but whether it has any (as in the scorer `tokens`)."""
+    return tokens if loss == "token_mean" else (tokens > 0).long()

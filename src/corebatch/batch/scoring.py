@@ -1,0 +1,168 @@
+"""The scoring of a run: a strategy, its forwards, and what is remembered from step to step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from corebatch.batch.forwards import Forwards, Work
+from corebatch.batch.method import Choice, CoresetStep
+from corebatch.batch.plan import Draw, Plan, extents
+from corebatch.batch.pool import Pool
+from corebatch.batch.strategies import Strategy, Unscored
+from corebatch.distributed.ranks import Ranks
+from corebatch.errors import NonFiniteError
+from corebatch.memory import FeatureMemory
+from corebatch.model.recompute import BlockStates
+from corebatch.model.rows import Padding
+from corebatch.scoring import LossUnit, Scores, Tokens
+from corebatch.scoring.trained import TrainedFeatures
+from corebatch.scoring.value_gradients import ValueGradientScorer
+
+logger = logging.getLogger(__name__)
+
+
+class Scoring:
+    """Scores pools and chooses from them by a strategy; remembers what it asks to be remembered.
+
+    Args:
+        settings: the strategy, resolved.
+        step: the stages that choose, with the seed.
+        loss: the unit of features.
+        micro_batch: rows of a training micro-batch.
+        sharded: whether forwards on all ranks must run in step.
+
+    Attributes:
+        memory: of examples, or None.
+        trained: takes features out of the backward of training, or None.
+        reuse_bytes: the cap on what is kept of scoring forwards, once it is decided. Like the positions of a forward
+            it depends on the free memory of the moment and is kept over a resume: other forwards would round otherwise.
+    """
+
+    def __init__(
+        self, settings: Strategy, step: CoresetStep, *, loss: LossUnit, micro_batch: int, sharded: bool = False
+    ) -> None:
+        self.settings, self.step, self.loss, self.micro_batch = settings, step, loss, micro_batch
+        self.scorer = step.scorer if step.scores else Tokens()  # e.g. random looks at nothing
+        self.forwards = Forwards(
+            settings, self.scorer, loss=loss, seed=step.seed, micro_batch=micro_batch, sharded=sharded
+        )
+        self.memory = FeatureMemory(step.seed) if settings.remembers else None
+        self.trained: TrainedFeatures | None = None
+        if settings.learns and isinstance(self.scorer, ValueGradientScorer):
+            self.trained = TrainedFeatures(self.scorer, loss=loss, seed=step.seed)
+        self.reuse_bytes: int | None = None
+        self._silent = False
+
+    @property
+    def way(self) -> str:
+        """The way of scoring, or "none" for a selector or scorer that needs no forward."""
+        return self.settings.way if self.scorer.needs_forward else Unscored.way
+
+    @property
+    def positions(self) -> int | None:
+        """Of one scoring forward, once it is decided."""
+        return self.forwards.positions
+
+    @property
+    def work(self) -> Work:
+        """What this rank's forwards of the last step came to."""
+        return self.forwards.work
+
+    def plan(self, pool: Pool, budget: int, step: int) -> Plan:
+        """Which rows are scored at this optimizer step."""
+        return self.settings.plan(self._draw(pool, budget, step))
+
+    def _draw(self, pool: Pool, budget: int, step: int) -> Draw:
+        memory = FeatureMemory(self.step.seed) if self.memory is None else self.memory
+        return Draw(pool=pool, budget=budget, step=step, method=self.step, loss=self.loss, memory=memory)
+
+    def score(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Tensor]],
+        pool: Pool,
+        plan: Plan,
+        padding: Padding,
+        states: BlockStates | None = None,
+    ) -> Scores | None:
+        """Scores of the plan's rows that this rank holds; see `Forwards.score`."""
+        return self.forwards.score(ranks, model, batches, pool, plan.exact, padding, states)
+
+    def tokens_scored(self, pool: Pool, rows: Tensor) -> int:
+        """Tokens without padding that scoring the pool's `rows` takes, over all ranks."""
+        return int(self.settings.lengths(pool.lengths[rows]).sum())
+
+    def remember(self, pool: Pool, plan: Plan, scores: Scores | None, step: int) -> None:
+        """Takes the scored rows into the memory.
+
+        Raises:
+            NonFiniteError: a feature is not finite.
+        """
+        if self.memory is None or scores is None:
+            return
+        bad = int((~torch.isfinite(scores.features).all(dim=1)).sum())
+        if bad:
+            raise NonFiniteError(f"Every feature should be finite. Found NaN or infinity in {bad} rows.")
+        tokens, losses = pool.tokens[plan.exact], None if scores.losses is None else scores.losses.cpu()
+        if losses is not None and self.loss == "example_mean":
+            losses = losses / tokens.clamp(min=1)
+        narrow = self.memory.narrow(scores.features)
+        self.memory.update(pool.ids[plan.exact], narrow, extents(tokens, self.loss), step, losses)
+
+    def choose(self, pool: Pool, plan: Plan, scores: Scores | None, step: int, second_moments: Tensor | None) -> Choice:
+        """The small batch, as rows of `plan.candidates`.
+
+        Raises:
+            NonFiniteError: a feature or loss is not finite; the rows are named.
+        """
+        return self.settings.choose(self._draw(pool, plan.budget, step), plan, scores, second_moments)
+
+    def absorb(self, ranks: Ranks, pool: Pool, step: int) -> None:
+        """Takes the features of what was trained at this step into the memory, those of all ranks on every rank."""
+        if self.trained is None or self.memory is None:
+            return
+        self.trained.quiet()
+        taken = self.trained.take()
+        positions = torch.zeros(0, dtype=torch.long) if taken is None else taken[0]
+        narrow = torch.zeros(0, 0) if taken is None else self.memory.narrow(taken[1])
+        sizes = ranks.report(None, len(positions), narrow.shape[1])
+        counts, width = sizes[:, 0].tolist(), int(sizes[:, 1].max())
+        if width and ranks.count > 1:
+            narrow = ranks.gather_rows(narrow.view(-1, width), counts, "learnt").cpu()
+            positions = ranks.gather_rows(positions, counts, "learnt").cpu()
+        if not len(positions):
+            self._nothing_learnt()
+            return
+        order = positions.sort(stable=True).indices
+        positions, narrow = positions[order], narrow[order]
+        self.memory.update(pool.ids[positions], narrow, extents(pool.tokens[positions], self.loss), step)
+
+    def _nothing_learnt(self) -> None:
+        if not self._silent:
+            logger.warning(
+                "Nothing was learnt from training: no gradient reached the value projections that %s looks at. Are "
+                "they trained, or anything before them?",
+                self.scorer.name,
+            )
+        self._silent = True
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint: the memory, and how large scoring forwards are."""
+        state = {} if self.memory is None else {f"memory.{k}": v for k, v in self.memory.state_dict().items()}
+        decided = {"positions": self.positions, "reuse_bytes": self.reuse_bytes}
+        return state | {name: torch.tensor(number) for name, number in decided.items() if number is not None}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """From a checkpoint."""
+        memory = {key.removeprefix("memory."): value for key, value in state.items() if key.startswith("memory.")}
+        if self.memory is not None and memory:
+            self.memory.load_state_dict(memory)
+        self.forwards.positions = int(state["positions"]) if "positions" in state else None
+        self.reuse_bytes = int(state["reuse_bytes"]) if "reuse_bytes" in state else None
