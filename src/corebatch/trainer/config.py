@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
-from corebatch.batch.strategies import Strategy, make_strategy
+from corebatch.batch.strategies import Strategy, make_strategy, shortest
 from corebatch.errors import ConfigError
 from corebatch.options import hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
@@ -96,15 +97,14 @@ class CoresetConfig:
         if isinstance(self.small_sources, str) and self.small_sources == "none":
             object.__setattr__(self, "small_sources", None)
         small_candidates({}, [], self.small_sources)
-        object.__setattr__(self, "_scoring_settings", make_strategy(self.scoring))
         self._check_scoring(
             self.build()
         )  # an unknown name, option or combination is an error here, before anything is loaded
 
-    @property
+    @cached_property
     def scoring_settings(self) -> Strategy:
         """`scoring`, checked."""
-        return self._scoring_settings  # type: ignore[attr-defined]  # set above, in a frozen class
+        return make_strategy(self.scoring)
 
     def _check_scoring(self, step: CoresetStep) -> None:
         """Raises ConfigError for a way of scoring that the other settings leave no room for."""
@@ -168,7 +168,7 @@ class CoresetConfig:
         """Plain values, for a run's record; an instance is written as its repr, and `scoring` in its shortest form,
         so that two ways to write the same settings make the same record."""
         plain = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {**plain, "scoring": self.scoring_settings.to_dict()}
+        return {**plain, "scoring": shortest(self.scoring_settings)}
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from corebatch.batch.strategies import OPTIONS, STRATEGIES, Strategy
+from corebatch.batch.strategies.options import option_names
 from corebatch.config.settings import load_settings
 from corebatch.errors import ConfigError
 from corebatch.trainer import CoresetConfig, ScoringConfig
 
-OWN_OPTIONS = {way: [name for name in kind.options() if name != "rows"] for way, kind in STRATEGIES.items()}
+OWN_OPTIONS = {way: [name for name in option_names(kind) if name != "rows"] for way, kind in STRATEGIES.items()}
 HOME = {option: way for way, options in OWN_OPTIONS.items() for option in options}
 """A way that takes each option."""
 

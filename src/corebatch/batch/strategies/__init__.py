@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from corebatch.batch.strategies.auto import Auto
-from corebatch.batch.strategies.base import SHARED, Strategy, check_option
+from corebatch.batch.strategies.base import Strategy
 from corebatch.batch.strategies.every import Every
 from corebatch.batch.strategies.first_blocks import FirstBlocks
 from corebatch.batch.strategies.full import Full
+from corebatch.batch.strategies.options import SHARED, changed_options, check_option, option_names
 from corebatch.batch.strategies.remembered import Remembered
 from corebatch.batch.strategies.two_phase import TwoPhase
 from corebatch.batch.strategies.unscored import Unscored
@@ -36,7 +37,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     )
 }
 
-__all__ = ["OPTIONS", "STRATEGIES", "Auto", "Full", "Strategy", "Unscored", "make_strategy"]
+__all__ = ["OPTIONS", "STRATEGIES", "Auto", "Full", "Strategy", "Unscored", "make_strategy", "shortest"]
 
 
 def _options() -> dict[str, dataclasses.Field[Any]]:
@@ -45,7 +46,7 @@ def _options() -> dict[str, dataclasses.Field[Any]]:
     fields = {field.name: field for kind in STRATEGIES.values() for field in dataclasses.fields(kind)}
     for kind in STRATEGIES.values():
         place = len(names)
-        for name in kind.options():
+        for name in option_names(kind):
             if name in SHARED:
                 continue
             if name not in names:
@@ -84,7 +85,7 @@ def make_strategy(value: Any) -> Strategy:
     options: dict[str, Any] = {name: given[name] for name in OPTIONS if name in given}
     for name, option in options.items():
         check_option(OPTIONS[name], option)
-    own = STRATEGIES[way].options()
+    own = option_names(STRATEGIES[way])
     idle = [name for name, option in options.items() if name not in own and option != OPTIONS[name].default]
     if idle:
         takes = [*(name for name in own if name != "rows"), "rows"]
@@ -92,3 +93,9 @@ def make_strategy(value: Any) -> Strategy:
             f"coreset.scoring {way!r} takes {', '.join(takes)}. Found {', '.join(idle)}, which would do nothing."
         )
     return STRATEGIES[way](**{name: option for name, option in options.items() if name in own})
+
+
+def shortest(strategy: Strategy) -> str | dict[str, Any]:
+    """What `make_strategy` makes it of again: the way alone, or with what differs from the defaults."""
+    changed = changed_options(strategy)
+    return {"way": strategy.way, **changed} if changed else strategy.way

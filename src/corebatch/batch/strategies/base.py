@@ -10,7 +10,6 @@ Shape suffixes: E rows of this rank that are scored.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,8 @@ from torch import Tensor, nn
 
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.plan import Draw, Plan
-from corebatch.errors import ConfigError
+from corebatch.batch.strategies.options import check_option, is_number, one_of, option, whole
 from corebatch.scoring import LossUnit, Scores
-
-SHARED = ("rows", "reuse", "reuse_place", "reuse_gb")
-"""Options that are written after a strategy's own."""
 
 Need = tuple[bool, str]
 """Whether something is so, and what it is, with what was found."""
@@ -45,46 +41,6 @@ class OtherSettings(Protocol):
     def small_sources(self) -> Any: ...
 
 
-def option(default: Any, words: str, allowed: Callable[[Any], bool]) -> Any:
-    """A field of a strategy.
-
-    Args:
-        words: what a value should be.
-        allowed: whether a value is that.
-    """
-    return dataclasses.field(default=default, metadata={"words": words, "allowed": allowed})
-
-
-def whole(default: Any, least: int) -> Any:
-    """An integer of at least `least`, or the default if that is none."""
-
-    def allowed(value: Any) -> bool:
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return fits or (not isinstance(default, int) and value == default)
-
-    return option(default, f"an integer of at least {least}", allowed)
-
-
-def one_of(default: Any, *choices: Any) -> Any:
-    """One of some words, True and False."""
-
-    def allowed(value: Any) -> bool:
-        return any(value is choice or (isinstance(value, str) and value == choice) for choice in choices)
-
-    return option(default, " or ".join(map(str, choices)), allowed)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is an integer or a float, and neither True nor NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def check_option(option: dataclasses.Field[Any], value: Any) -> None:
-    """Raises ConfigError for a value out of range."""
-    if not option.metadata["allowed"](value):
-        raise ConfigError(f"coreset.scoring.{option.name} should be {option.metadata['words']}. Found {value!r}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
     """A way of scoring. Options are keys of the block `coreset.scoring`.
@@ -97,6 +53,7 @@ class Strategy(ABC):
         own_forward: whether its forwards are other ones than the model's on whole examples, so that their losses are
             not the examples', and their price is one of its own.
         first_pass_differs: whether steps cost more in the first pass over the data than later.
+        prices_reuse: whether there is a price at which the first forward of all that is trained was the scoring's.
         step_options: the options that make a difference to a single step.
         supposed: what a measurement of a single step supposes of the run around it, a choice of
             age: how many optimizer steps ago what is remembered was computed;
@@ -111,25 +68,13 @@ class Strategy(ABC):
     stands_for_another: ClassVar[bool] = False
     own_forward: ClassVar[bool] = False
     first_pass_differs: ClassVar[bool] = False
+    prices_reuse: ClassVar[bool] = False
     step_options: ClassVar[tuple[str, ...]] = ()
     supposed: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_option(field, getattr(self, field.name))
-
-    @classmethod
-    def options(cls) -> list[str]:
-        """Names of its options, its own first."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        names = [name for base in cls.__mro__ for name in inspect.get_annotations(base) if name in fields]
-        return sorted(names, key=lambda name: SHARED.index(name) if name in SHARED else -1)
-
-    def to_dict(self) -> str | dict[str, Any]:
-        """The way alone, or with what differs from the defaults."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        changed = {name: getattr(self, name) for name in self.options() if getattr(self, name) != defaults[name]}
-        return {"way": self.way, **changed} if changed else self.way
 
     # ---- what it asks for and what it is ----------------------------------------------------------------------------
 
@@ -216,19 +161,9 @@ class Strategy(ABC):
     # ---- what it costs ----------------------------------------------------------------------------------------------
 
     @property
-    def period(self) -> int:
-        """Steps after which the cost of a step repeats; the first one of them is the one that scores."""
-        return 1
-
-    @property
-    def usual_age(self) -> int:
-        """How many optimizer steps ago what is remembered was computed, unless a measurement says so."""
-        return 50
-
-    @property
-    def prices_reuse(self) -> bool:
-        """Whether a price can be told at which every chosen example's first forward was the scoring's."""
-        return False
+    def period(self) -> int | None:
+        """Steps from one that scores to the next, where those between them do not; None where all steps are alike."""
+        return None
 
     def price(self, supposed: Mapping[str, Any], scored: float) -> float:
         """Scoring forwards that an example of the large batch costs, in the mean over a run: in those of `full`, or of

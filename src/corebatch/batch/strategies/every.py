@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.batch.strategies.base import Remembering, whole
+from corebatch.batch.strategies.base import Remembering
 from corebatch.batch.strategies.from_memory import FromMemory
+from corebatch.batch.strategies.options import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,6 @@ class Every(FromMemory, Remembering):
     @property
     def period(self) -> int:
         return self.steps
-
-    @property
-    def usual_age(self) -> int:
-        """In the mean over steps, rounded down."""
-        return self.steps // 2
 
     def price(self, supposed: Mapping[str, Any], scored: float) -> float:
         return 1 / self.steps

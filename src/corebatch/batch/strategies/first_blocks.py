@@ -10,7 +10,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from corebatch.batch.method import CoresetStep
-from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward, whole
+from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward
+from corebatch.batch.strategies.options import whole
 from corebatch.model.early_exit import EarlyExit
 
 

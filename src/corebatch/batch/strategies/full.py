@@ -13,7 +13,4 @@ class Full(Reusing):
     """The scorer on every example at every step."""
 
     way: ClassVar[str] = "full"
-
-    @property
-    def prices_reuse(self) -> bool:
-        return True
+    prices_reuse: ClassVar[bool] = True

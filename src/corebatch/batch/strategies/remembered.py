@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.method import CoresetStep
-from corebatch.batch.strategies.base import Need, OtherSettings, Remembering, one_of, whole
+from corebatch.batch.strategies.base import Need, OtherSettings, Remembering
 from corebatch.batch.strategies.from_memory import FromMemory
+from corebatch.batch.strategies.options import one_of, whole
 from corebatch.errors import ConfigError
 from corebatch.scoring.value_gradients import ValueGradientScorer
 

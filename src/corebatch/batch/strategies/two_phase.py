@@ -19,13 +19,11 @@ from corebatch.batch.strategies.base import (
     Need,
     OtherSettings,
     Remembering,
-    is_number,
     needs_all_sources,
     needs_forward,
     needs_weights,
-    one_of,
-    option,
 )
+from corebatch.batch.strategies.options import is_number, one_of, option
 from corebatch.errors import ConfigError
 from corebatch.scoring import Scores
 from corebatch.types import Selection

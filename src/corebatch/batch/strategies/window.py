@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.method import CoresetStep
-from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward, whole
+from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward
+from corebatch.batch.strategies.options import whole
 from corebatch.scoring import LossUnit
 from corebatch.types import IGNORED
 

@@ -27,6 +27,7 @@ OTHERS = ("normalise", "sparsify", "small_sources", "loss")
 PASSED_OVER = ("pool_factor", "seed", "padding_free")
 """Fields that say nothing here: sizes are the measurement's, as its seed is, and nothing is trained."""
 
+DEFAULT_AGE = 50
 _POOL_FACTOR = 2**20  # sizes are not known here, so the setting that `share` is checked against is out of its way
 
 
@@ -67,7 +68,10 @@ class Way:
     def age(self) -> int | None:
         """How old remembered features are, in optimizer steps; None where nothing is remembered."""
         strategy = self.strategy
-        return int(self.options.get("age", strategy.usual_age)) if strategy.remembers else None
+        if not strategy.remembers:
+            return None
+        default = DEFAULT_AGE if strategy.period is None else strategy.period // 2
+        return int(self.options.get("age", default))
 
     @property
     def known(self) -> float:

@@ -139,7 +139,7 @@ class Arm:
     def period(self) -> int:
         """Steps after which costs repeat: an arm that scores at every 4th step costs the mean of 4 steps, and a median
         of single ones would not see the dear one."""
-        return 1 if self.coreset is None else self.coreset.scoring_settings.period
+        return 1 if self.coreset is None else self.coreset.scoring_settings.period or 1
 
     def steps(self, wanted: int) -> int:
         """At least as many as wanted, in whole periods."""
