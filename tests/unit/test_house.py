@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
-LEAVES = {"types", "errors", "options", "seeds", "text", "scratch", "intervals"}
+LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals"}
 METHODS = {"scoring", "transforms", "selectors"}
 CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "memory", "sampling", "distributed"}
 RUN = CHOOSE | {"batch", "record", "trainer"}
@@ -14,6 +14,7 @@ ALLOWED = {
     "types": {"errors"},
     "errors": set(),
     "options": {"errors"},
+    "files": {"errors"},
     "seeds": set(),
     "text": set(),
     "scratch": set(),
@@ -42,6 +43,7 @@ WITHOUT_TRANSFORMERS = {
     "types",
     "errors",
     "options",
+    "files",
     "seeds",
     "text",
     "scratch",

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from corebatch.record.checkpoint import write_text
+from corebatch.files import write_text
 from corebatch.text import markdown, markdown_code
 
 _COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"

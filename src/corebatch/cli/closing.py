@@ -17,7 +17,7 @@ from corebatch.cli.prepare import Run
 from corebatch.config.settings import Settings
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, CorebatchError
-from corebatch.record.checkpoint import write_text
+from corebatch.files import write_text
 from corebatch.record.provenance import now
 from corebatch.text import say
 

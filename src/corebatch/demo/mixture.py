@@ -1,7 +1,6 @@
 """The demo's data: an imbalanced mixture of reasoning-gym sources, and held-out items of the same sources."""
 
 import json
-import os
 import random
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from corebatch.demo.settings import DEMO_SOURCES, PROMPT_FORMAT, DemoSource
 from corebatch.errors import ConfigError, DataError
 from corebatch.evaluation import Item, draw_items
+from corebatch.files import write_text
 
 _DRAWS_PER_ITEM = 20  # a generator repeats questions; it is asked at most so many times for each wanted one
 
@@ -66,8 +66,8 @@ def make_mixture(
     random.Random(seed).shuffle(train)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / "train.jsonl", (_training_row(item) for item in train))
-    _write_lines(folder / "heldout.jsonl", map(_heldout_row, heldout))
+    write_text(folder / "train.jsonl", _lines(map(_training_row, train)))
+    write_text(folder / "heldout.jsonl", _lines(map(_heldout_row, heldout)))
     return MixtureFiles(
         train=folder / "train.jsonl",
         heldout=folder / "heldout.jsonl",
@@ -98,8 +98,5 @@ def _heldout_row(item: Item) -> dict[str, Any]:
     return {**_training_row(item), "metadata": json.dumps(dict(item.metadata), ensure_ascii=False)}
 
 
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    part = path.with_name(path.name + ".tmp")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(part, path)
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

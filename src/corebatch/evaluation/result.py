@@ -1,7 +1,6 @@
 """What an evaluation found: counts and intervals by source, as a record, a file and table rows."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from corebatch.errors import InputError
+from corebatch.files import write_text
 from corebatch.intervals import wilson_interval
 
 
@@ -162,12 +162,7 @@ def write_json(record: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Writes plain JSON; a reader sees the old file or the whole new one, never a part."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(target, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
 def comparison_rows(before: EvaluationResult, after: EvaluationResult) -> list[tuple[str, str, str, str]]:

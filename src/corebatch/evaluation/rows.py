@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import DataError
+from corebatch.files import read_objects
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv")
 SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
@@ -64,21 +64,7 @@ def read_lines(file: Path) -> Iterator[Row]:
     Raises:
         DataError: the file or a line cannot be read; both are named.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} should be a readable JSONL file in UTF-8. Found: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{where} should be JSON. Found: {error}.") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{where} should be a JSON object. Found {type(values).__name__}.")
-        yield Row(where, values)
+    return (Row(f"{file}:{number}", values) for number, values in read_objects(file))
 
 
 def _file_rows(file: Path) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from corebatch.files import write_text
 from corebatch.mixture.reading import read_parts
 from corebatch.mixture.rows import RowReader
 from corebatch.mixture.spec import DatasetSpec
@@ -82,9 +83,7 @@ class Memo:
             if len(others) >= MOST_MEMOS:
                 for old in sorted(others, key=lambda path: path.stat().st_mtime)[: MOST_MEMOS // 2]:
                     old.unlink(missing_ok=True)
-            new = note.with_suffix(f".{os.getpid()}")
-            new.write_text(json.dumps(content), encoding="utf-8")
-            new.replace(note)
+            write_text(note, json.dumps(content))
 
 
 def stamp_of(file: Path) -> Stamp:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError
+from corebatch.files import replacing, sync, write_text
 from corebatch.record.checkpoint_files import CutOffError, check_contents, check_files, list_files
 from corebatch.record.provenance import versions
 from corebatch.record.run_identity import check_same_run, note_versions
@@ -30,26 +30,6 @@ logger = logging.getLogger(__name__)
 
 TENSORS, MARKER = "corebatch_state.safetensors", "corebatch_state.json"
 TRAINER_STATE = "trainer_state.json"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes to a temporary name, then moves: a reader finds the old file or the new one, never half of one."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Returns once a file's content, or a folder's list of names, has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
@@ -70,11 +50,10 @@ def save_state(
     """
     unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
-    part = folder / f".{TENSORS}.part"
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
-    save_file({key: value.contiguous() for key, value in whole.items()}, part)
-    os.replace(part, folder / TENSORS)
+    with replacing(folder / TENSORS) as part:
+        save_file({key: value.contiguous() for key, value in whole.items()}, part)
     files = list_files(folder, MARKER)
     for name in files:
         sync(folder / name)  # a marker that outlives its files in a power failure would be a lie

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from corebatch.record.checkpoint import write_text
+from corebatch.files import read_objects, write_text
 from corebatch.sampling.tags import is_stream
 from corebatch.types import SOURCE
 
@@ -65,8 +65,7 @@ def count_examples(path: Path, shown: int = SHOWN) -> dict[str, Any]:
         be expected to leave out. ranked_by: "rate", "weight", or None where there is nothing to rank by. most, least:
         entries with id, drawn, chosen, expected (by a random choice) and weight (mean of those it was chosen with).
     """
-    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    steps = [step for step in steps if step.get("chosen")]
+    steps = [step for _, step in read_objects(path) if step.get("chosen")]
     chosen = [np.asarray(step["chosen"], dtype=np.int64) for step in steps]
     passed = [np.asarray(step["passed"], dtype=np.int64) for step in steps]
     nothing = np.zeros(0, dtype=np.int64)

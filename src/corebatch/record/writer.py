@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 
 from corebatch.batch.small_batch import SmallBatch
 from corebatch.errors import CheckpointError, NonFiniteError
+from corebatch.files import sync, write_text
 from corebatch.model.flops import ModelFlops, Peak, peak_flops
 from corebatch.model.model_flops import flops_or_reason, model_flops
-from corebatch.record.checkpoint import sync, write_text
 from corebatch.record.example_counts import EXAMPLES, ROWS, write_examples
 from corebatch.record.phases import Phases, clock_for
 from corebatch.record.provenance import commit_of_corebatch, commit_of_user, hardware, versions

@@ -11,7 +11,8 @@ import torch
 
 from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError, CorebatchError
-from corebatch.record.checkpoint import MARKER, TENSORS, last_complete, load_state, save_state, write_text
+from corebatch.files import write_text
+from corebatch.record.checkpoint import MARKER, TENSORS, last_complete, load_state, save_state
 from corebatch.trainer import CoresetConfig
 
 COLM = CoresetConfig.colm(pool_factor=4)

@@ -17,6 +17,7 @@ from corebatch.bench.gradients.estimate import WARM_UP, Moment, Past, check_cost
 from corebatch.bench.gradients.methods import Pair
 from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, remembered
 from corebatch.errors import ConfigError, InputError
+from corebatch.files import replacing
 from corebatch.memory import FeatureMemory
 from corebatch.mixture import PaddingCollator
 from corebatch.model.weighted_loss import weighted_loss
@@ -308,6 +309,5 @@ def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Whole or not at all."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(part, dpi=120)
-    part.replace(path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:] or None)

@@ -20,7 +20,7 @@ from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.tuning import Tuned, tune
 from corebatch.errors import ConfigError
-from corebatch.record.checkpoint import write_text
+from corebatch.files import write_text
 from corebatch.record.provenance import provenance
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import ConfigError
-from corebatch.record.checkpoint import write_text
+from corebatch.files import write_text
 from corebatch.record.folder_lock import LOCK, OWNER, owned
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"

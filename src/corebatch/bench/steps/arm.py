@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import random
 import statistics
 import time
@@ -30,6 +29,7 @@ from corebatch.bench.steps.plan import (
     Shape,
     StepSettings,
 )
+from corebatch.files import read_objects
 from corebatch.model.rows import trained_tokens
 from corebatch.record.writer import LOG
 from corebatch.scratch import temporary_folder
@@ -290,7 +290,7 @@ def _record(folder: Path, steps: int) -> dict[str, Any]:
     path = folder / LOG
     if not path.is_file():
         return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for _, line in read_objects(path)]
     measured = lines[1 : 1 + steps]
     phases = [line["ms"] for line in measured]
     total = sum(sum(ms.values()) for ms in phases)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.bench.steps.plan import RECOMMENDED, TARGET_LARGE, TARGETS
+from corebatch.files import replacing
 from corebatch.rendering.sheet import Sheet, markdown_table
 from corebatch.text import markdown, markdown_code
 
@@ -135,11 +136,10 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
 def write_report(text: str, path: Path) -> None:
     """Written under a temporary name and moved; an earlier report keeps its text under a numbered name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    if path.exists():
-        number = 1
-        while (old := path.with_name(f"{path.stem}.old-{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(old)
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+        if path.exists():
+            number = 1
+            while (old := path.with_name(f"{path.stem}.old-{number}{path.suffix}")).exists():
+                number += 1
+            path.rename(old)
