@@ -40,7 +40,7 @@ from corebatch.bench.steps.measure import bench_step
 from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, SMALL, Arm, Shape, StepSettings, plan
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
-from corebatch.model import head
+from corebatch.model import head_loss
 from corebatch.model.modes import scoring_mode
 from corebatch.record.provenance import provenance
 from corebatch.scoring import Scorer, make_scorer
@@ -269,13 +269,13 @@ def _decoder(words: int) -> dict[str, Any]:
 @contextmanager
 def _one_chunk(wanted: bool) -> Iterator[None]:
     """Logits of all label positions at once, as if the head were not called in chunks."""
-    before = head.CHUNK_ELEMENTS
+    before = head_loss.CHUNK_ELEMENTS
     if wanted:
-        head.CHUNK_ELEMENTS = 2**62
+        head_loss.CHUNK_ELEMENTS = 2**62
     try:
         yield
     finally:
-        head.CHUNK_ELEMENTS = before
+        head_loss.CHUNK_ELEMENTS = before
 
 
 class _OwnLogits:

@@ -14,7 +14,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from corebatch.errors import NonFiniteError, UnsupportedModelError
-from corebatch.model import head
+from corebatch.model import head_loss
 from corebatch.trainer import CoresetConfig, mixin
 from training import mixture, run, tiny_model, trainer
 
@@ -80,7 +80,7 @@ def whole(trained):
 
 def main(folder, stage):
     torch.set_num_threads(1)
-    head.CHUNK_ELEMENTS = 48 * 8  # several chunks, on ranks of unequal tokens unequally many
+    head_loss.CHUNK_ELEMENTS = 48 * 8  # several chunks, on ranks of unequal tokens unequally many
     for name, (coreset, settings) in METHODS.items():
         trained = run(made(folder / name, stage, coreset, settings))
         found = whole(trained)

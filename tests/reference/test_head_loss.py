@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from corebatch.errors import InputError, UnsupportedModelError
-from corebatch.model import head
-from corebatch.model.head import Positions, logit_map, token_losses, weighted_token_loss
+from corebatch.model import head_loss
+from corebatch.model.head import Positions, logit_map
+from corebatch.model.head_loss import token_losses, weighted_token_loss
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import SCORERS
 from models import adapted, batch_for, tiny_batch, tiny_model
@@ -64,7 +65,7 @@ def full(made: nn.Module, hidden: Tensor, labels: Tensor, weights: Tensor, trans
 def test_weighted_loss_equals_full_logits(
     map_name: str, trained: bool, bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", chunk)
     made, transform, labels = made_head(bias=bias, trained=trained), MAPS[map_name], labels_with_gaps()
     weights = torch.tensor([0.5, 2.0, 1.7])
     wanted_of, found_of = random(B, T, D).requires_grad_(), random(B, T, D).requires_grad_()
@@ -80,7 +81,7 @@ def test_weighted_loss_equals_full_logits(
 
 @CHUNKS
 def test_tied_embeddings_get_both_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", chunk)
     labels, weights = labels_with_gaps(), torch.tensor([1.0, 1.0, 0.25])
     tokens = labels.clamp(min=0)
     gradients = []
@@ -95,7 +96,7 @@ def test_tied_embeddings_get_both_gradients(chunk: int, monkeypatch: pytest.Monk
 @CHUNKS
 @pytest.mark.parametrize("map_name", MAPS)
 def test_token_losses_and_their_derivatives(map_name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", chunk)
     made, transform = made_head(bias=True, trained=True), MAPS[map_name]
     hidden, targets = random(9, D).requires_grad_(), torch.arange(9)
     expected = F.cross_entropy(transform(made(hidden)), targets, reduction="none")
@@ -223,7 +224,7 @@ def all_labels() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("what", [*sorted(SCORERS), "weighted, frozen head", "weighted, trained head"])
 def test_no_tensor_of_all_logits_is_ever_made(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 8 * WORDS)
+    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", 8 * WORDS)
     model, batch = tiny_model("llama", lora="trained" not in what, vocab_size=WORDS, dtype=torch.float32), all_labels()
     logits = batch["input_ids"].numel() * WORDS
     with Largest() as seen:

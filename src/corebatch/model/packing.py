@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import DataError
-from corebatch.model.head import Positions, intercepted_head, logit_map, token_losses
+from corebatch.model.head import Positions, intercepted_head, logit_map
+from corebatch.model.head_loss import token_losses
 from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import Padding, check_packable, pack_together, put_together
 from corebatch.types import ID, SOURCE

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from corebatch.model.head import head_not_called, intercepted_head, logit_map, weighted_token_loss
+from corebatch.model.head import head_not_called, intercepted_head, logit_map
+from corebatch.model.head_loss import weighted_token_loss
 from corebatch.model.modes import forward_inputs
 
 

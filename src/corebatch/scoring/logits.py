@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corebatch.model.head import CHUNK_ELEMENTS, Positions, intercepted_head, logit_map, token_losses, vocabulary
+from corebatch.model.head import Positions, intercepted_head, logit_map
+from corebatch.model.head_loss import CHUNK_ELEMENTS, token_losses, vocabulary
 from corebatch.model.modes import forward_inputs, scoring_mode
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores

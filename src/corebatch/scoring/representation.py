@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
-from corebatch.model.head import Positions, intercepted_head, logit_map, token_losses
+from corebatch.model.head import Positions, intercepted_head, logit_map
+from corebatch.model.head_loss import token_losses
 from corebatch.model.modes import forward_inputs, scoring_mode
 from corebatch.model.rows import attended, trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
-from corebatch.model.head import Positions, head_not_called, intercepted_head, logit_map, token_losses
+from corebatch.model.head import Positions, head_not_called, intercepted_head, logit_map
+from corebatch.model.head_loss import token_losses
 from corebatch.model.modes import forward_inputs, scoring_mode
 from corebatch.model.projections import ValueProjection, check_executed, executed_value_projections
 from corebatch.model.rows import trained_tokens

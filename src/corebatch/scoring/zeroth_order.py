@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, UnsupportedModelError
-from corebatch.model.head import Positions, intercepted_head, logit_map, token_losses
+from corebatch.model.head import Positions, intercepted_head, logit_map
+from corebatch.model.head_loss import token_losses
 from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.projections import ValueProjection, check_executed, executed_value_projections
 from corebatch.model.rows import trained_tokens

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from corebatch.batch.micro_batches import micro_batches
-from corebatch.model.head import logit_map, weighted_token_loss
+from corebatch.model.head import logit_map
+from corebatch.model.head_loss import weighted_token_loss
 from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.rows import Padding, pack_together, put_together, take_rows
 from corebatch.model.weighted_loss import weighted_loss
