@@ -8,7 +8,7 @@ agree on the number of calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from corebatch.errors import InputError
-from corebatch.model.head import Positions
+from corebatch.model.head import Positions, intercepted_head, logit_map
+from corebatch.model.modes import forward_inputs, scoring_mode
 
 CHUNK_ELEMENTS = 2**25
 """Logits that exist at one time: 128 MiB in float32."""
@@ -101,6 +102,26 @@ def token_losses(
                 (derivatives[part],) = torch.autograd.grad(loss.sum(), piece)
         losses[part] = loss.detach()
     return losses, derivatives
+
+
+Read = Callable[[nn.Module, Tensor, Callable[[Tensor], Tensor]], Any]
+"""What is made of a forward, in the head's hook: of the head, hidden states [B, T, D], and what follows the head."""
+
+
+def forward_losses(
+    model: nn.Module, batch: Mapping[str, Tensor], positions: Positions, read: Read | None = None
+) -> tuple[Tensor, Any]:
+    """One forward without gradients: the losses [L] at the label positions, and what `read` returned."""
+    transform = logit_map(model)
+
+    def take(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Any]:
+        losses, _ = token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)
+        return losses, None if read is None else read(head, hidden, transform)
+
+    with scoring_mode(model), intercepted_head(model, take) as results:
+        model(**forward_inputs(batch))
+    losses, found = results[0]
+    return losses, found
 
 
 class _FrozenHeadLoss(torch.autograd.Function):

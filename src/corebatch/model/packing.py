@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import DataError
-from corebatch.model.head import Positions, intercepted_head, logit_map
-from corebatch.model.head_loss import token_losses
-from corebatch.model.modes import base_model, forward_inputs, scoring_mode
+from corebatch.model.head import Positions
+from corebatch.model.head_loss import forward_losses
+from corebatch.model.modes import base_model
 from corebatch.model.rows import Padding, check_packable, pack_together, put_together
 from corebatch.types import ID, SOURCE
 
@@ -94,13 +94,9 @@ def _two_short(rows: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 def _token_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
     """Losses [L] of all label positions, row by row, and whether the model computes in low precision."""
-    positions, transform, low = Positions.of(batch["labels"]), logit_map(model), False
-
-    def take(head: Any, hidden: Tensor) -> Tensor:
-        nonlocal low
-        low = hidden.dtype.itemsize < 4 or torch.is_autocast_enabled(hidden.device.type)
-        return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
-
-    with scoring_mode(model), intercepted_head(model, take) as results:
-        model(**forward_inputs(batch))
-    return results[0], low
+    return forward_losses(
+        model,
+        batch,
+        Positions.of(batch["labels"]),
+        lambda head, hidden, _: hidden.dtype.itemsize < 4 or torch.is_autocast_enabled(hidden.device.type),
+    )

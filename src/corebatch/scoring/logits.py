@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corebatch.model.head import Positions, intercepted_head, logit_map
-from corebatch.model.head_loss import CHUNK_ELEMENTS, token_losses, vocabulary
-from corebatch.model.modes import forward_inputs, scoring_mode
+from corebatch.model.head import Positions
+from corebatch.model.head_loss import CHUNK_ELEMENTS, forward_losses, vocabulary
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 
@@ -39,17 +38,12 @@ class Logits(Scorer):
     def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
         positions = Positions.of(batch["labels"])
         rows = len(batch["labels"])
-        transform = logit_map(model)
 
-        def take(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        def norms_of(head: nn.Module, hidden: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
             taken = positions.take(hidden)
-            losses, _ = token_losses(head, taken, positions.targets, transform, gradients=False)
-            norms = [nuclear_norm(head, taken[positions.rows == row], transform) for row in range(rows)]
-            return torch.stack(norms), losses
+            return torch.stack([nuclear_norm(head, taken[positions.rows == row], transform) for row in range(rows)])
 
-        with scoring_mode(model), intercepted_head(model, take) as results:
-            model(**forward_inputs(batch))
-        norms, losses = results[0]
+        losses, norms = forward_losses(model, batch, positions, norms_of)
         return Scores(
             features=norms.to(losses.dtype).unsqueeze(1),
             losses=positions.sum_rows(losses),

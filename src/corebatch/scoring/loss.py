@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from corebatch.model.head import Positions, intercepted_head, logit_map
-from corebatch.model.head_loss import token_losses
-from corebatch.model.modes import forward_inputs, scoring_mode
+from corebatch.model.head import Positions
+from corebatch.model.head_loss import forward_losses
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 
@@ -23,14 +22,7 @@ class Loss(Scorer):
 
     def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
         positions = Positions.of(batch["labels"])
-        transform = logit_map(model)
-
-        def take(head: nn.Module, hidden: Tensor) -> Tensor:
-            return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
-
-        with scoring_mode(model), intercepted_head(model, take) as results:
-            model(**forward_inputs(batch))
-        losses = positions.sum_rows(results[0])
+        losses = positions.sum_rows(forward_losses(model, batch, positions)[0])
         tokens = trained_tokens(batch["labels"])
         feature = losses if loss == "token_mean" else losses / tokens.clamp(min=1)
         return Scores(features=feature.unsqueeze(1), losses=losses, tokens=tokens)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError
-from corebatch.model.head import Positions, intercepted_head, logit_map
-from corebatch.model.head_loss import token_losses
-from corebatch.model.modes import forward_inputs, scoring_mode
+from corebatch.model.head import Positions
+from corebatch.model.head_loss import forward_losses
 from corebatch.model.rows import attended, trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 
@@ -36,15 +35,9 @@ class Representation(Scorer):
     def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
         positions = Positions.of(batch["labels"])
         mask = attended(batch)
-        transform = logit_map(model)
-
-        def take(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-            losses, _ = token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)
-            return self._pool(hidden, mask.to(hidden.device)), losses
-
-        with scoring_mode(model), intercepted_head(model, take) as results:
-            model(**forward_inputs(batch))
-        features, losses = results[0]
+        losses, features = forward_losses(
+            model, batch, positions, lambda head, hidden, transform: self._pool(hidden, mask.to(hidden.device))
+        )
         return Scores(features=features, losses=positions.sum_rows(losses), tokens=trained_tokens(batch["labels"]))
 
     def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:

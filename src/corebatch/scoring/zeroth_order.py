@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, UnsupportedModelError
-from corebatch.model.head import Positions, intercepted_head, logit_map
-from corebatch.model.head_loss import token_losses
-from corebatch.model.modes import base_model, forward_inputs, scoring_mode
+from corebatch.model.head import Positions
+from corebatch.model.head_loss import forward_losses
+from corebatch.model.modes import base_model
 from corebatch.model.projections import ValueProjection, check_executed, executed_value_projections
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring.base import LossUnit, Scorer, Scores
@@ -81,7 +81,6 @@ class ZerothOrder(Scorer):
         copies = 2 * self.num_directions
         positions = Positions.of(batch["labels"].repeat(copies, 1))
         tokens = trained_tokens(batch["labels"])
-        transform = logit_map(model)
         moves = 0
         device = batch["labels"].device.type
         autocast = torch.is_autocast_enabled(device)
@@ -114,22 +113,18 @@ class ZerothOrder(Scorer):
                         moved[part, :, columns.to(output.device)] += step
             return moved
 
-        def take(head: nn.Module, hidden: Tensor) -> Tensor:
-            return token_losses(head, positions.take(hidden), positions.targets, transform, gradients=False)[0]
-
         handles = [
             projection.block.register_forward_pre_hook(enter, with_kwargs=True),
             projection.hooked.register_forward_hook(perturb),
         ]
         try:
-            with scoring_mode(model), intercepted_head(model, take) as results:
-                model(**forward_inputs(batch))
+            found, _ = forward_losses(model, batch, positions)
         finally:
             torch.set_autocast_enabled(device, autocast)
             for handle in handles:
                 handle.remove()
         check_executed(moves, 1)
-        losses = positions.sum_rows(results[0]).view(self.num_directions, 2, rows)
+        losses = positions.sum_rows(found).view(self.num_directions, 2, rows)
         differences = ((losses[:, 0] - losses[:, 1]) / (2 * self.epsilon)).T
         if loss == "example_mean":
             differences = differences / tokens.clamp(min=1).unsqueeze(1)
