@@ -1,4 +1,4 @@
-"""Names to instances, the same way for scorers, transforms and selectors."""
+"""Names to instances, the same way for scorers, transforms and selectors; and numbers among their options."""
 
 from __future__ import annotations
 
@@ -41,3 +41,9 @@ def hint(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' if something known is close, else nothing."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_count(what: str, value: object, *, least: int = 1, more: str = "") -> None:
+    """Raise ConfigError unless `value` is an integer of at least `least`; `more` says what else would do."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{what} should be an integer of at least {least}{more}. Found {value!r}.")

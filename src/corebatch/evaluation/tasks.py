@@ -21,6 +21,7 @@ from corebatch.evaluation.answers import parse_number, same_choice, same_number,
 from corebatch.evaluation.generate import generate_answers
 from corebatch.evaluation.result import Answer, EvaluationResult, Result
 from corebatch.evaluation.rows import read_lines
+from corebatch.options import check_count
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result, covariant=True)
@@ -60,8 +61,7 @@ class RunOptions:
             value = getattr(self, name)
             if name == "limit" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"`{name}` should be an integer of at least 1. Found {value!r}.")
+            check_count(f"`{name}`", value)
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"`stop` should be a sequence of non-empty strings. Found {self.stop!r}.")
 

@@ -13,7 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from corebatch.errors import ConfigError, DataError
+from corebatch.errors import DataError
+from corebatch.options import check_count
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,8 +29,8 @@ def check_processes(given: int | None) -> int:
     Raises:
         ConfigError: it is no integer of at least 1.
     """
-    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-        raise ConfigError(f"`dataset_num_proc` should be an integer of at least 1, or none. Found {given!r}.")
+    if given is not None:
+        check_count("`dataset_num_proc`", given, more=", or none")
     return given or 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from corebatch.errors import ConfigError, DataError
+from corebatch.errors import DataError
 from corebatch.mixture.counts import length_quantiles, table_row
 from corebatch.mixture.examples import Example, one_answer_each, read_examples
 from corebatch.mixture.injected import Found, counted, special_texts
@@ -17,6 +17,7 @@ from corebatch.mixture.many_sources import check_sources, warn_of_many
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import COLUMNS
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
+from corebatch.options import check_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,7 @@ def preview_mixture(
         ConfigError, DataError: as `load_mixture`. A source whose sample is dropped as a whole is
             an error only if the sample is all of it.
     """
-    if isinstance(rows_per_source, bool) or not isinstance(rows_per_source, int) or rows_per_source < 1:
-        raise ConfigError(f"`rows_per_source` should be an integer of at least 1. Found {rows_per_source!r}.")
+    check_count("`rows_per_source`", rows_per_source)
     parsed = parse_specs(specs)
     made = TokeniseOptions(**options)
     tokeniser = Tokeniser(tokenizer, made)

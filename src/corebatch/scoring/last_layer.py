@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corebatch.errors import ConfigError
 from corebatch.model.moments import Coordinates, whole_shape
+from corebatch.options import check_count
 from corebatch.scoring.value_gradients import NumBlocks, ValueGradients, ValueGradientScorer
 from corebatch.seeds import seeded
 
@@ -37,8 +37,7 @@ class LastLayer(ValueGradientScorer):
     def __init__(self, *, num_blocks: NumBlocks = "auto", projection_dim: int = 64, max_dim: int = 16384) -> None:
         super().__init__(num_blocks=num_blocks)
         for option, value in (("projection_dim", projection_dim), ("max_dim", max_dim)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"last_layer's {option} should be an integer of at least 1. Found {value!r}.")
+            check_count(f"last_layer's {option}", value)
         self.projection_dim = projection_dim
         self.max_dim = max_dim
         self._sketches: dict[Any, Tensor] = {}

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from corebatch.errors import ConfigError
 from corebatch.model.head import Positions, head_not_called, intercepted_head, logit_map
 from corebatch.model.head_loss import token_losses
 from corebatch.model.modes import forward_inputs, scoring_mode
 from corebatch.model.projections import ValueProjection, check_executed, executed_value_projections
 from corebatch.model.rows import trained_tokens
+from corebatch.options import check_count
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 
 NumBlocks = int | Literal["auto"]
@@ -53,10 +53,8 @@ class ValueGradientScorer(Scorer):
     forward, and more than three add nothing (docs/measurements.md)."""
 
     def __init__(self, *, num_blocks: NumBlocks) -> None:
-        if num_blocks != "auto" and (not isinstance(num_blocks, int) or isinstance(num_blocks, bool) or num_blocks < 1):
-            raise ConfigError(
-                f"{self.name}'s num_blocks should be an integer of at least 1, or auto. Found {num_blocks!r}."
-            )
+        if num_blocks != "auto":
+            check_count(f"{self.name}'s num_blocks", num_blocks, more=", or auto")
         self.num_blocks = num_blocks
         self._traced: tuple[weakref.ref[nn.Module], tuple[ValueProjection, ...]] | None = None
 

@@ -16,6 +16,7 @@ from corebatch.model.head_loss import forward_losses
 from corebatch.model.modes import base_model
 from corebatch.model.projections import ValueProjection, check_executed, executed_value_projections
 from corebatch.model.rows import trained_tokens
+from corebatch.options import check_count
 from corebatch.scoring.base import LossUnit, Scorer, Scores
 from corebatch.seeds import seeded
 
@@ -37,10 +38,7 @@ class ZerothOrder(Scorer):
     name = "zeroth_order"
 
     def __init__(self, *, num_directions: int = 1, epsilon: float = 1e-3) -> None:
-        if not isinstance(num_directions, int) or isinstance(num_directions, bool) or num_directions < 1:
-            raise ConfigError(
-                f"zeroth_order's num_directions should be an integer of at least 1. Found {num_directions!r}."
-            )
+        check_count("zeroth_order's num_directions", num_directions)
         if not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
             raise ConfigError(f"zeroth_order's epsilon should be a number above 0. Found {epsilon!r}.")
         self.num_directions = num_directions

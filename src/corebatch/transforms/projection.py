@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError
+from corebatch.options import check_count
 from corebatch.transforms.base import Sparsifier
 
 
@@ -16,8 +16,7 @@ class Projection(Sparsifier):
     name = "projection"
 
     def __init__(self, *, dim: int = 1024, seed: int = 0) -> None:
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise ConfigError(f"projection's dim should be an integer of at least 1. Found {dim!r}.")
+        check_count("projection's dim", dim)
         self.dim = dim
         self.seed = seed
         self._matrix: Tensor | None = None

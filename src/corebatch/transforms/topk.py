@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError
+from corebatch.options import check_count
 from corebatch.transforms.base import Sparsifier
 
 
@@ -19,8 +19,7 @@ class TopK(Sparsifier):
     name = "topk"
 
     def __init__(self, *, h: int = 2560) -> None:
-        if not isinstance(h, int) or isinstance(h, bool) or h < 1:
-            raise ConfigError(f"topk's h should be an integer of at least 1. Found {h!r}.")
+        check_count("topk's h", h)
         self.h = h
 
     def __call__(self, features: Tensor, source_ids: Tensor) -> Tensor:
