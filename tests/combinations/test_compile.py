@@ -143,7 +143,7 @@ def test_asked_for_by_accelerate_launch(tmp_path, monkeypatch):
 def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         made = run(compiled(tmp_path, max_steps=8))  # more than one epoch: features are remembered
-    assert made._run.scoring.settings.way == "remembered"
+    assert made._run.scoring.strategy.way == "remembered"
     assert made._run.scoring.trained is None
     assert sum("is not learnt" in record.getMessage() for record in caplog.records) == 1
 

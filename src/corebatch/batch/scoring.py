@@ -29,7 +29,7 @@ class Scoring:
     """Scores pools and chooses from them by a strategy; remembers what it asks to be remembered.
 
     Args:
-        settings: the strategy, resolved.
+        strategy: the way of scoring, resolved.
         step: the stages that choose, with the seed.
         loss: the unit of features.
         micro_batch: rows of a training micro-batch.
@@ -43,16 +43,16 @@ class Scoring:
     """
 
     def __init__(
-        self, settings: Strategy, step: CoresetStep, *, loss: LossUnit, micro_batch: int, sharded: bool = False
+        self, strategy: Strategy, step: CoresetStep, *, loss: LossUnit, micro_batch: int, sharded: bool = False
     ) -> None:
-        self.settings, self.step, self.loss, self.micro_batch = settings, step, loss, micro_batch
+        self.strategy, self.step, self.loss, self.micro_batch = strategy, step, loss, micro_batch
         self.scorer = step.scorer if step.scores else Tokens()  # e.g. random looks at nothing
         self.forwards = Forwards(
-            settings, self.scorer, loss=loss, seed=step.seed, micro_batch=micro_batch, sharded=sharded
+            strategy, self.scorer, loss=loss, seed=step.seed, micro_batch=micro_batch, sharded=sharded
         )
-        self.memory = FeatureMemory(step.seed) if settings.remembers else None
+        self.memory = FeatureMemory(step.seed) if strategy.remembers else None
         self.trained: TrainedFeatures | None = None
-        if settings.learns and isinstance(self.scorer, ValueGradientScorer):
+        if strategy.learns and isinstance(self.scorer, ValueGradientScorer):
             self.trained = TrainedFeatures(self.scorer, loss=loss, seed=step.seed)
         self.reuse_bytes: int | None = None
         self._silent = False
@@ -60,7 +60,7 @@ class Scoring:
     @property
     def way(self) -> str:
         """The way of scoring, or "none" for a selector or scorer that needs no forward."""
-        return self.settings.way if self.scorer.needs_forward else Unscored.way
+        return self.strategy.way if self.scorer.needs_forward else Unscored.way
 
     @property
     def positions(self) -> int | None:
@@ -74,7 +74,7 @@ class Scoring:
 
     def plan(self, pool: Pool, budget: int, step: int) -> Plan:
         """Which rows are scored at this optimizer step."""
-        return self.settings.plan(self._draw(pool, budget, step))
+        return self.strategy.plan(self._draw(pool, budget, step))
 
     def _draw(self, pool: Pool, budget: int, step: int) -> Draw:
         memory = FeatureMemory(self.step.seed) if self.memory is None else self.memory
@@ -95,7 +95,7 @@ class Scoring:
 
     def tokens_scored(self, pool: Pool, rows: Tensor) -> int:
         """Tokens without padding that scoring the pool's `rows` takes, over all ranks."""
-        return int(self.settings.lengths(pool.lengths[rows]).sum())
+        return int(self.strategy.lengths(pool.lengths[rows]).sum())
 
     def remember(self, pool: Pool, plan: Plan, scores: Scores | None, step: int) -> None:
         """Takes the scored rows into the memory.
@@ -120,7 +120,7 @@ class Scoring:
         Raises:
             NonFiniteError: a feature or loss is not finite; the rows are named.
         """
-        return self.settings.choose(self._draw(pool, plan.budget, step), plan, scores, second_moments)
+        return self.strategy.choose(self._draw(pool, plan.budget, step), plan, scores, second_moments)
 
     def absorb(self, ranks: Ranks, pool: Pool, step: int) -> None:
         """Takes the features of what was trained at this step into the memory, those of all ranks on every rank."""

@@ -105,7 +105,7 @@ def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:
     check_uncompiled(trainer.model)
     if not is_asked_for(trainer.accelerator):
         return []
-    scoring = trainer._run.scoring.settings
+    scoring = trainer._run.scoring.strategy
     told = getattr(trainer, "_told_of_learning", None) is trainer.accelerator
     if scoring.learns and not scoring.only_learns and trainer.is_world_process_zero() and not told:
         trainer._told_of_learning = trainer.accelerator  # settings are looked at again when a run begins

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from corebatch.batch.error_tracking import check_tracking
 from corebatch.batch.forwards import free_memory
+from corebatch.batch.strategies.base import Reusing
 from corebatch.errors import ConfigError
 from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.recompute import BlockStates, unfit
@@ -60,9 +61,9 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
     if elsewhere and why_not is None:
         why_not = "Another rank's rows cannot be packed."
     step.packed, step.flash = _can_pack(trainer, model, why_not), is_flash(model)
-    settings = scoring.settings
-    if settings.scores_exactly and settings.reuse is not False and not run.weights.owned:
-        step.states = _block_states(trainer, model) if scoring.scorer.needs_forward else None
+    strategy = scoring.strategy
+    if isinstance(strategy, Reusing) and strategy.scores_exactly and scoring.scorer.needs_forward:
+        step.states = None if run.weights.owned else _block_states(trainer, model, strategy)
     run.prepared = True
 
 
@@ -97,11 +98,10 @@ def _can_pack(trainer: Any, model: Any, why_not: str | None) -> bool:
     return False
 
 
-def _block_states(trainer: Any, model: Any) -> BlockStates | None:
+def _block_states(trainer: Any, model: Any, strategy: Reusing) -> BlockStates | None:
     """Where the scoring forward's block inputs are kept for training, or None with the reason in the log."""
-    scoring = trainer._run.scoring
-    settings = scoring.settings
-    if settings.reuse == "auto" and not getattr(trainer.args, "gradient_checkpointing", False):
+    scoring, checkpoints = trainer._run.scoring, getattr(trainer.args, "gradient_checkpointing", False)
+    if strategy.reuse is False or (strategy.reuse == "auto" and not checkpoints):
         return None
     why_not = unfit(model)
     if why_not is None and trainer.model_wrapped is not model:
@@ -111,15 +111,15 @@ def _block_states(trainer: Any, model: Any) -> BlockStates | None:
             logger.warning("The scoring forward is not reused for training. %s", why_not)
         return None
     if scoring.reuse_bytes is None:
-        scoring.reuse_bytes = _reuse_bytes(trainer, settings)
-    states = BlockStates(model, place=settings.reuse_place, max_bytes=scoring.reuse_bytes)
+        scoring.reuse_bytes = _reuse_bytes(trainer, strategy)
+    states = BlockStates(model, place=strategy.reuse_place, max_bytes=scoring.reuse_bytes)
     states.watched = runs_between(trainer)
     return states
 
 
-def _reuse_bytes(trainer: Any, settings: Any) -> int:
+def _reuse_bytes(trainer: Any, strategy: Reusing) -> int:
     """The cap on what is kept: as set, or half of what is free where it is kept; ranks share a host's memory."""
-    if settings.reuse_gb is not None:
-        return int(settings.reuse_gb * 2**30)
-    place = torch.device("cpu") if settings.reuse_place == "host" else trainer.args.device
+    if strategy.reuse_gb is not None:
+        return int(strategy.reuse_gb * 2**30)
+    place = torch.device("cpu") if strategy.reuse_place == "host" else trainer.args.device
     return free_memory(place) // 2 // (1 if place.type == "cuda" else trainer._run.ranks.count)

@@ -19,7 +19,15 @@ OWN_OPTIONS = {way: [name for name in option_names(kind) if name != "rows"] for 
 HOME = {option: way for way, options in OWN_OPTIONS.items() for option in options}
 """A way that takes each option."""
 
-OTHER_VALUES: dict[str, Any] = {
+
+def another(option: str) -> Any:
+    """A value of an option that is not its default."""
+    field = OPTIONS[option]
+    values = (0.5, 3, 5, True, False, *field.metadata["words"].split(" or "))
+    return next(value for value in values if value != field.default and field.metadata["allowed"](value))
+
+
+OTHER_VALUES: dict[str, Any] = {name: another(name) for name in OPTIONS} | {
     "tokens": 32, "blocks": 1, "steps": 2, "max_age": 5, "unknown": "score", "learn": False, "share": 0.75,
     "proxy": "norm", "rows": 3, "reuse": False, "reuse_place": "host", "reuse_gb": 0.5,
 }  # fmt: skip

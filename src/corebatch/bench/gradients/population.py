@@ -186,7 +186,7 @@ class PopulationScoring:
     def _step_of(self, draw: int) -> int:
         """The optimizer step that a draw stands for: where some of them do not score, one of those; the steps that do
         are `full`."""
-        period = self.scoring.settings.period or 1
+        period = self.scoring.strategy.period or 1
         return draw * period + 1 if period > 1 else draw
 
     def look(self, model: Any) -> None:
