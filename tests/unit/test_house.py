@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
-LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals"}
+LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals", "step_line"}
 METHODS = {"scoring", "transforms", "selectors"}
 CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "memory", "sampling", "distributed"}
 RUN = CHOOSE | {"batch", "record", "trainer"}
@@ -19,6 +19,7 @@ ALLOWED = {
     "text": set(),
     "scratch": set(),
     "intervals": {"errors"},
+    "step_line": set(),
     "model": LEAVES,
     "scoring": LEAVES | {"model"},
     "transforms": LEAVES,
@@ -48,6 +49,7 @@ WITHOUT_TRANSFORMERS = {
     "text",
     "scratch",
     "intervals",
+    "step_line",
     "sources",
     "selectors",
     "transforms",

@@ -29,6 +29,7 @@ from corebatch.record.provenance import commit_of_corebatch, commit_of_user, har
 from corebatch.record.provenance import now as now
 from corebatch.record.saving import go_on_from, log_failed
 from corebatch.sampling.tags import Sources
+from corebatch.step_line import Distance, GradientError, StepLine
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ SHOWN = 32
 LOG, RUN = "selection.jsonl", "corebatch.json"
 
 
-class StepLine:
+class TimedLine:
     """The line of one step, whole once its phases are timed.
 
     Args:
@@ -57,21 +58,23 @@ class StepLine:
         """Whether all phases are timed; see `Phases.resolve`."""
         return self._phases.resolve(wait)
 
-    def values(self) -> dict[str, Any]:
+    def line(self) -> StepLine:
         """The line, with those phases that are timed by now."""
         ms, memory_mb = self._phases.ms, self._phases.memory_mb
         seconds = sum(ms.values()) / 1000
         mfu = None
         if self._at_peak is not None and seconds > 0 and self._phases.resolved:
             mfu = float(f"{self._at_peak / seconds:.4g}")
-        values = {
+        return StepLine(
             **self._values,
-            "mfu": mfu,
-            "ms": {key: round(value, 3) for key, value in ms.items()},
-            "memory_mb": {key: round(value, 1) for key, value in memory_mb.items()},
-        }
-        values["seconds"] = values.pop("seconds")  # last
-        return values
+            mfu=mfu,
+            ms={key: round(value, 3) for key, value in ms.items()},
+            memory_mb={key: round(value, 1) for key, value in memory_mb.items()},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written: what was known at the end of the step, and what was measured."""
+        return self.line().to_dict({*self._values, "mfu", "ms", "memory_mb"})
 
 
 class StepLog:
@@ -90,10 +93,10 @@ class StepLog:
     def __init__(self, path: Path | None) -> None:
         self.path = None if path is None else path.resolve()
         self.failure: CheckpointError | None = None
-        self._waiting: deque[StepLine] = deque()
+        self._waiting: deque[TimedLine] = deque()
         self.held.add(self)
 
-    def add(self, line: StepLine) -> None:
+    def add(self, line: TimedLine) -> None:
         """Writes the line, or holds it back until it is timed."""
         self._waiting.append(line)
         self._write(lambda line: line.timed())
@@ -119,14 +122,14 @@ class StepLog:
         """Of the two files; none on the ranks that write nothing."""
         return [] if self.path is None else [self.path, self.path.with_name(ROWS)]
 
-    def _write(self, ready: Callable[[StepLine], bool]) -> None:
+    def _write(self, ready: Callable[[TimedLine], bool]) -> None:
         lines = []
         try:
             while self._waiting and ready(self._waiting[0]):
                 lines.append(self._waiting.popleft())
         finally:
             if lines and self.path is not None:
-                texts = ([json.dumps(line.values()) for line in lines], [_compact(line.rows) for line in lines])
+                texts = ([json.dumps(line.to_dict()) for line in lines], [_compact(line.rows) for line in lines])
                 for path, written in zip(self.paths, texts, strict=True):
                     self._append(path, written)
 
@@ -159,7 +162,7 @@ class Recorder(TrainerCallback):
         self.weights: list[float] | None = None
         self._loss: float | None = None
         self._log = StepLog(None)
-        self._since_log: list[StepLine] = []
+        self._since_log: list[TimedLine] = []
         self._began = time.perf_counter()
         self._flops: ModelFlops | None = None
         self._peak: Peak | None = None
@@ -245,11 +248,13 @@ class Recorder(TrainerCallback):
             "train_loss": self._loss,
             "seconds": round(time.perf_counter() - self._began, 3),
         }
+        if found := self.step.get("gradient_error"):
+            values["gradient_error"] = GradientError(**{**found, "random": Distance(**found["random"])})
         rows = {"step": state.global_step, "chosen": self.chosen}
         if self.weights is not None:
             rows["weights"] = [float(f"{weight:.4g}") for weight in self.weights]
         rows["passed"] = self.passed
-        line = StepLine(values, self.phases, self._seconds_at_peak(self.step), rows)
+        line = TimedLine(values, self.phases, self._seconds_at_peak(self.step), rows)
         self.step, self.losses = None, []
         self._since_log.append(line)
         self._log.add(line)
@@ -291,30 +296,30 @@ class Recorder(TrainerCallback):
         if not lines:
             return {}
         done = [line.timed() for line in lines]
-        steps = [line.values() for line in lines]
+        steps = [line.line() for line in lines]
         timed = [step for step, known in zip(steps, done, strict=True) if known]
         means: dict[str, float] = {}
         for key in ("pool_loss", "chosen_loss"):
-            means |= _mean(key, [step[key] for step in steps])
-        seconds = sum(sum(step["ms"].values()) for step in timed) / 1000
+            means |= _mean(key, [getattr(step, key) for step in steps])
+        seconds = sum(sum(step.ms.values()) for step in timed) / 1000
         for key in ("tokens_scored", "tokens_trained"):
-            means[key] = sum(step[key] for step in steps) / len(steps)
+            means[key] = sum(getattr(step, key) for step in steps) / len(steps)
             if timed:
-                means[f"{key}_per_second"] = sum(step[key] for step in timed) / max(seconds, 1e-9)
+                means[f"{key}_per_second"] = sum(getattr(step, key) for step in timed) / max(seconds, 1e-9)
         for key in ("padding_scored", "padding_trained"):
-            means |= _mean(key, [step[key] for step in steps], 5)
-        if any(step.get("weight_max") not in (None, 1.0) for step in steps):
-            means |= _mean("effective_sample_size", [step.get("effective_sample_size") for step in steps], 5)
-            means["weight_max"] = max(step.get("weight_max") or 0.0 for step in steps)
-        measured = [step["gradient_error"] for step in steps if "gradient_error" in step]
+            means |= _mean(key, [getattr(step, key) for step in steps], 5)
+        if any(step.weight_max not in (None, 1.0) for step in steps):
+            means |= _mean("effective_sample_size", [step.effective_sample_size for step in steps], 5)
+            means["weight_max"] = max(step.weight_max or 0.0 for step in steps)
+        measured = [step.gradient_error for step in steps if step.gradient_error is not None]
         for key in ("error", "cosine", "length"):
-            means |= _mean(f"gradient_{key}", [found[key] for found in measured], 6)
-        means |= _mean("gradient_error_random", [found["random"]["error"] for found in measured], 6)
-        means |= _mean("mfu", [step["mfu"] for step in timed], 5)
-        for phase in dict.fromkeys(phase for step in timed for phase in step["ms"]):
-            means |= _mean(f"ms_{phase}", [step["ms"].get(phase) for step in timed], 5)
-        for phase in dict.fromkeys(phase for step in steps for phase in step["memory_mb"]):
-            means[f"memory_mb_{phase}"] = max(step["memory_mb"].get(phase, 0.0) for step in steps)
+            means |= _mean(f"gradient_{key}", [getattr(found, key) for found in measured], 6)
+        means |= _mean("gradient_error_random", [found.random.error for found in measured], 6)
+        means |= _mean("mfu", [step.mfu for step in timed], 5)
+        for phase in dict.fromkeys(phase for step in timed for phase in step.ms):
+            means |= _mean(f"ms_{phase}", [step.ms.get(phase) for step in timed], 5)
+        for phase in dict.fromkeys(phase for step in steps for phase in step.memory_mb):
+            means[f"memory_mb_{phase}"] = max(step.memory_mb.get(phase, 0.0) for step in steps)
         return means
 
     def _seconds_at_peak(self, step: dict[str, Any]) -> float | None:

@@ -10,10 +10,11 @@ summary.to_json()                     # the same for machines
 from corebatch.errors import MissingExtraError
 from corebatch.report.page import write_report
 from corebatch.report.reading import read_run
-from corebatch.report.record import Accuracy, Evaluated, RunRecord, StepRecord
+from corebatch.report.record import Accuracy, Evaluated, RunRecord
 from corebatch.report.summary import LossSummary, PhaseSummary, SourceSummary, Summary
 from corebatch.report.terminal import print_summary
 from corebatch.report.totals import summarise
+from corebatch.step_line import StepLine as StepRecord
 
 __all__ = [
     "Accuracy",

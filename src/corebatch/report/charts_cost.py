@@ -11,8 +11,9 @@ from matplotlib.ticker import FuncFormatter
 from corebatch.rendering import formats, svg
 from corebatch.rendering.chart import Chart, Key
 from corebatch.report import series, words
-from corebatch.report.record import PHASES, StepRecord
+from corebatch.report.record import PHASES
 from corebatch.report.summary import Summary
+from corebatch.step_line import StepLine
 
 _Curve = tuple[str, list[float | None], str]  # name, one value a step, colour
 _COLOURS = dict(
@@ -78,7 +79,7 @@ def _bars(name: str, label: str, found: Sequence[tuple[str, float | None]], text
     return svg.draw(name, f"{label}: {', '.join(names)}", frame, paint)
 
 
-def time_over_steps(steps: Sequence[StepRecord], summary: Summary) -> Chart | None:
+def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None:
     """Time of the phases stacked over the steps; None when no time was recorded or for one step."""
     names = [p.name for p in summary.phases if p.mean_ms is not None]
     if not names or len(steps) < 2:
@@ -116,7 +117,7 @@ def time_over_steps(steps: Sequence[StepRecord], summary: Summary) -> Chart | No
     )
 
 
-def tokens(steps: Sequence[StepRecord]) -> Chart | None:
+def tokens(steps: Sequence[StepLine]) -> Chart | None:
     """Tokens scored and tokens trained in each step; None when neither was counted."""
     both = (("scored", "tokens_scored", svg.POOL), ("trained", "tokens_trained", svg.TRAINED))
     found: list[_Curve] = [(name, [getattr(step, field) for step in steps], colour) for name, field, colour in both]
@@ -124,14 +125,14 @@ def tokens(steps: Sequence[StepRecord]) -> Chart | None:
     return _over_steps("tokens", "Tokens of a step (number)", steps, found)
 
 
-def largest_weight(steps: Sequence[StepRecord]) -> Chart | None:
+def largest_weight(steps: Sequence[StepLine]) -> Chart | None:
     """The largest weight in each step; None when weights were not recorded."""
     weights = [s.weight_max for s in steps]
     found = [("largest weight", weights, svg.CHOSEN)] if any(w is not None for w in weights) else []
     return _over_steps("weight", "Largest weight of a chosen row (factor on its loss)", steps, found, 1.0)
 
 
-def effective_sample_size(steps: Sequence[StepRecord]) -> Chart | None:
+def effective_sample_size(steps: Sequence[StepLine]) -> Chart | None:
     """Kish's effective sample size beside the rows trained; None when it was not recorded."""
     sizes = [s.effective_sample_size for s in steps]
     if all(size is None for size in sizes):
@@ -146,7 +147,7 @@ def effective_sample_size(steps: Sequence[StepRecord]) -> Chart | None:
 def _over_steps(
     name: str,
     title: str,
-    steps: Sequence[StepRecord],
+    steps: Sequence[StepLine],
     found: Sequence[_Curve],
     line_at: float | None = None,
 ) -> Chart | None:

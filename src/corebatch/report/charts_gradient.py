@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from corebatch.rendering import svg
 from corebatch.rendering.chart import Chart, Key
 from corebatch.report import series
-from corebatch.report.record import StepRecord
+from corebatch.step_line import StepLine
 
 _MOST_POINTS = 300
 _RANDOM = svg.EXTRA[4]
@@ -18,7 +18,7 @@ _DASH = (0, (3, 2))
 _Curve = tuple[str, str, str, str, object]  # name, which rows, what of them, colour, dash
 
 
-def error(steps: Sequence[StepRecord]) -> Chart | None:
+def error(steps: Sequence[StepLine]) -> Chart | None:
     """The relative error over the steps that measured it; None without any."""
     curves: list[_Curve] = [
         ("chosen", "chosen", "error", svg.CHOSEN, "-"),
@@ -34,7 +34,7 @@ def error(steps: Sequence[StepRecord]) -> Chart | None:
     )
 
 
-def direction(steps: Sequence[StepRecord]) -> Chart | None:
+def direction(steps: Sequence[StepLine]) -> Chart | None:
     """Cosine and length over the steps that measured them; None without any."""
     curves: list[_Curve] = [
         ("cosine, chosen", "chosen", "cosine", svg.CHOSEN, "-"),
@@ -55,7 +55,7 @@ def direction(steps: Sequence[StepRecord]) -> Chart | None:
 def _chart(
     name: str,
     title: str,
-    steps: Sequence[StepRecord],
+    steps: Sequence[StepLine],
     curves: list[_Curve],
     caption: str,
     line_at: float | None = None,

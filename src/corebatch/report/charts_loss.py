@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from corebatch.rendering import formats, svg
 from corebatch.rendering.chart import Chart, Key
 from corebatch.report import series
-from corebatch.report.record import RunRecord, StepRecord
+from corebatch.report.record import RunRecord
 from corebatch.report.series import Floats
+from corebatch.step_line import StepLine
 
 _MOST_POINTS = 500
 _CURVES = (
@@ -22,7 +23,7 @@ _CURVES = (
 _HELD_OUT = (svg.POOL, svg.CHOSEN, svg.TRAINED, *svg.EXTRA)
 
 
-def losses(steps: Sequence[StepRecord]) -> Chart | None:
+def losses(steps: Sequence[StepLine]) -> Chart | None:
     """Loss of what was drawn, chosen and trained over the steps; None when no loss was recorded."""
     parts = series.bins(len(steps), _MOST_POINTS)
     x = series.thin(series.values([float(step.step) for step in steps]), parts)

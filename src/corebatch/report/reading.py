@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,12 @@ from corebatch.intervals import wilson_interval
 from corebatch.report.fields import Fields, parse
 from corebatch.report.record import (
     Accuracy,
-    Distance,
     Evaluated,
     Example,
     Examples,
-    GradientError,
     RunRecord,
-    StepRecord,
 )
+from corebatch.step_line import Distance, GradientError, StepLine
 
 _LOSSES = ("pool_loss", "chosen_loss", "train_loss")
 
@@ -53,11 +52,11 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
     )
 
 
-def _read_steps(path: Path, notes: list[str]) -> tuple[StepRecord, ...]:
+def _read_steps(path: Path, notes: list[str]) -> tuple[StepLine, ...]:
     if not path.is_file():
         raise DataError(f"{path} is missing: the folder holds no corebatch run, or none that finished a step.")
     *lines, last = path.read_bytes().split(b"\n")  # `last` is what follows the last line end
-    steps: list[StepRecord] = []
+    steps: list[StepLine] = []
     not_finite = 0
     for number, line in enumerate([*lines, last], start=1):
         where = f"{path}:{number}"
@@ -84,51 +83,34 @@ def _read_steps(path: Path, notes: list[str]) -> tuple[StepRecord, ...]:
     return tuple(steps)
 
 
-def _step(fields: Fields) -> StepRecord:
-    return StepRecord(
-        step=fields.count("step"),
-        pool_examples=fields.count("pool_examples"),
-        chosen_examples=fields.count("chosen_examples"),
-        epoch=fields.number("epoch"),
-        drawn=fields.counts("drawn"),
-        chosen=fields.counts("chosen"),
-        weights=fields.numbers("weights"),
-        kept=fields.names("kept"),
-        pool_loss=fields.number("pool_loss"),
-        chosen_loss=fields.number("chosen_loss"),
-        train_loss=fields.number("train_loss"),
-        tokens_scored=fields.count_or_none("tokens_scored"),
-        tokens_trained=fields.count_or_none("tokens_trained"),
-        positions_scored=fields.count_or_none("positions_scored"),
-        positions_trained=fields.count_or_none("positions_trained"),
-        labels_scored=fields.count_or_none("labels_scored"),
-        labels_trained=fields.count_or_none("labels_trained"),
-        weight_max=fields.number("weight_max"),
-        effective_sample_size=fields.number("effective_sample_size"),
-        mfu=fields.number("mfu"),
-        reuse_mb=fields.number("reuse_mb"),
-        bytes_sent=fields.counts("bytes_sent"),
-        rows_moved=fields.count_or_none("rows_moved"),
-        token_imbalance=fields.number("token_imbalance"),
-        scoring=fields.text("scoring"),
-        gradient_error=_gradient_error(fields),
-        ms=fields.numbers("ms"),
-        memory_mb=fields.numbers("memory_mb"),
-        seconds=fields.number("seconds"),
-    )
+def _step(fields: Fields) -> StepLine:
+    """Each field by its kind, of which its annotation tells."""
+    return StepLine(**{each.name: _KINDS[str(each.type)](fields, each.name) for each in dataclasses.fields(StepLine)})
 
 
-def _gradient_error(fields: Fields) -> GradientError | None:
-    value = fields.object("gradient_error")
+def _gradient_error(fields: Fields, key: str) -> GradientError | None:
+    value = fields.object(key)
     if not value:
         return None
-    inner = Fields(value, f"{fields.where}: gradient_error")
+    inner = Fields(value, f"{fields.where}: {key}")
     beside = Fields(inner.object("random"), f"{inner.where}.random")
-    return GradientError(chosen=_distance(inner), random=_distance(beside))
+    return GradientError(**_distance(inner), norm=inner.number("norm"), random=Distance(**_distance(beside)))
 
 
-def _distance(fields: Fields) -> Distance:
-    return Distance(error=fields.number("error"), cosine=fields.number("cosine"), length=fields.number("length"))
+def _distance(fields: Fields) -> dict[str, float | None]:
+    return {key: fields.number(key) for key in ("error", "cosine", "length")}
+
+
+_KINDS: Mapping[str, Callable[[Fields, str], Any]] = {
+    "int": Fields.count,
+    "int | None": Fields.count_or_none,
+    "float | None": Fields.number,
+    "str | None": Fields.text,
+    "tuple[str, ...]": Fields.names,
+    "Mapping[str, int]": Fields.counts,
+    "Mapping[str, float]": Fields.numbers,
+    "GradientError | None": _gradient_error,
+}
 
 
 def _read_examples(folder: Path, last_step: int, notes: list[str]) -> Examples | None:

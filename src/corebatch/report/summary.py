@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from corebatch.report.record import Distance, Evaluated, Examples
+from corebatch.report.record import Evaluated, Examples
+from corebatch.step_line import Distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from corebatch.report.fields import Fields
-from corebatch.report.record import PHASES, Distance, RunRecord, StepRecord
+from corebatch.report.record import PHASES, RunRecord
 from corebatch.report.summary import GradientSummary, LossSummary, PhaseSummary, SourceSummary, Summary
+from corebatch.step_line import Distance, StepLine
 
 
 def summarise(run: RunRecord) -> Summary:
@@ -76,13 +77,13 @@ def summarise(run: RunRecord) -> Summary:
     )
 
 
-def phase_names(steps: Iterable[StepRecord]) -> list[str]:
+def phase_names(steps: Iterable[StepLine]) -> list[str]:
     """The phases that any step reports: the known ones in their order, then others as they appear."""
     seen = dict.fromkeys(name for step in steps for name in (*step.ms, *step.memory_mb))
     return [name for name in PHASES if name in seen] + [name for name in seen if name not in PHASES]
 
 
-def _phases(steps: tuple[StepRecord, ...]) -> tuple[PhaseSummary, ...]:
+def _phases(steps: tuple[StepLine, ...]) -> tuple[PhaseSummary, ...]:
     total = sum(sum(step.ms.values()) for step in steps)
     phases = []
     for name in phase_names(steps):
@@ -132,7 +133,7 @@ def _sources(run: RunRecord) -> tuple[SourceSummary, ...]:
     return tuple(sorted(summaries, key=lambda source: (-source.drawn, source.name)))
 
 
-def _gradient(steps: tuple[StepRecord, ...], seconds: float) -> GradientSummary | None:
+def _gradient(steps: tuple[StepLine, ...], seconds: float) -> GradientSummary | None:
     measured = [(s.gradient_error, s.ms.get("track")) for s in steps if s.gradient_error is not None]
     if not measured:
         return None
@@ -162,7 +163,7 @@ def _ends(losses: list[float | None], window: int) -> LossSummary:
     return LossSummary(first=_mean(first), last=_mean(last))
 
 
-def _wall_seconds(steps: tuple[StepRecord, ...]) -> float | None:
+def _wall_seconds(steps: tuple[StepLine, ...]) -> float | None:
     """Time since the start at the last step; where the clock falls back (a resumed run), parts are added."""
     clock = [step.seconds for step in steps if step.seconds is not None]
     if not clock:
@@ -178,7 +179,7 @@ def _padding(counts: Iterable[tuple[int | None, int | None]]) -> float | None:
     return 1 - sum(tokens for tokens, _ in known) / positions if known else None
 
 
-def _utilisation(steps: tuple[StepRecord, ...]) -> float | None:
+def _utilisation(steps: tuple[StepLine, ...]) -> float | None:
     """Over the time of the steps that tell it: a slow step counts for longer."""
     known = [(s.mfu, sum(s.ms.values())) for s in steps if s.mfu is not None]
     time = sum(ms for _, ms in known)

@@ -1,0 +1,102 @@
+"""The record of one optimizer step: what writers of `selection.jsonl` write and its readers read."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """A small batch's gradient against the large batch's: |difference| / |large|, cosine, |small| / |large|; None where
+    one is not finite."""
+
+    error: float | None = None
+    cosine: float | None = None
+    length: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientError(Distance):
+    """What one step measured: of the chosen rows with their weights, and of as many random ones.
+
+    Attributes:
+        norm: of the large batch's gradient.
+    """
+
+    norm: float | None = None
+    random: Distance = Distance()
+
+    @property
+    def chosen(self) -> Distance:
+        """The distance of the chosen rows."""
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLine:
+    """One optimizer step: one line of `selection.jsonl`, its fields in their order there. What a line leaves out, since
+    it was not measured or the run is of an older version, is None or empty.
+
+    Attributes:
+        step: optimizer step, counted from 1.
+        drawn, chosen: rows by source. weights: the sum of the chosen rows' weights by source.
+        kept: sources that were kept whole in this step.
+        pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
+        examples_scored: rows that a forward scored. scoring: how the pool was scored in this step.
+        pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
+        tokens_scored, tokens_trained: without padding; positions_scored, positions_trained: with it.
+        labels_scored, labels_trained: tokens that count in the loss.
+        weight_max, effective_sample_size: of the weights of the chosen rows.
+        rows_moved: chosen rows that changed ranks.
+        token_imbalance: how many more tokens the busiest rank trained than the mean (share of the mean).
+        bytes_sent: between ranks, by what for; all ranks together.
+        reuse_mb: what scoring kept for training, in megabytes.
+        gradient_error: where the step's gradients were compared.
+        padding_scored, padding_trained: share of the positions that hold no token.
+        train_loss: the loss that was minimised, with weights (nats per token).
+        mfu: model FLOPs utilisation: FLOPs that the model needs over what the devices could do in the time (share).
+        ms: milliseconds by phase. memory_mb: peak memory by phase, in megabytes.
+        seconds: wall-clock time since the start of training, at the end of the step.
+    """
+
+    step: int
+    epoch: float | None = None
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    chosen: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    pool_examples: int
+    chosen_examples: int
+    examples_scored: int | None = None
+    scoring: str | None = None
+    pool_loss: float | None = None
+    chosen_loss: float | None = None
+    tokens_scored: int | None = None
+    tokens_trained: int | None = None
+    labels_scored: int | None = None
+    labels_trained: int | None = None
+    weight_max: float | None = None
+    effective_sample_size: float | None = None
+    positions_scored: int | None = None
+    positions_trained: int | None = None
+    rows_moved: int | None = None
+    token_imbalance: float | None = None
+    bytes_sent: Mapping[str, int] = field(default_factory=dict)
+    reuse_mb: float | None = None
+    gradient_error: GradientError | None = None
+    padding_scored: float | None = None
+    padding_trained: float | None = None
+    train_loss: float | None = None
+    mfu: float | None = None
+    ms: Mapping[str, float] = field(default_factory=dict)
+    memory_mb: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+
+    def to_dict(self, names: Container[str]) -> dict[str, Any]:
+        """Plain JSON of the fields that are named, in their order."""
+        line = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
+        if "gradient_error" in line:
+            line["gradient_error"] = asdict(line["gradient_error"])
+        return line
