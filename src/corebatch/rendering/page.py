@@ -7,7 +7,6 @@ policy forbids scripts besides.
 from __future__ import annotations
 
 import html
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from corebatch.errors import MissingExtraError
+from corebatch.files import write_text
 from corebatch.rendering.formats import clean
 
 _SHARED = Path(__file__).with_name("templates")
@@ -57,11 +57,6 @@ def _breakable(name: str) -> Markup:
 
 def write(path: Path, text: str) -> Path:
     """Writes the text whole or not at all, and returns the path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode("utf-8"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
     return path
