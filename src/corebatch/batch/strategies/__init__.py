@@ -15,7 +15,7 @@ from corebatch.batch.strategies.base import Strategy
 from corebatch.batch.strategies.every import Every
 from corebatch.batch.strategies.first_blocks import FirstBlocks
 from corebatch.batch.strategies.full import Full
-from corebatch.batch.strategies.options import SHARED, changed_options, check_option, option_names
+from corebatch.batch.strategies.options import SHARED, check_option, option_names
 from corebatch.batch.strategies.remembered import Remembered
 from corebatch.batch.strategies.two_phase import TwoPhase
 from corebatch.batch.strategies.unscored import Unscored
@@ -97,5 +97,7 @@ def make_strategy(value: Any) -> Strategy:
 
 def shortest(strategy: Strategy) -> str | dict[str, Any]:
     """What `make_strategy` makes it of again: the way alone, or with what differs from the defaults."""
-    changed = changed_options(strategy)
+    own = option_names(type(strategy))
+    values = {name: getattr(strategy, name) for name in OPTIONS if name in own}
+    changed = {name: value for name, value in values.items() if value != OPTIONS[name].default}
     return {"way": strategy.way, **changed} if changed else strategy.way

@@ -20,12 +20,9 @@ class Auto(Reusing):
     way: ClassVar[str] = "auto"
     stands_for_another: ClassVar[bool] = True
     first_pass_differs: ClassVar[bool] = True
+    scores_exactly = False
 
     def resolve(self, again: bool, fits: Callable[[Strategy], bool]) -> Strategy:
         options = dataclasses.asdict(self)
         remembered = Remembered(unknown="score", **options)
         return remembered if again and fits(remembered) else Full(**options)
-
-    @property
-    def scores_exactly(self) -> bool:
-        return False

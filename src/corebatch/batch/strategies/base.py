@@ -80,7 +80,7 @@ class Strategy(ABC):
 
     def needs(self, others: OtherSettings, step: CoresetStep) -> Sequence[Need]:
         """What it needs of the other settings."""
-        return ()
+        return (needs_forward(step),) if self.own_forward else ()
 
     def resolve(self, again: bool, fits: Callable[[Strategy], bool]) -> Strategy:
         """The strategy that this one stands for in a run: itself, but for "auto".
@@ -232,17 +232,12 @@ def needs_forward(step: CoresetStep) -> Need:
     )
 
 
-def needs_weights(step: CoresetStep) -> Need:
-    """There must be weights that undo what a proxy prefers."""
+def needs_of_parts(others: OtherSettings, step: CoresetStep, *more: Need) -> tuple[Need, ...]:
+    """What is needed where a pool is divided by a proxy, whose preferences weights undo; `more` before the last."""
+    selector, sources = step.selector, others.small_sources
     return (
-        step.selector.weighted,
-        f"a weighted selector, whose weights keep the estimate honest. Found {step.selector.name!r}",
-    )
-
-
-def needs_all_sources(others: OtherSettings) -> Need:
-    """No source can be kept whole by a strategy that divides the pool itself."""
-    return (
-        others.small_sources is None,
-        f"small_sources none, since rows are chosen in parts of its own. Found {others.small_sources!r}",
+        needs_forward(step),
+        (selector.weighted, f"a weighted selector, whose weights keep the estimate honest. Found {selector.name!r}"),
+        *more,
+        (sources is None, f"small_sources none, since rows are chosen in parts of its own. Found {sources!r}"),
     )

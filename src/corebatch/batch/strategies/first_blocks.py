@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from corebatch.batch.method import CoresetStep
-from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward
+from corebatch.batch.strategies.base import Strategy
 from corebatch.batch.strategies.options import whole
 from corebatch.model.early_exit import EarlyExit
 
@@ -28,9 +27,6 @@ class FirstBlocks(Strategy):
     way: ClassVar[str] = "first_blocks"
     own_forward: ClassVar[bool] = True
     step_options: ClassVar[tuple[str, ...]] = ("blocks",)
-
-    def needs(self, others: OtherSettings, step: CoresetStep) -> Sequence[Need]:
-        return (needs_forward(step),)
 
     def changed_forward(self) -> Callable[[nn.Module, Mapping[str, Tensor]], AbstractContextManager[None]]:
         return EarlyExit(self.blocks).cut

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.plan import Draw, Plan
-from corebatch.batch.strategies.base import (
-    Need,
-    OtherSettings,
-    Strategy,
-    needs_all_sources,
-    needs_forward,
-    needs_weights,
-)
+from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_of_parts
 from corebatch.memory import Recalled
 from corebatch.scoring import Scores
 from corebatch.seeds import seeded
@@ -34,12 +27,11 @@ class FromMemory(Strategy):
     """A strategy by which some features of a pool are remembered, or guessed."""
 
     def needs(self, others: OtherSettings, step: CoresetStep) -> Sequence[Need]:
-        return (
-            needs_forward(step),
-            needs_weights(step),
+        return needs_of_parts(
+            others,
+            step,
             (others.normalise is None, f"normalise none. Found {others.normalise!r}"),
             (others.sparsify is None, f"sparsify none. Found {others.sparsify!r}"),
-            needs_all_sources(others),
         )
 
     @property

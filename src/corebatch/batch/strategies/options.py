@@ -59,10 +59,3 @@ def option_names(kind: type) -> list[str]:
     fields = {field.name for field in dataclasses.fields(kind)}
     names = [name for base in kind.__mro__ for name in inspect.get_annotations(base) if name in fields]
     return sorted(names, key=lambda name: SHARED.index(name) if name in SHARED else -1)
-
-
-def changed_options(strategy: Any) -> dict[str, Any]:
-    """The options that differ from their defaults."""
-    defaults = {field.name: field.default for field in dataclasses.fields(strategy)}
-    values = {name: getattr(strategy, name) for name in option_names(type(strategy))}
-    return {name: value for name, value in values.items() if value != defaults[name]}

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.plan import Draw, Plan
-from corebatch.batch.strategies.base import (
-    Need,
-    OtherSettings,
-    Remembering,
-    needs_all_sources,
-    needs_forward,
-    needs_weights,
-)
+from corebatch.batch.strategies.base import Need, OtherSettings, Remembering, needs_of_parts
 from corebatch.batch.strategies.options import is_number, one_of, option
 from corebatch.errors import ConfigError
 from corebatch.scoring import Scores
@@ -59,9 +52,7 @@ class TwoPhase(Remembering):
         least = 1 / others.pool_factor
         enough = self.share is None or self.share * others.pool_factor > 1 or others.pool_factor == 1
         return (
-            needs_forward(step),
-            needs_weights(step),
-            needs_all_sources(others),
+            *needs_of_parts(others, step),
             (
                 enough,
                 f"a share above 1 / pool_factor = {least:.3g}: with fewer rows in the first phase there would be "

@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from corebatch.batch.method import CoresetStep
-from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_forward
+from corebatch.batch.strategies.base import Strategy
 from corebatch.batch.strategies.options import whole
 from corebatch.scoring import LossUnit
 from corebatch.types import IGNORED
@@ -30,9 +29,6 @@ class Window(Strategy):
     way: ClassVar[str] = "window"
     own_forward: ClassVar[bool] = True
     step_options: ClassVar[tuple[str, ...]] = ("tokens",)
-
-    def needs(self, others: OtherSettings, step: CoresetStep) -> Sequence[Need]:
-        return (needs_forward(step),)
 
     def shorten(self, row: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return window(row, self.tokens)
