@@ -20,7 +20,7 @@ class Scale:
 
     low: str
     high: str
-    colours: tuple[tuple[str, float], ...]
+    colors: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ VARIABLES = {
     POOL: "pool",
     CHOSEN: "chosen",
     TRAINED: "trained",
-    **{colour: f"extra{i}" for i, colour in enumerate(EXTRA)},
+    **{color: f"extra{i}" for i, color in enumerate(EXTRA)},
 }
 
 _SETTINGS = {

@@ -16,7 +16,7 @@ from corebatch.report.summary import Summary
 from corebatch.step_line import StepLine
 
 _Curve = tuple[str, list[float | None], str]  # name, one value a step, colour
-_COLOURS = dict(
+_COLORS = dict(
     zip(
         PHASES,
         (svg.EXTRA[4], svg.POOL, svg.EXTRA[3], svg.CHOSEN, svg.EXTRA[0], svg.EXTRA[2], svg.TRAINED, svg.EXTRA[1]),
@@ -28,8 +28,8 @@ _MOST_BARS = 80
 _MOST_POINTS = 300
 
 
-def _colour(phase: str) -> str:
-    return _COLOURS.get(phase, _UNKNOWN)
+def _color(phase: str) -> str:
+    return _COLORS.get(phase, _UNKNOWN)
 
 
 def time(summary: Summary) -> Chart | None:
@@ -63,7 +63,7 @@ def _bars(name: str, label: str, found: Sequence[tuple[str, float | None]], text
     most = float(heights.max()) or 1.0
 
     def paint(axes: Axes) -> None:
-        axes.barh(range(len(names)), heights, height=0.62, color=[_colour(phase) for phase, _ in found])
+        axes.barh(range(len(names)), heights, height=0.62, color=[_color(phase) for phase, _ in found])
         for row, (value, text) in enumerate(zip(heights, texts, strict=True)):
             axes.text(value + 0.015 * most, row, text, color=svg.INK, va="center", fontsize=10.5)
         axes.set_yticks(range(len(names)), names)
@@ -97,7 +97,7 @@ def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None
         below = np.zeros(len(parts))
         for name, level in zip(names, stack, strict=True):
             low, high = (np.append(x, x[-1]) for x in (below, level))
-            axes.fill_between(edges, low, high, step="post", color=_colour(name), linewidth=0)
+            axes.fill_between(edges, low, high, step="post", color=_color(name), linewidth=0)
             below = level
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, top or 1.0)
@@ -111,7 +111,7 @@ def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None
         title="Time of each step (seconds, phases stacked)",
         svg=svg.draw("time-steps", "Seconds by phase over the steps", svg.Frame(), paint),
         keys=tuple(
-            Key(name=formats.shorten(words.phase(n), 20), variable=svg.VARIABLES[_colour(n)], mark="box") for n in names
+            Key(name=formats.shorten(words.phase(n), 20), variable=svg.VARIABLES[_color(n)], mark="box") for n in names
         ),
         caption=f"{cut}{each}".strip(),
     )
@@ -120,7 +120,7 @@ def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None
 def tokens(steps: Sequence[StepLine]) -> Chart | None:
     """Tokens scored and tokens trained in each step; None when neither was counted."""
     both = (("scored", "tokens_scored", svg.POOL), ("trained", "tokens_trained", svg.TRAINED))
-    found: list[_Curve] = [(name, [getattr(step, field) for step in steps], colour) for name, field, colour in both]
+    found: list[_Curve] = [(name, [getattr(step, field) for step in steps], color) for name, field, color in both]
     found = [entry for entry in found if any(entry[1])]
     return _over_steps("tokens", "Tokens of a step (number)", steps, found)
 
@@ -159,12 +159,12 @@ def _over_steps(
     width = series.window(len(parts))
 
     def paint(axes: Axes) -> None:
-        for _, numbers, colour in found:
+        for _, numbers, color in found:
             raw = series.thin(series.values(numbers), parts)
             if width > 1:
-                axes.plot(x, raw, color=colour, alpha=0.35, linewidth=0.9)
+                axes.plot(x, raw, color=color, alpha=0.35, linewidth=0.9)
             marker = "o" if len(x) < 20 else None
-            axes.plot(x, series.smooth(raw, width), color=colour, linewidth=2, marker=marker, markersize=3.5)
+            axes.plot(x, series.smooth(raw, width), color=color, linewidth=2, marker=marker, markersize=3.5)
         if line_at is not None:
             axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         svg.step_limits(axes, steps[0].step, steps[-1].step)
@@ -175,6 +175,6 @@ def _over_steps(
     return Chart(
         title=title,
         svg=svg.draw(name, title, svg.Frame(), paint),
-        keys=tuple(Key(name=label, variable=svg.VARIABLES[colour]) for label, _, colour in found),
+        keys=tuple(Key(name=label, variable=svg.VARIABLES[color]) for label, _, color in found),
         caption=f"Bold: moving mean over {width} points; faint: raw." if width > 1 else "",
     )

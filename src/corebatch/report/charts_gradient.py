@@ -68,16 +68,16 @@ def _chart(
     width = series.window(len(parts))
 
     def paint(axes: Axes) -> None:
-        for _, which, what, colour, dash in curves:
+        for _, which, what, color, dash in curves:
             values = series.values([getattr(getattr(found, which), what) for _, found in measured])
             raw = series.thin(values, parts)
             if not np.isfinite(raw).any():
                 continue
             if width > 1:
-                axes.plot(x, raw, color=colour, alpha=0.3, linewidth=0.8, linestyle=dash)
+                axes.plot(x, raw, color=color, alpha=0.3, linewidth=0.8, linestyle=dash)
             marker = "o" if len(x) < 20 else None
             line = series.smooth(raw, width)
-            axes.plot(x, line, color=colour, linewidth=2, linestyle=dash, marker=marker, markersize=3.5)
+            axes.plot(x, line, color=color, linewidth=2, linestyle=dash, marker=marker, markersize=3.5)
         if line_at is not None:
             axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         svg.step_limits(axes, steps[0].step, steps[-1].step)
@@ -89,8 +89,8 @@ def _chart(
         title=title,
         svg=svg.draw(name, title, svg.Frame(), paint),
         keys=tuple(
-            Key(name=label, variable=svg.VARIABLES[colour], mark="line" if dash == "-" else "dash")
-            for label, _, _, colour, dash in curves
+            Key(name=label, variable=svg.VARIABLES[color], mark="line" if dash == "-" else "dash")
+            for label, _, _, color, dash in curves
         ),
         caption=caption + smoothed,
     )

@@ -29,22 +29,22 @@ def losses(steps: Sequence[StepLine]) -> Chart | None:
     x = series.thin(series.values([float(step.step) for step in steps]), parts)
     curves: list[tuple[Floats, Floats, str, object]] = []
     keys: list[Key] = []
-    for name, field, colour, dash in _CURVES:
+    for name, field, color, dash in _CURVES:
         raw = series.thin(series.values([getattr(step, field) for step in steps]), parts)
         if not np.isfinite(raw).any():
             continue
-        curves.append((raw, series.smooth(raw, series.window(len(raw))), colour, dash))
-        keys.append(Key(name=name, variable=svg.VARIABLES[colour], mark="line" if dash == "-" else "dash"))
+        curves.append((raw, series.smooth(raw, series.window(len(raw))), color, dash))
+        keys.append(Key(name=name, variable=svg.VARIABLES[color], mark="line" if dash == "-" else "dash"))
     if not curves:
         return None
     ends = series.limits([raw for raw, *_ in curves], [line for _, line, *_ in curves])
 
     def paint(axes: Axes) -> None:
         marker = "o" if len(x) < 20 else None
-        for raw, line, colour, dash in curves:
+        for raw, line, color, dash in curves:
             if len(x) >= 20:
-                axes.plot(x, raw, color=colour, alpha=0.35, linewidth=0.9)
-            axes.plot(x, line, color=colour, linestyle=dash, linewidth=2, marker=marker, markersize=3.5)
+                axes.plot(x, raw, color=color, alpha=0.35, linewidth=0.9)
+            axes.plot(x, line, color=color, linestyle=dash, linewidth=2, marker=marker, markersize=3.5)
         svg.step_limits(axes, steps[0].step, steps[-1].step)
         axes.set_ylim(ends)
         svg.step_axis(axes)
@@ -77,16 +77,16 @@ def held_out(run: RunRecord) -> Chart | None:
         return None
 
     def paint(axes: Axes) -> None:
-        for (_, curve), colour in zip(shown, _HELD_OUT, strict=False):
+        for (_, curve), color in zip(shown, _HELD_OUT, strict=False):
             points = np.array(curve, dtype=np.float64)
-            axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=2, marker="o", markersize=4)
+            axes.plot(points[:, 0], points[:, 1], color=color, linewidth=2, marker="o", markersize=4)
         axes.margins(x=0.04, y=0.12)
         svg.step_axis(axes)
 
     names = [_held_out_name(name) for name, _ in shown]
     keys = [
-        Key(name=formats.shorten(name, 28), variable=svg.VARIABLES[colour])
-        for name, colour in zip(names, _HELD_OUT, strict=False)
+        Key(name=formats.shorten(name, 28), variable=svg.VARIABLES[color])
+        for name, color in zip(names, _HELD_OUT, strict=False)
     ]
     left_out = len(run.eval_losses) - len(shown)
     return Chart(

@@ -59,9 +59,9 @@ def shares(summary: Summary) -> Chart | None:
 
     def paint(axes: Axes) -> None:
         y = np.arange(len(sources))
-        for i, (_, key, colour) in enumerate(bars):
+        for i, (_, key, color) in enumerate(bars):
             place = y + (i - (len(bars) - 1) / 2) * (height + 0.03)
-            axes.barh(place, [getattr(s, key) or 0.0 for s in sources], height=height, color=colour)
+            axes.barh(place, [getattr(s, key) or 0.0 for s in sources], height=height, color=color)
         _percent_axis(axes)
         _name_rows(axes, [s.name for s in sources])
 
@@ -77,7 +77,7 @@ def shares(summary: Summary) -> Chart | None:
     return Chart(
         title="Share of each source (% of examples)",
         svg=svg.draw("shares", f"Shares of {formats.listing(names)}", _frame(names, _row(summary)), paint),
-        keys=tuple(Key(name=name, variable=svg.VARIABLES[colour], mark="box") for name, _, colour in bars),
+        keys=tuple(Key(name=name, variable=svg.VARIABLES[color], mark="box") for name, _, color in bars),
         caption=f"Over all steps; the largest sources first.{weighted}",
     )
 
@@ -103,8 +103,8 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
         top = _round_up(highest)
 
         def paint(axes: Axes) -> None:
-            for (_, _, colour, dash), shares in zip(curves, values, strict=True):
-                axes.plot(x, shares, color=colour, linewidth=1.8, linestyle=dash)
+            for (_, _, color, dash), shares in zip(curves, values, strict=True):
+                axes.plot(x, shares, color=color, linewidth=1.8, linestyle=dash)
             svg.step_limits(axes, run.steps[0].step, run.steps[-1].step)
             axes.set_ylim(0, top)
             axes.set_yticks([0, top], ["0", f"{100 * top:.3g} %"])
@@ -127,8 +127,8 @@ def pool_and_chosen(run: RunRecord, summary: Summary) -> Chart | None:
         title="Pool against chosen over time (share of each source, %)",
         panels=tuple((formats.shorten(name, 28), panel(row)) for row, name in enumerate(titles)),
         keys=tuple(
-            Key(name=name, variable=svg.VARIABLES[colour], mark="line" if dash == "-" else "dash")
-            for name, _, colour, dash in curves
+            Key(name=name, variable=svg.VARIABLES[color], mark="line" if dash == "-" else "dash")
+            for name, _, color, dash in curves
         ),
         caption=f"{each}Over optimizer steps; each panel has a scale of its own.",
     )
@@ -167,11 +167,11 @@ def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
     def paint(axes: Axes) -> None:
         axes.grid(False)
         for index, (_, opacity) in enumerate(_LEVELS):
-            for colour, sign in ((svg.CHOSEN, 1), (svg.POOL, -1)):
+            for color, sign in ((svg.CHOSEN, 1), (svg.POOL, -1)):
                 if cells := list(_cells(edges, _level(ratios) == sign * (index + 1))):
                     path = Path.make_compound_path(*cells)
                     axes.add_collection(
-                        PathCollection([path], facecolor=colour, alpha=opacity, linewidth=0), autolim=False
+                        PathCollection([path], facecolor=color, alpha=opacity, linewidth=0), autolim=False
                     )
         axes.set_xlim(edges[0], edges[-1])
         all_names = [*names, *([other.name] if other else [])]
@@ -189,7 +189,7 @@ def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
     return Chart(
         title="Share chosen / share drawn over time (ratio)",
         svg=svg.draw("shares-time", label, _frame(all_names, _row(summary)), paint),
-        keys=(Scale(low="≤ 0.5", high="≥ 2", colours=scale),),
+        keys=(Scale(low="≤ 0.5", high="≥ 2", colors=scale),),
         caption=(
             f"{steps}Orange: chosen more than drawn, from ratios of 1.1, 1.25, 1.6 and 2; blue: less, from "
             "their inverses. Rare sources vary by chance."
@@ -237,9 +237,9 @@ def answers(summary: Summary) -> Chart | None:
         return None
 
     def paint(axes: Axes) -> None:
-        for offset, colour, which in ((-0.17, svg.POOL, 1), (0.17, svg.CHOSEN, 2)):
+        for offset, color, which in ((-0.17, svg.POOL, 1), (0.17, svg.CHOSEN, 2)):
             for row, entry in enumerate(shown):
-                _interval(axes, row + offset, entry[which], colour)  # type: ignore[arg-type]
+                _interval(axes, row + offset, entry[which], color)  # type: ignore[arg-type]
         _percent_axis(axes)
         axes.set_xlim(-0.01, 1.01)
         _name_rows(axes, [name for name, *_ in shown])
@@ -257,8 +257,8 @@ def answers(summary: Summary) -> Chart | None:
     )
 
 
-def _interval(axes: Axes, y: float, value: Accuracy | None, colour: str) -> None:
+def _interval(axes: Axes, y: float, value: Accuracy | None, color: str) -> None:
     if value is None or value.share is None:
         return
-    axes.plot([value.low, value.high], [y, y], color=colour, linewidth=2, alpha=0.5, solid_capstyle="round")
-    axes.plot([value.share], [y], color=colour, marker="o", markersize=5, linestyle="none")
+    axes.plot([value.low, value.high], [y, y], color=color, linewidth=2, alpha=0.5, solid_capstyle="round")
+    axes.plot([value.share], [y], color=color, marker="o", markersize=5, linestyle="none")

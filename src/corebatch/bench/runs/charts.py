@@ -57,12 +57,12 @@ def curves(comparison: Comparison, mean: str, axis: str) -> Chart | None:
             look = styles[arms[i]]
             if curve.seeds > 1:
                 low, high = ([getattr(loss, end) for loss in curve.losses] for end in ("low", "high"))
-                band = axes.fill_between(curve.spent, low, high, color=look.colour, alpha=0.15, linewidth=0)
+                band = axes.fill_between(curve.spent, low, high, color=look.color, alpha=0.15, linewidth=0)
                 band.set_gid(gid("band", i))
             line = axes.plot(
                 curve.spent,
                 [loss.mean for loss in curve.losses],
-                color=look.colour,
+                color=look.color,
                 linestyle=look.line,
                 linewidth=2.6 if look.wide else 1.7,
                 marker=look.marker,
@@ -168,11 +168,11 @@ def _dot(
     axes: Axes, row: int, value: Estimate, look: Look, filled: bool, size: float = 7.5, arm: int | None = None
 ) -> None:
     if value.low is not None and value.high is not None:
-        line = axes.plot([value.low, value.high], [row, row], color=look.colour, linewidth=2, solid_capstyle="round")
+        line = axes.plot([value.low, value.high], [row, row], color=look.color, linewidth=2, solid_capstyle="round")
         line[0].set_gid(None if arm is None else gid(f"span{row}", arm))
     # a hollow marker has the page's colour nowhere, so that it suits light and dark
-    face = look.colour if filled else "none"
-    dot = axes.plot([value.mean], [row], look.marker, color=look.colour, markerfacecolor=face, markersize=size)
+    face = look.color if filled else "none"
+    dot = axes.plot([value.mean], [row], look.marker, color=look.color, markerfacecolor=face, markersize=size)
     dot[0].set_gid(None if arm is None else gid(f"dot{row}", arm))
 
 

@@ -52,7 +52,6 @@ def markdown(comparison: Comparison) -> str:
     """
     plan = comparison.plan
     tests, reaches = sheets.tests(comparison), sheets.reaches(comparison)
-    marks = sheets.marks(comparison)
     parts = [
         "# Comparison of methods",
         _bullets(words.headline(comparison)),
@@ -60,20 +59,20 @@ def markdown(comparison: Comparison) -> str:
         _bullets(f"{name}: {value}" for name, value in sheets.budgets(comparison)),
         _pairs(sheets.flat(plan.settings)),
         "## Outcome",
-        markdown_table(sheets.outcome(comparison), _TEXTS),
+        _sheet(sheets.outcome(comparison)),
         "## Tests",
-        *((markdown_table(sheet, _TEXTS) for sheet in without_repeats(tests)) if tests else [NO_TESTS]),
+        *(map(_sheet, without_repeats(tests)) if tests else [NO_TESTS]),
         "## Time to the loss of each baseline",
-        *((markdown_table(sheet, _TEXTS) for sheet in without_repeats(reaches)) if reaches else [NO_TESTS]),
-        _optional(sheets.reach_of_all(comparison)),
+        *(map(_sheet, without_repeats(reaches)) if reaches else [NO_TESTS]),
+        _sheet(sheets.reach_of_all(comparison)),
         "## Sources",
-        _optional(sheets.sources(comparison)) or "No run has a loss by source.",
+        _sheet(sheets.sources(comparison)) or "No run has a loss by source.",
         "## Marked and missing runs",
-        "None." if marks is None else markdown_table(marks, _TEXTS),
+        _sheet(sheets.marks(comparison)) or "None.",
         _bullets(comparison.notes),
         "## Tuning and timing",
         _pairs(sheets.flat(plan.tuning)),
-        markdown_table(sheets.timing(comparison), _TEXTS),
+        _sheet(sheets.timing(comparison)),
         _pairs(sheets.flat(plan.timing)),
         "## Provenance",
         _pairs(sheets.provenance(comparison)),
@@ -84,7 +83,7 @@ def markdown(comparison: Comparison) -> str:
 NO_TESTS = "The plan has no reference arm with a baseline beside it."
 
 
-def _optional(sheet: Sheet | None) -> str:
+def _sheet(sheet: Sheet | None) -> str:
     return "" if sheet is None else markdown_table(sheet, _TEXTS)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from corebatch.bench.runs.comparison import Comparison
 from corebatch.rendering import svg
 
-_COLOURS = (svg.POOL, svg.TRAINED, *(svg.EXTRA[i] for i in (1, 2, 3, 0, 4)))
+_COLORS = (svg.POOL, svg.TRAINED, *(svg.EXTRA[i] for i in (1, 2, 3, 0, 4)))
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*", "p")
 _FIRST = ("plain_small", "plain_large", "random", "tokens_importance")  # so that pages agree on their colours
 _MOST_SHOWN = 6
@@ -18,7 +18,7 @@ _SWATCH_SIZE = 8.0
 class Look:
     """Colour (hexadecimal, one of the report's), marker and dashes as matplotlib takes them."""
 
-    colour: str
+    color: str
     marker: str
     dash: tuple[float, ...]
     wide: bool
@@ -30,7 +30,7 @@ class Look:
     @property
     def variable(self) -> str:
         """The colour's name in the style sheet."""
-        return svg.VARIABLES[self.colour]
+        return svg.VARIABLES[self.color]
 
     @property
     def shape(self) -> str:
@@ -55,11 +55,11 @@ def looks(comparison: Comparison) -> dict[str, Look]:
         if arm.budget == others[0]:
             dash = (4, 1.6)
         if reference is not None and arm.method == reference.method:
-            made[arm.name] = Look(colour=svg.CHOSEN, marker="o", dash=dash, wide=True)
+            made[arm.name] = Look(color=svg.CHOSEN, marker="o", dash=dash, wide=True)
         else:
             place = methods.index(arm.method)
-            colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
-            made[arm.name] = Look(colour=colour, marker=marker, dash=dash, wide=False)
+            color, marker = _COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)]
+            made[arm.name] = Look(color=color, marker=marker, dash=dash, wide=False)
     return made
 
 
