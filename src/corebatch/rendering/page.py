@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from corebatch.errors import MissingExtraError
-from corebatch.files import write_text
+from corebatch.files import replacing
 from corebatch.rendering.formats import clean
 
 _SHARED = Path(__file__).with_name("templates")
@@ -58,5 +58,6 @@ def _breakable(name: str) -> Markup:
 def write(path: Path, text: str) -> Path:
     """Writes the text whole or not at all, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    with replacing(path) as part:
+        part.write_bytes(text.encode("utf-8"))
     return path
