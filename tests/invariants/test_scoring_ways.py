@@ -124,7 +124,7 @@ def test_one_by_eight_is_eight_by_one(tmp_path: Path, way: str) -> None:
 def test_scoring_leaves_the_model_as_it_was(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(dropout=0.1)
     made = trainer(tmp_path, model, CoresetConfig(scoring=WAYS[way]), max_steps=2)
-    scored = type(made._run.scoring).score
+    scored = type(made._run.scoring.forwards).score
     seen = 0
 
     def picture() -> list[Any]:
@@ -147,7 +147,7 @@ def test_scoring_leaves_the_model_as_it_was(tmp_path: Path, way: str, monkeypatc
         seen += 1
         return found
 
-    monkeypatch.setattr(type(made._run.scoring), "score", watched)
+    monkeypatch.setattr(type(made._run.scoring.forwards), "score", watched)
     run(made)
     assert seen == 2
 

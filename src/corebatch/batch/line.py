@@ -47,7 +47,7 @@ def step_line(
         losses = scores.losses.double().cpu()
         pool_loss = float(losses.sum() / tokens[candidates].sum().clamp(min=1))
         chosen_loss = float(losses[selection.indices.cpu()].sum() / tokens[chosen].sum().clamp(min=1))
-    work, mine = scoring.work, shares.of(ranks.index)
+    work, mine = scoring.forwards.work, shares.of(ranks.index)
     tokens_scored, tokens_trained = scoring.tokens_scored(pool, scored), int(pool.lengths[chosen].sum())
     line: dict[str, Any] = {
         "drawn": per_source(pool.sources[candidates], names),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from corebatch.batch.forwards import Forwards, Work
+from corebatch.batch.forwards import Forwards
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.plan import Draw, Plan, extents
 from corebatch.batch.pool import Pool
@@ -16,8 +16,6 @@ from corebatch.batch.strategies import Strategy, Unscored
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import NonFiniteError
 from corebatch.memory import FeatureMemory
-from corebatch.model.recompute import BlockStates
-from corebatch.model.rows import Padding
 from corebatch.scoring import LossUnit, Scores, Tokens
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.scoring.value_gradients import ValueGradientScorer
@@ -36,6 +34,7 @@ class Scoring:
         sharded: whether forwards on all ranks must run in step.
 
     Attributes:
+        forwards: score a plan's rows.
         memory: of examples, or None.
         trained: takes features out of the backward of training, or None.
         reuse_bytes: the cap on what is kept of scoring forwards, once it is decided. Like the positions of a forward
@@ -62,16 +61,6 @@ class Scoring:
         """The way of scoring, or "none" for a selector or scorer that needs no forward."""
         return self.strategy.way if self.scorer.needs_forward else Unscored.way
 
-    @property
-    def positions(self) -> int | None:
-        """Of one scoring forward, once it is decided."""
-        return self.forwards.positions
-
-    @property
-    def work(self) -> Work:
-        """What this rank's forwards of the last step came to."""
-        return self.forwards.work
-
     def plan(self, pool: Pool, budget: int, step: int) -> Plan:
         """Which rows are scored at this optimizer step."""
         return self.strategy.plan(self._draw(pool, budget, step))
@@ -79,19 +68,6 @@ class Scoring:
     def _draw(self, pool: Pool, budget: int, step: int) -> Draw:
         memory = FeatureMemory(self.step.seed) if self.memory is None else self.memory
         return Draw(pool=pool, budget=budget, step=step, method=self.step, loss=self.loss, memory=memory)
-
-    def score(
-        self,
-        ranks: Ranks,
-        model: nn.Module,
-        batches: Sequence[Mapping[str, Tensor]],
-        pool: Pool,
-        plan: Plan,
-        padding: Padding,
-        states: BlockStates | None = None,
-    ) -> Scores | None:
-        """Scores of the plan's rows that this rank holds; see `Forwards.score`."""
-        return self.forwards.score(ranks, model, batches, pool, plan.exact, padding, states)
 
     def tokens_scored(self, pool: Pool, rows: Tensor) -> int:
         """Tokens without padding that scoring the pool's `rows` takes, over all ranks."""
@@ -156,7 +132,7 @@ class Scoring:
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint: the memory, and how large scoring forwards are."""
         state = {} if self.memory is None else {f"memory.{k}": v for k, v in self.memory.state_dict().items()}
-        decided = {"positions": self.positions, "reuse_bytes": self.reuse_bytes}
+        decided = {"positions": self.forwards.positions, "reuse_bytes": self.reuse_bytes}
         return state | {name: torch.tensor(number) for name, number in decided.items() if number is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

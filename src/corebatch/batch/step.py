@@ -106,7 +106,7 @@ class BatchStep:
         clock.end("exchange")
         budget = self.budget(int(pool.eligible.sum()), given)
         plan = scoring.plan(pool, budget, step)
-        mine = scoring.score(ranks, model, rows.batches, pool, plan, rows.padding, self.states)
+        mine = scoring.forwards.score(ranks, model, rows.batches, pool, plan.exact, rows.padding, self.states)
         clock.end("score")
         scores = None if mine is None else gather_scores(ranks, pool, plan.exact, mine)
         clock.end("exchange")

@@ -11,7 +11,7 @@ from typing import Any
 from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
 from corebatch.batch.strategies import Strategy, make_strategy, shortest
 from corebatch.errors import ConfigError
-from corebatch.options import hint
+from corebatch.options import check_count, hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import SmallSources, small_candidates
@@ -81,8 +81,7 @@ class CoresetConfig:
     def __post_init__(self) -> None:
         for name, least, most in (("pool_factor", 1, MOST), ("seed", 0, 2**63 - 1), ("track_error", 0, 10**9)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"coreset.{name} should be an integer of at least {least}. Found {value!r}.")
+            check_count(f"coreset.{name}", value, least=least)
             if value > most:
                 raise ConfigError(f"coreset.{name} should be at most {most:,}. Found {value:,}.")
         if self.loss not in ("token_mean", "example_mean"):

@@ -58,7 +58,7 @@ def pool_of(batches: list[Batch]) -> Pool:
 
 def scored(scoring: Scoring, model: Any, batches: list[Batch], padding: Padding = NO_PADDING) -> Scores:
     pool = pool_of(batches)
-    found = scoring.score(ALONE, model, batches, pool, scoring.plan(pool, 7, 0), padding)
+    found = scoring.forwards.score(ALONE, model, batches, pool, scoring.plan(pool, 7, 0).exact, padding)
     assert found is not None
     return found
 
@@ -129,19 +129,19 @@ def test_no_forward_is_larger_than_asked_for(shapes: list[tuple[int, int]], rows
     widths = [width for _, width in shapes]
     assert widths == sorted(widths, reverse=True), "longest first, so that memory is short at once or never"
     assert len(shapes) <= -(-14 // rows)
-    assert scoring.work.forwards == len(shapes)
-    assert scoring.work.positions == sum(height * width for height, width in shapes)
-    assert scoring.work.tokens == int(pool_of(batches).lengths.sum())
+    assert scoring.forwards.work.forwards == len(shapes)
+    assert scoring.forwards.work.positions == sum(height * width for height, width in shapes)
+    assert scoring.forwards.work.tokens == int(pool_of(batches).lengths.sum())
 
 
 def test_auto_is_a_micro_batch_of_the_first_pool(shapes: list[tuple[int, int]]) -> None:
     scoring = made(CoresetConfig(), micro_batch=4)
     scored(scoring, tiny_model(KIND), drawn())
-    assert scoring.positions == 4 * 12
+    assert scoring.forwards.positions == 4 * 12
     assert all(height * width <= 4 * 12 for height, width in shapes)
     again = made(CoresetConfig(), micro_batch=9)
     again.load_state_dict(scoring.state_dict())
-    assert again.positions == 4 * 12, "a resumed run cuts as before"
+    assert again.forwards.positions == 4 * 12, "a resumed run cuts as before"
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_forwards_are_halved_when_memory_runs_out(
         found = scored(scoring, model, batches)
     assert max(small_memory) > 20
     assert "Memory ran out while scoring 6 rows in one forward; going on with 3" in caplog.text
-    assert scoring.work.forwards == sum(size <= 20 for size in small_memory)
+    assert scoring.forwards.work.forwards == sum(size <= 20 for size in small_memory)
     assert not torch.cuda.is_initialized()
     small_memory.clear()
     scored(scoring, model, batches)

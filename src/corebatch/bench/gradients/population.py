@@ -132,8 +132,8 @@ class PopulationScoring:
     def score(self, model: Any, rows: Tensor | None = None) -> Scores:
         """Scores of some rows (LongTensor, ascending), or of all, in forwards over rows of falling length."""
         rows = torch.arange(len(self.population)) if rows is None else rows
-        plan = Plan(candidates=torch.arange(len(self.population)), budget=0, exact=rows)
-        scores = self.scoring.score(Ranks(), model, self.population.batches, self.population.pool(), plan, _PADDING)
+        population = self.population
+        scores = self.scoring.forwards.score(Ranks(), model, population.batches, population.pool(), rows, _PADDING)
         assert scores is not None
         return scores
 
