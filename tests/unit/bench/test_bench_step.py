@@ -17,6 +17,7 @@ from corebatch.bench.steps.arm import Run
 from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Shape, StepSettings
 from corebatch.errors import ConfigError, DataError, UnsupportedModelError
 from corebatch.trainer import CoresetConfig, ScoringConfig
+from corebatch.trainer.run import SelectionRun
 
 LARGE, MICRO, STEPS = 16, 2, 2
 TINY = {
@@ -245,7 +246,7 @@ def test_an_arm_that_the_model_refuses_is_left_out(settings, monkeypatch):
     def refuse(self, *args):
         raise UnsupportedModelError("no such projection")
 
-    monkeypatch.setattr(step_arm.CoresetTrainer, "_small_batch", refuse)
+    monkeypatch.setattr(SelectionRun, "small_batch", refuse)
     made = step_plan.plan(replace(settings, ratios=[2], rounds=1, steps=1))
     said = []
     lines = step.bench_step(made, said.append)

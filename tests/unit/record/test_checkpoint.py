@@ -11,7 +11,6 @@ import torch
 
 from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError, CorebatchError
-from corebatch.files import write_text
 from corebatch.record.checkpoint import MARKER, TENSORS, last_complete, load_state, save_state
 from corebatch.trainer import CoresetConfig
 
@@ -168,16 +167,3 @@ def test_no_complete_one_is_an_error(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty" / "checkpoint-1").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=f"{folder} should hold a complete checkpoint .* Found none"):
         last_complete(tmp_path / folder)
-
-
-def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file.json"
-    write_text(path, "old ü")
-
-    def fails(_: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fails)
-    with pytest.raises(OSError, match="disk full"):
-        write_text(path, "new")
-    assert path.read_text(encoding="utf-8") == "old ü"
