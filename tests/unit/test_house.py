@@ -35,9 +35,10 @@ ALLOWED = {
     "evaluation": LEAVES | {"model"},
     "rendering": LEAVES,
     "report": LEAVES | {"rendering"},
-    "demo": LEAVES | {"evaluation"},
     "config": RUN | {"mixture"},
     "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering"},
+    "launch": RUN | {"config", "mixture", "evaluation", "report", "rendering"},
+    "demo": RUN | {"mixture", "evaluation"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {

@@ -14,8 +14,8 @@ app = typer.Typer(no_args_is_help=True, help="Tokenised rows that are kept betwe
 @app.command(name="list")
 def show() -> None:
     """List what is kept: data sets, rows, size, last use."""
-    from corebatch.cli.tables import table
     from corebatch.mixture.cache import RowCache
+    from corebatch.rendering.rows import table
 
     kept = RowCache()
     console = Console(soft_wrap=True)

@@ -6,8 +6,8 @@ from importlib import import_module
 
 from rich.console import Console
 
-from corebatch.cli.tables import table
 from corebatch.record.provenance import hardware, versions
+from corebatch.rendering.rows import table
 
 EXTRAS = {"trl": "trl", "matplotlib": "report", "reasoning_gym": "demo", "numba": "a faster choice"}
 

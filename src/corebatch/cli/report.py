@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from corebatch.errors import ConfigError
-from corebatch.report import print_summary, read_run, summarise, write_report
-from corebatch.text import say
+from corebatch.launch.reporting import page_written, report_run
 
 
 def report(run: Path, console: Console, output: Path | None = None) -> Path:
@@ -26,22 +22,6 @@ def report(run: Path, console: Console, output: Path | None = None) -> Path:
     if (run / "plan.json").is_file():
         from corebatch.cli.compare import show
 
-        with _written(run):
+        with page_written(run):
             return show(run, console, output)
-    summary = summarise(read_run(run))
-    print_summary(summary, console)
-    with _written(run):
-        page = write_report(run, output)
-    say(console, f"The report is in {page}")
-    return page
-
-
-@contextmanager
-def _written(run: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"The page of {run} could not be written: {type(error).__name__}: {error}. "
-            f"`corebatch report {run} --output PATH` writes it to another place."
-        ) from error
+    return report_run(run, console, output)

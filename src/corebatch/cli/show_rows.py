@@ -1,4 +1,4 @@
-"""Rows as text on the terminal, with what is trained of them marked."""
+"""How rows become tokens, and rows as text on the terminal, with what is trained of them marked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from corebatch.config.settings import Settings
+from corebatch.launch.telling import tell_mixture, tell_unused
 from corebatch.mixture import row_sources
 from corebatch.mixture.marked import parts, shortened
+from corebatch.rendering.rows import table
 from corebatch.text import say, terminal
 
 MOST_SOURCES = 20
@@ -64,3 +67,30 @@ def _body(parts_of_row: Sequence[tuple[str, bool]], opens: str, closes: str) -> 
         made.append_text(terminal(shown, "green" if trained else "", lines=True))
     lines = made.split("\n", allow_blank=True)
     return Text("\n").join(Text("    ") + line for line in lines)
+
+
+def show_data(settings: Settings, tokenizer: Any, dataset: Any, held_out: Any, console: Console, rows: int) -> None:
+    """How rows become tokens, some of them, and the held-out sets."""
+    data = settings.data
+    template = "the tokenizer's own" if data.chat_template is None else data.chat_template
+    console.print()
+    console.print(
+        table(
+            "How rows become tokens",
+            [
+                {"what": "at most", "value": f"{data.max_length} tokens"},
+                {"what": "separator between prompt and completion", "value": repr(data.separator)},
+                {"what": "prompts are put into the chat template", "value": data.apply_chat_template},
+                {"what": "chat template of conversations", "value": template},
+                {"what": "trained turns of a conversation", "value": data.train_turns},
+                {"what": "end of sequence, padding", "value": f"{tokenizer.eos_token}, {tokenizer.pad_token}"},
+            ],
+        )
+    )
+    console.print()
+    if rows and len(dataset):
+        show_rows(dataset, tokenizer, console, rows)
+    if held_out is not None:
+        console.print()
+        tell_mixture(held_out, tokenizer, console, "Held-out sets (lengths in tokens)")
+        tell_unused(held_out, console)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from corebatch.cli.closing import close, finish, is_closed
-from corebatch.cli.folders import check_place, checkpoint_of
-from corebatch.cli.held_out import TrainerBySource
-from corebatch.cli.output_dir import plan_start
-from corebatch.cli.prepare import prepare
-from corebatch.cli.progress import show_progress
 from corebatch.config.settings import Settings
+from corebatch.launch.closing import close, finish, is_closed
+from corebatch.launch.held_out import TrainerBySource
+from corebatch.launch.output_dir import check_place, checkpoint_of, plan_start
+from corebatch.launch.prepare import prepare
+from corebatch.launch.progress import show_progress
 from corebatch.record.folder_lock import owned, owned_by_first
 from corebatch.text import say
 from corebatch.trainer.run_control import all_ranks

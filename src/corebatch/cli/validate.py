@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from corebatch.cli.first_step import make_first_step
-from corebatch.cli.folders import check_place, checkpoint_of
-from corebatch.cli.output_dir import plan_start
-from corebatch.cli.prepare import check_evaluation, prepare, tell_idle, tell_mixture, tell_unused
-from corebatch.cli.show_rows import show_rows
-from corebatch.cli.tables import table
-from corebatch.config.building import load_tokenizer, preview, skeleton
+from corebatch.cli.show_plan import show_plan
+from corebatch.cli.show_rows import show_data
+from corebatch.config.building import load_tokenizer, preview
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
-from corebatch.model.footprint import predict
+from corebatch.launch.first_step import make_first_step
+from corebatch.launch.output_dir import check_place, checkpoint_of, plan_start
+from corebatch.launch.prepare import check_evaluation, prepare
+from corebatch.launch.telling import tell_idle, tell_mixture, tell_unused
 from corebatch.record.folder_lock import check_unowned
 from corebatch.scratch import temporary_folder
-from corebatch.sources import small_candidates
 from corebatch.text import say
-from corebatch.trainer import CoresetConfig
 
 
 def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool = False) -> None:
@@ -61,8 +55,8 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
         def look(mixture: Any, held_out: Any, tokenizer: Any, args: Any) -> None:
             tell_mixture(mixture, tokenizer, console)
             tell_unused(mixture, console)
-            _show_data(settings, tokenizer, mixture.dataset, held_out, console, rows)
-            _show_plan(settings, args, mixture.counts, console)
+            show_data(settings, tokenizer, mixture.dataset, held_out, console, rows)
+            show_plan(settings, args, mixture.counts, console)
 
         run = prepare(dataclasses.replace(settings, training=training), console, look)
         loss = make_first_step(run, output_dir, resume)
@@ -91,96 +85,5 @@ def _look(settings: Settings, console: Console, rows: int) -> None:
                 f"max_length {settings.data.max_length}. Raise max_length.",
                 "yellow",
             )
-    _show_data(settings, tokenizer, seen.sample, held_out, console, rows)
-    _show_plan(settings, args, seen.sources, console)
-
-
-def _show_data(settings: Settings, tokenizer: Any, dataset: Any, held_out: Any, console: Console, rows: int) -> None:
-    """How rows become tokens, some of them, and the held-out sets."""
-    data = settings.data
-    template = "the tokenizer's own" if data.chat_template is None else data.chat_template
-    console.print()
-    console.print(
-        table(
-            "How rows become tokens",
-            [
-                {"what": "at most", "value": f"{data.max_length} tokens"},
-                {"what": "separator between prompt and completion", "value": repr(data.separator)},
-                {"what": "prompts are put into the chat template", "value": data.apply_chat_template},
-                {"what": "chat template of conversations", "value": template},
-                {"what": "trained turns of a conversation", "value": data.train_turns},
-                {"what": "end of sequence, padding", "value": f"{tokenizer.eos_token}, {tokenizer.pad_token}"},
-            ],
-        )
-    )
-    console.print()
-    if rows and len(dataset):
-        show_rows(dataset, tokenizer, console, rows)
-    if held_out is not None:
-        console.print()
-        tell_mixture(held_out, tokenizer, console, "Held-out sets (lengths in tokens)")
-        tell_unused(held_out, console)
-
-
-def _show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], console: Console) -> None:
-    """Steps and memory.
-
-    Args:
-        counts: source -> its `rows` and `lengths`.
-    """
-    console.print()
-    console.print(table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()})))
-    console.print()
-    longest = max((one.lengths["max"] for one in counts.values() if one.lengths), default=0)
-    rows = _memory(settings, args, int(longest))
-    console.print(table("Predicted memory of a process, counted on a model without weights", rows))
-
-
-def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]:
-    model = skeleton(settings)
-    memory = predict(
-        model,
-        rows=args.per_device_train_batch_size,
-        tokens=longest,
-        pool_factor=settings.coreset.pool_factor,
-        checkpointing=bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing),
-        four_bits=settings.model.load_in_4bit,
-    )
-    return [
-        {"what": "numbers in the model", "value": sum(p.numel() for p in model.parameters())},
-        {"what": "of them trained", "value": sum(p.numel() for p in model.parameters() if p.requires_grad)},
-        {"what": "weights, MB", "value": memory.weights / 2**20},
-        {"what": "gradients, MB", "value": memory.gradients / 2**20},
-        {"what": "optimizer (AdamW), MB", "value": memory.optimizer / 2**20},
-        {
-            "what": f"activations of {args.per_device_train_batch_size} x {longest} tokens, MB",
-            "value": None if memory.activations is None else memory.activations / 2**20,
-        },
-        {"what": "together, MB", "value": memory.total / 2**20},
-    ]
-
-
-def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    ranks = max(args.world_size, 1)
-    small = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
-    large = small * coreset.pool_factor
-    total = sum(counts.values())
-    per_epoch = math.ceil(
-        math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps
-    )
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    names = sorted(counts)
-    numbered = Counter({i: counts[name] for i, name in enumerate(names)})
-    kept = sorted(names[s] for s in small_candidates(numbered, names, coreset.small_sources))
-    return [
-        {"what": "examples", "value": total},
-        {"what": "large batch (drawn a step)", "value": large},
-        {"what": "small batch (trained a step)", "value": small},
-        {"what": "micro-batches a step, on each of the ranks", "value": args.gradient_accumulation_steps},
-        {"what": "ranks", "value": ranks},
-        {"what": "steps an epoch", "value": per_epoch},
-        {"what": "steps in all", "value": steps},
-        {"what": "scorer", "value": str(coreset.scorer)},
-        {"what": "selector", "value": str(coreset.selector)},
-        {"what": "small sources that may be kept whole", "value": ", ".join(kept) or "none"},
-    ]
+    show_data(settings, tokenizer, seen.sample, held_out, console, rows)
+    show_plan(settings, args, seen.sources, console)

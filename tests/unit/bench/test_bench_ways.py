@@ -13,8 +13,8 @@ from corebatch.bench.gradients.estimate import Past
 from corebatch.bench.gradients.frontier import envelope, plot_frontier
 from corebatch.bench.gradients.population import Population, PopulationScoring, remembered
 from corebatch.bench.gradients.run import bench_gradients, plot, table_rows
-from corebatch.cli.tables import table
 from corebatch.errors import ConfigError, InputError
+from corebatch.rendering.rows import table
 from corebatch.scoring import SCORERS
 from training import Collator, mixture, tiny_model
 

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from corebatch.cli.evaluate_run import load_trained
 from corebatch.cli.main import main
 from corebatch.evaluation import evaluate as measure
 from corebatch.evaluation import parse_task
+from corebatch.evaluation.loading import load_trained
 from corebatch.mixture import PaddingCollator, load_mixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

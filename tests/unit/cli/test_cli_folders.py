@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import corebatch
-from corebatch.cli import closing
 from corebatch.cli.main import main
+from corebatch.launch import closing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RESUME = ("--resume_from_checkpoint", "true")
@@ -107,7 +107,7 @@ def test_a_full_disk_behind_the_last_step(train, run, monkeypatch, part, safe):
 
 
 def test_a_full_disk_when_the_final_model_is_saved(train, run, monkeypatch):
-    from corebatch.cli.held_out import TrainerBySource
+    from corebatch.launch.held_out import TrainerBySource
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainerBySource, "save_state", full)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback
 
 from corebatch.cli.main import main
-from corebatch.cli.train import TrainerBySource
+from corebatch.launch.held_out import TrainerBySource
 from corebatch.report import read_run
 from training import Collator, arguments, mixture, tiny_model, trainer
 

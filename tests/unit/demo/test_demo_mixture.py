@@ -132,7 +132,7 @@ def test_both_files_load_as_data_sets(files: Any, tmp_path: Path) -> None:
 
 
 def test_a_demo_replaces_a_demo_and_nothing_else(tmp_path: Path) -> None:
-    from corebatch.cli.demo import MARKER, prepare
+    from corebatch.demo.training import MARKER, prepare
     from corebatch.errors import ConfigError
     from corebatch.record.folder_lock import LOCK, owned
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from corebatch.cli.evaluate_run import random_states
-from corebatch.cli.prepare import Run
 from corebatch.evaluation import evaluate
+from corebatch.evaluation.random_states import random_states
+from corebatch.launch.prepare import PreparedRun
 from corebatch.record.example_counts import ROWS
 from corebatch.record.writer import LOG
 
@@ -34,7 +34,7 @@ class StopAfterOne(TrainerCallback):
         control.should_save = control.should_evaluate = control.should_log = False
 
 
-def make_first_step(run: Run, output_dir: Path, resume: str | None) -> float | None:
+def make_first_step(run: PreparedRun, output_dir: Path, resume: str | None) -> float | None:
     """Measures a little of every task and held-out set, makes one step, and returns its loss; None where the run that
     goes on has made all its steps.
 

@@ -11,13 +11,14 @@ from typing import Any
 from rich.console import Console
 from safetensors import SafetensorError
 
-from corebatch.cli.card import write_card
-from corebatch.cli.output_dir import FINISHED, Contents
-from corebatch.cli.prepare import Run
 from corebatch.config.settings import Settings
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, CorebatchError
 from corebatch.files import write_text
+from corebatch.launch.card import write_card
+from corebatch.launch.output_dir import FINISHED, Contents
+from corebatch.launch.prepare import PreparedRun
+from corebatch.launch.reporting import report_run
 from corebatch.record.provenance import now
 from corebatch.text import say
 
@@ -31,7 +32,7 @@ def is_closed(output_dir: Path, step: int) -> bool:
     return found and Contents.of(output_dir).model is not None
 
 
-def close(run: Run, result: Any, settings: Settings, output_dir: Path, ranks: Ranks, console: Console) -> None:
+def close(run: PreparedRun, result: Any, settings: Settings, output_dir: Path, ranks: Ranks, console: Console) -> None:
     """Saves and measures; every part may be done again if it was not finished.
 
     Raises:
@@ -61,9 +62,7 @@ def close(run: Run, result: Any, settings: Settings, output_dir: Path, ranks: Ra
 def finish(output_dir: Path, settings: Settings, console: Console) -> None:
     """The run's report, on the terminal and as a page; plain training has none."""
     if settings.coreset.pool_factor > 1:
-        from corebatch.cli.report import report
-
-        report(output_dir, console)
+        report_run(output_dir, console)
     say(console, f"The model is in {output_dir}")
 
 

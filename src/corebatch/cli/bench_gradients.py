@@ -1,0 +1,67 @@
+"""`corebatch bench gradients`: the options. What it does is in run_gradients.py, which imports torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def gradients(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="the same YAML file as for `train`", metavar="CONFIG")],
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'scorer(option=value) x selector', with '@ window(tokens=64)' or another way; or a name and a "
+            "coreset block, 'name={recipe: colm, small_sources: none}'; repeatable"
+        ),
+    ] = None,
+    methods: Annotated[
+        Path | None,
+        typer.Option(help="a YAML file with the list `methods`: texts as for --pair, or {name, coreset: {...}}"),
+    ] = None,
+    moments: Annotated[str, typer.Option(help="after how many AdamW steps to measure")] = "10,200",
+    population: Annotated[int, typer.Option(help="examples with exact gradients")] = 384,
+    large: Annotated[int, typer.Option(help="rows of the large batch")] = 128,
+    budgets: Annotated[str, typer.Option(help="rows of the small batch")] = "64,32,16",
+    draws: Annotated[int, typer.Option(help="large batches drawn from the population")] = 60,
+    cost_ratio: Annotated[
+        str | None,
+        typer.Option(help="values of (forward + backward) / forward, such as 2.85,3.6, in place of the measured ones"),
+    ] = None,
+    cost_rows: Annotated[int, typer.Option(help="rows that forwards are timed on")] = 128,
+    cost_rounds: Annotated[int, typer.Option(help="how often, all in turn")] = 5,
+    warm_up: Annotated[
+        int | None, typer.Option(help="the most steps of a normaliser's own history (CoLM's Adam map); default: 100")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines go here, and two plots beside them")] = None,
+) -> None:
+    """Error, bias, length and cost of the small batch's gradient, for scorers, selectors and ways of scoring.
+
+    *per cost*: effective examples per unit of cost; accumulating random examples is 1.
+
+    `--key value` pairs change the config's keys, as for `train`. Nothing of `output_dir` is written.
+    """
+    from corebatch.cli.run_gradients import run_gradients
+
+    run_gradients(
+        config,
+        context.args,
+        Console(width=None if sys.stdout.isatty() else 180),
+        pairs=pair or [],
+        methods=methods,
+        moments=moments,
+        population=population,
+        large=large,
+        budgets=budgets,
+        draws=draws,
+        cost_ratio=cost_ratio,
+        cost_rows=cost_rows,
+        cost_rounds=cost_rounds,
+        warm_up=warm_up,
+        output=output,
+    )

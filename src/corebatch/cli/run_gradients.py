@@ -1,0 +1,91 @@
+"""What `corebatch bench gradients` does: measures on a user's own model and data, shows, writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from corebatch.bench.gradients import DEFAULT_PAIRS, parse_pairs
+from corebatch.bench.gradients.estimate import WARM_UP
+from corebatch.bench.gradients.frontier import plot_frontier
+from corebatch.bench.gradients.run import bench_gradients, plot, table_rows, write_lines
+from corebatch.cli.numbers import cost_ratios, whole_numbers
+from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
+from corebatch.config.settings import load_settings
+from corebatch.config.yaml_file import read_config
+from corebatch.errors import ConfigError
+from corebatch.rendering.rows import table
+from corebatch.text import say
+
+
+def run_gradients(
+    config: Path,
+    overrides: Sequence[str],
+    console: Console,
+    *,
+    pairs: Sequence[Any],
+    methods: Path | None,
+    moments: str,
+    budgets: str,
+    cost_ratio: str | None,
+    warm_up: int | None,
+    output: Path | None,
+    **sizes: int,
+) -> None:
+    """What `corebatch bench gradients` does; for the arguments see there. `sizes` are others of `bench_gradients`.
+
+    Raises:
+        ConfigError: an argument that is out of range or cannot be read.
+    """
+    settings = load_settings(config, overrides)
+    warm_up = WARM_UP if warm_up is None else warm_up
+    if warm_up < 0:
+        raise ConfigError(f"--warm-up should not be negative. Found {warm_up}.")
+    asked = [*pairs, *([] if methods is None else read_methods(methods))]
+    parsed = parse_pairs(asked or DEFAULT_PAIRS)
+    tokenizer = load_tokenizer(settings.model)
+    dataset = read_mixture(settings, tokenizer).dataset
+    lines = bench_gradients(
+        load_model(settings),
+        tokenizer,
+        dataset,
+        parsed,
+        moments=whole_numbers(moments, "moments"),
+        budgets=whole_numbers(budgets, "budgets"),
+        learning_rate=float(settings.training.get("learning_rate", 5e-4)),
+        b_std=0.02 if settings.lora else None,
+        cost_ratios=cost_ratios(cost_ratio),
+        skip_unfit=not asked,
+        source_column=SOURCE_COLUMN,
+        warm_up=warm_up,
+        seed=int(settings.training.get("seed", 0)),
+        device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",
+        console=console,
+        **sizes,
+    )
+    for metric in dict.fromkeys(line["metric"] for line in lines):
+        console.print(table(f"Gradient of the small batch, {metric} metric", table_rows(lines, metric)))
+    if output is not None:
+        write_lines(lines, output)
+        picture = output.with_suffix(".png")
+        frontier = picture.with_name(f"{picture.stem}-frontier.png")
+        plot(lines, picture)
+        plot_frontier(lines, frontier)
+        say(console, f"{len(lines)} lines in {output}, plots in {picture} and {frontier}")
+
+
+def read_methods(path: Path) -> list[Any]:
+    """The list `methods` of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such list.
+    """
+    values = read_config(path)
+    found = values.get("methods")
+    if set(values) != {"methods"} or not isinstance(found, list) or not found:
+        raise ConfigError(f"{path} should hold one key, methods, with a list. Found {', '.join(values) or 'nothing'}.")
+    return found

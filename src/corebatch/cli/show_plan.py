@@ -1,0 +1,81 @@
+"""What `validate` shows of steps and memory."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from corebatch.config.building import skeleton
+from corebatch.config.settings import Settings
+from corebatch.model.footprint import predict
+from corebatch.rendering.rows import table
+from corebatch.sources import small_candidates
+from corebatch.trainer import CoresetConfig
+
+
+def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], console: Console) -> None:
+    """Steps and memory.
+
+    Args:
+        counts: source -> its `rows` and `lengths`.
+    """
+    console.print()
+    console.print(table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()})))
+    console.print()
+    longest = max((one.lengths["max"] for one in counts.values() if one.lengths), default=0)
+    rows = _memory(settings, args, int(longest))
+    console.print(table("Predicted memory of a process, counted on a model without weights", rows))
+
+
+def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]:
+    model = skeleton(settings)
+    memory = predict(
+        model,
+        rows=args.per_device_train_batch_size,
+        tokens=longest,
+        pool_factor=settings.coreset.pool_factor,
+        checkpointing=bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing),
+        four_bits=settings.model.load_in_4bit,
+    )
+    return [
+        {"what": "numbers in the model", "value": sum(p.numel() for p in model.parameters())},
+        {"what": "of them trained", "value": sum(p.numel() for p in model.parameters() if p.requires_grad)},
+        {"what": "weights, MB", "value": memory.weights / 2**20},
+        {"what": "gradients, MB", "value": memory.gradients / 2**20},
+        {"what": "optimizer (AdamW), MB", "value": memory.optimizer / 2**20},
+        {
+            "what": f"activations of {args.per_device_train_batch_size} x {longest} tokens, MB",
+            "value": None if memory.activations is None else memory.activations / 2**20,
+        },
+        {"what": "together, MB", "value": memory.total / 2**20},
+    ]
+
+
+def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    ranks = max(args.world_size, 1)
+    small = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
+    large = small * coreset.pool_factor
+    total = sum(counts.values())
+    per_epoch = math.ceil(
+        math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps
+    )
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    names = sorted(counts)
+    numbered = Counter({i: counts[name] for i, name in enumerate(names)})
+    kept = sorted(names[s] for s in small_candidates(numbered, names, coreset.small_sources))
+    return [
+        {"what": "examples", "value": total},
+        {"what": "large batch (drawn a step)", "value": large},
+        {"what": "small batch (trained a step)", "value": small},
+        {"what": "micro-batches a step, on each of the ranks", "value": args.gradient_accumulation_steps},
+        {"what": "ranks", "value": ranks},
+        {"what": "steps an epoch", "value": per_epoch},
+        {"what": "steps in all", "value": steps},
+        {"what": "scorer", "value": str(coreset.scorer)},
+        {"what": "selector", "value": str(coreset.selector)},
+        {"what": "small sources that may be kept whole", "value": ", ".join(kept) or "none"},
+    ]
