@@ -31,13 +31,14 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig
 
-from corebatch.bench.gradients import parse_pairs
-from corebatch.bench.gradients.run import bench_gradients, write_lines
+from corebatch.bench.gradients import parse_methods
+from corebatch.bench.gradients.lines import write_lines
+from corebatch.bench.gradients.run import bench_gradients
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import build_model
 from corebatch.bench.steps.arm import Rows, run_arm
 from corebatch.bench.steps.measure import bench_step
-from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, SMALL, Arm, Shape, StepSettings, plan
+from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, SMALL, Shape, StepArm, StepSettings, plan
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
 from corebatch.model import head_loss
@@ -229,7 +230,7 @@ def gradients(args: argparse.Namespace) -> list[dict[str, Any]]:
         load_model(settings),
         tokenizer,
         read_mixture(settings, tokenizer).dataset,
-        parse_pairs([{"name": name, "coreset": block} for name, block in methods().items()]),
+        parse_methods([{"name": name, "coreset": block} for name, block in methods().items()]),
         learning_rate=float(settings.training["learning_rate"]),
         cost_ratios=(COST_RATIO,),
         seed=0,
@@ -422,21 +423,21 @@ def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
         for number, batch in enumerate(batches):
             if checkpointing and number > 2:
                 break
-            lines.append(_step_bytes(args, checkpointing, Arm(kind=SMALL, name="plain", ratio=2), 2 * batch, batch))
+            lines.append(_step_bytes(args, checkpointing, StepArm(kind=SMALL, name="plain", ratio=2), 2 * batch, batch))
             if number < len(batches) - 1:  # twice as many as the last need not be drawn to see how it grows
                 for name, block in OURS.items():
-                    arm = Arm(kind=COREBATCH, name=name, ratio=2, coreset=CoresetConfig.from_dict(block))
+                    arm = StepArm(kind=COREBATCH, name=name, ratio=2, coreset=CoresetConfig.from_dict(block))
                     lines.append(_step_bytes(args, checkpointing, arm, 2 * batch, batch))
         if not checkpointing:  # with it: step.jsonl
-            lines.append(_step_bytes(args, checkpointing, Arm(kind=ACCUMULATION, name="plain"), large, micro))
+            lines.append(_step_bytes(args, checkpointing, StepArm(kind=ACCUMULATION, name="plain"), large, micro))
             for name, block in OURS.items():
-                arm = Arm(kind=COREBATCH, name=name, ratio=2, coreset=CoresetConfig.from_dict(block))
+                arm = StepArm(kind=COREBATCH, name=name, ratio=2, coreset=CoresetConfig.from_dict(block))
                 lines.append(_step_bytes(args, checkpointing, arm, large, micro))
     return lines
 
 
 def _step_bytes(
-    args: argparse.Namespace, checkpointing: bool, arm: Arm, large: int, micro_batch: int
+    args: argparse.Namespace, checkpointing: bool, arm: StepArm, large: int, micro_batch: int
 ) -> dict[str, Any]:
     length = 16 if args.quick else 64
     settings = StepSettings(

@@ -24,8 +24,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from corebatch.bench.gradients.estimate import Moment, _Errors, _random_choices, per_example_gradients
-from corebatch.bench.gradients.run import _second_moments, _train_step, write_lines
+from corebatch.bench.gradients.errors import Errors, random_choices
+from corebatch.bench.gradients.estimate import Snapshot, per_example_gradients
+from corebatch.bench.gradients.lines import write_lines
+from corebatch.bench.gradients.run import second_moments_of, train_step
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.model.early_exit import EarlyExit
 from corebatch.record.provenance import provenance
@@ -140,14 +142,14 @@ def main() -> None:
         if step == STEPS - AGO:
             old = scored(population, 3)
         picks = torch.randint(len(others), (32,), generator=seeded(0, "train", step)).tolist()
-        _train_step(model, optimizer, batches_of([others[i] for i in picks]))
-    moments = _second_moments(optimizer, trained)
+        train_step(model, optimizer, batches_of([others[i] for i in picks]))
+    moments = second_moments_of(optimizer, trained)
     assert moments is not None
-    gradients = per_example_gradients(Moment(model=model, batches=population)) / (moments.sqrt() + 1e-8)
+    gradients = per_example_gradients(Snapshot(model=model, batches=population)) / (moments.sqrt() + 1e-8)
     pools = [
         torch.randperm(POPULATION, generator=seeded(0, "pool", draw))[:LARGE].sort().values for draw in range(DRAWS)
     ]
-    errors = _Errors(gradients, pools)
+    errors = Errors(gradients, pools)
 
     root = tokens.double().sqrt()
     fitted = batches_of(others[:FITTED])
@@ -183,7 +185,7 @@ def main() -> None:
     lines = []
     for name, (choose, facts) in arms.items():
         for budget in BUDGETS:
-            plain = _random_choices(pools, budget, POPULATION, 0)
+            plain = random_choices(pools, budget, POPULATION, 0)
             chosen = torch.zeros(DRAWS, POPULATION, dtype=torch.float64)
             for draw, pool in enumerate(pools):
                 rows, weights = choose(pool, budget, draw)

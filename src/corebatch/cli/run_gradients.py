@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from corebatch.bench.gradients import DEFAULT_PAIRS, parse_pairs
+from corebatch.bench.gradients import DEFAULT_METHODS, parse_methods
 from corebatch.bench.gradients.estimate import WARM_UP
-from corebatch.bench.gradients.frontier import plot_frontier
-from corebatch.bench.gradients.run import bench_gradients, plot, table_rows, write_lines
+from corebatch.bench.gradients.lines import table_rows, write_lines
+from corebatch.bench.gradients.plots import plot, plot_frontier
+from corebatch.bench.gradients.run import bench_gradients
 from corebatch.cli.numbers import cost_ratios, whole_numbers
 from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
@@ -46,7 +47,7 @@ def run_gradients(
     if warm_up < 0:
         raise ConfigError(f"--warm-up should not be negative. Found {warm_up}.")
     asked = [*pairs, *([] if methods is None else read_methods(methods))]
-    parsed = parse_pairs(asked or DEFAULT_PAIRS)
+    parsed = parse_methods(asked or DEFAULT_METHODS)
     tokenizer = load_tokenizer(settings.model)
     dataset = read_mixture(settings, tokenizer).dataset
     lines = bench_gradients(

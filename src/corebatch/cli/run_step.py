@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from corebatch.bench.gradients.run import write_lines
+from corebatch.bench.gradients.lines import write_lines
 from corebatch.bench.steps.measure import bench_step
 from corebatch.bench.steps.plan import StepSettings, parse_arms, plan
 from corebatch.bench.steps.report import report_text, setting_name, table_rows, target_rows, write_report

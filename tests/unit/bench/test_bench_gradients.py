@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from corebatch.bench.gradients import Moment, measure, parse_pair
-from corebatch.bench.gradients.estimate import _Errors, per_example_gradients
+from corebatch.bench.gradients import Snapshot, measure, parse_method
+from corebatch.bench.gradients.errors import Errors
+from corebatch.bench.gradients.estimate import per_example_gradients
 from corebatch.errors import ConfigError, InputError
 from training import Collator, mixture, tiny_model
 
@@ -21,7 +22,7 @@ def moment():
     model = tiny_model(dtype=torch.float64).eval()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = torch.rand(trained, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Moment(model=model, batches=batches, second_moments=moments)
+    return Snapshot(model=model, batches=batches, second_moments=moments)
 
 
 def test_gradients_are_those_of_single_rows(moment):
@@ -37,7 +38,7 @@ def test_gradients_are_those_of_single_rows(moment):
 
 def test_statistics_of_methods_that_are_known(moment):
     pairs = [
-        parse_pair(text)
+        parse_method(text)
         for text in ("tokens x random", f"{LAST_LAYER} x importance", f"{LAST_LAYER} x facility_location")
     ]
     lines = measure(moment, pairs, large=LARGE, budgets=(LARGE, 8), draws=40)
@@ -60,7 +61,7 @@ def test_errors_agree_with_plain_vectors():
     choices = torch.zeros(5, 12, dtype=torch.float64)
     for draw, pool in enumerate(pools):
         choices[draw, pool[:3]] = 1 / 3
-    found = _Errors(gradients, pools).of(choices, choices, 0)
+    found = Errors(gradients, pools).of(choices, choices, 0)
     true = gradients.mean(dim=0)
     estimates = choices @ gradients
     large = torch.stack([gradients[pool].mean(dim=0) for pool in pools])
@@ -81,7 +82,7 @@ def test_errors_agree_with_plain_vectors():
 )
 def test_bad_sizes(moment, large, budgets, message):
     with pytest.raises(InputError, match=message):
-        measure(moment, [parse_pair("tokens x random")], large=large, budgets=budgets, draws=2)
+        measure(moment, [parse_method("tokens x random")], large=large, budgets=budgets, draws=2)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +97,10 @@ def test_bad_sizes(moment, large, budgets, message):
 )
 def test_bad_pairs(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_pair(text)
+        parse_method(text)
 
 
 def test_pairs_are_written_as_they_are_read():
     text = "last_layer(num_blocks=1) x facility_location(metric=l2)"
-    assert parse_pair(text).name == text
-    assert parse_pair(parse_pair(text).name) == parse_pair(text)
+    assert parse_method(text).name == text
+    assert parse_method(parse_method(text).name) == parse_method(text)

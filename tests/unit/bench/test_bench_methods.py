@@ -7,11 +7,13 @@ from collections import Counter
 import pytest
 import torch
 
-from corebatch.bench.gradients import Moment, measure, parse_pair, parse_pairs
-from corebatch.bench.gradients.costs import Costs, Ratio
-from corebatch.bench.gradients.estimate import _draw, _Errors
+from corebatch.bench.gradients import Snapshot, measure, parse_method, parse_methods
+from corebatch.bench.gradients.costs import Costs
+from corebatch.bench.gradients.draws import draw_all
+from corebatch.bench.gradients.errors import Errors
 from corebatch.bench.gradients.population import History, Population, PopulationScoring
-from corebatch.bench.gradients.run import _second_moments, bench_gradients
+from corebatch.bench.gradients.run import bench_gradients, second_moments_of
+from corebatch.bench.timing import Spread
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import Scores
 from corebatch.seeds import seeded
@@ -34,10 +36,10 @@ def moment():
     model(**batches[0]).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return Moment(
+    return Snapshot(
         model=model,
         batches=batches,
-        second_moments=_second_moments(optimizer, trained),
+        second_moments=second_moments_of(optimizer, trained),
         sources=sources,
         optimizer=optimizer,
     )
@@ -55,16 +57,16 @@ def pools():
 
 def prices(pairs):
     """Costs as if they had been measured."""
-    one = Ratio(1.0, 1.0, 1.0)
+    one = Spread(1.0, 1.0, 1.0)
     names = dict.fromkeys((pair.forward for pair in pairs), one)
     return Costs(
-        rows=1, rounds=1, forward_ms=1.0, all_logits=one, training=Ratio(3.0, 3.0, 3.0), training_checkpointing=None,
+        rows=1, rounds=1, forward_ms=1.0, all_logits=one, training=Spread(3.0, 3.0, 3.0), training_checkpointing=None,
         scoring=names, scoring_all_logits=names,
     )  # fmt: skip
 
 
 def measured(moment, *methods, **settings):
-    pairs = parse_pairs(methods)
+    pairs = parse_methods(methods)
     settings = {"large": LARGE, "budgets": (BUDGET,), "draws": 40, "costs": prices(pairs), **settings}
     return [line for line in measure(moment, pairs, **settings) if line.metric == "raw"]
 
@@ -85,12 +87,12 @@ def measured(moment, *methods, **settings):
     ],
 )
 def test_a_block_stands_for_what_a_trainer_would_do(block):
-    pair = parse_pair({"name": "mine", "coreset": block})
+    pair = parse_method({"name": "mine", "coreset": block})
     assert pair.name == "mine"
-    assert parse_pair({"name": "mine", "coreset": pair.block}) == pair
-    assert parse_pair(f"mine={json.dumps(block)}") == pair
+    assert parse_method({"name": "mine", "coreset": pair.block}) == pair
+    assert parse_method(f"mine={json.dumps(block)}") == pair
     json.dumps(pair.block)
-    wanted = dataclasses.replace(parse_pair({"name": "mine", "coreset": block}).coreset(), pool_factor=2, seed=0)
+    wanted = dataclasses.replace(parse_method({"name": "mine", "coreset": block}).coreset(), pool_factor=2, seed=0)
     plain = {key: value for key, value in block.items() if key not in ("pool_factor", "seed", "padding_free")}
     plain["scoring"] = "full" if block.get("scoring", "auto") == "auto" else block["scoring"]
     from_config = type(wanted).from_dict(plain)
@@ -99,17 +101,18 @@ def test_a_block_stands_for_what_a_trainer_would_do(block):
 
 def test_a_mapping_without_a_block_is_a_text():
     text = "last_layer(num_blocks=1) x balanced @ window(tokens=8)"
-    assert parse_pair({"name": text}) == parse_pair(text)
-    assert parse_pair(text).block["scoring"] == {"way": "window", "tokens": 8}
+    assert parse_method({"name": text}) == parse_method(text)
+    assert parse_method(text).block["scoring"] == {"way": "window", "tokens": 8}
     assert (
-        parse_pair({"name": parse_pair(text).name, "coreset": parse_pair(text).block}).block == parse_pair(text).block
+        parse_method({"name": parse_method(text).name, "coreset": parse_method(text).block}).block
+        == parse_method(text).block
     )
 
 
 def test_units_of_the_loss_do_not_share_features():
-    one, other = (parse_pair({"name": "a", "coreset": {"loss": loss}}) for loss in ("token_mean", "example_mean"))
+    one, other = (parse_method({"name": "a", "coreset": {"loss": loss}}) for loss in ("token_mean", "example_mean"))
     assert one.forward != other.forward
-    assert parse_pair("last_layer x balanced").forward == one.forward
+    assert parse_method("last_layer x balanced").forward == one.forward
 
 
 @pytest.mark.parametrize(
@@ -133,20 +136,20 @@ def test_units_of_the_loss_do_not_share_features():
 )
 def test_bad_methods(method, message):
     with pytest.raises(ConfigError, match=message):
-        parse_pair(method)
+        parse_method(method)
 
 
 def test_two_methods_of_one_name():
-    assert len(parse_pairs(["tokens x random", "tokens x random"])) == 1
+    assert len(parse_methods(["tokens x random", "tokens x random"])) == 1
     with pytest.raises(ConfigError, match="'a' twice"):
-        parse_pairs(["a={recipe: colm}", "a={}"])
+        parse_methods(["a={recipe: colm}", "a={}"])
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 
 def test_small_sources_are_kept_whole(moment, population, pools):
-    pair = parse_pair({"name": "kept", "coreset": {**FL, "small_sources": "auto"}})
+    pair = parse_method({"name": "kept", "coreset": {**FL, "small_sources": "auto"}})
     arm = PopulationScoring(pair.coreset(), population)
     scores = arm.score(moment.model)
     for draw, pool in enumerate(pools):
@@ -160,14 +163,14 @@ def test_small_sources_are_kept_whole(moment, population, pools):
 
 
 def test_sources_share_the_budget_and_small_is_by_the_data_set(moment, population, pools):
-    arm = PopulationScoring(parse_pair({"name": "a", "coreset": FL}).coreset(), population)
+    arm = PopulationScoring(parse_method({"name": "a", "coreset": FL}).coreset(), population)
     rows = arm.choose(pools[0], arm.score(moment.model), BUDGET, 0).rows
     there, taken = (Counter(moment.sources[r].tolist()) for r in (pools[0], rows))
     assert all(abs(taken[source] - count * BUDGET / LARGE) < 1 for source, count in there.items())
     # The three large sources would not be small in any count; with other counts they are.
     named = dataclasses.replace(population.table, counts={0: 1, 1: 2, 2: 3, 3: 1000})
     table = Population.of(moment.batches, moment.sources, named)
-    coreset = parse_pair({"name": "a", "coreset": {**FL, "small_sources": "auto"}}).coreset()
+    coreset = parse_method({"name": "a", "coreset": {**FL, "small_sources": "auto"}}).coreset()
     assert PopulationScoring(coreset, table).step.small_sources == {0, 1, 2}
     assert PopulationScoring(coreset, population).step.small_sources == {RARE}
 
@@ -194,14 +197,14 @@ def test_a_source_for_each_row():
 
 def test_only_the_map_of_colm_has_a_history(population):
     blocks = {None: {}, "adam": FL, "optimizer": {}, "sgd": {}, "muon": {}}
-    pairs = {name: parse_pair({"name": "a", "coreset": {**b, "normalise": name}}) for name, b in blocks.items()}
+    pairs = {name: parse_method({"name": "a", "coreset": {**b, "normalise": name}}) for name, b in blocks.items()}
     found = {name: PopulationScoring(pair.coreset(), population).keeps_history for name, pair in pairs.items()}
     assert found == {None: False, "adam": True, "optimizer": False, "sgd": False, "muon": False}
 
 
 def test_a_history_is_that_of_the_steps_made_before(moment, population, pools):
     """Against the step itself, driven by hand as a trainer drives it."""
-    pair = parse_pair({"name": "a", "coreset": {"recipe": "colm", "loss": "token_mean"}})
+    pair = parse_method({"name": "a", "coreset": {"recipe": "colm", "loss": "token_mean"}})
     step = pair.coreset().build()
     step.small_sources = frozenset({RARE})
     arm = PopulationScoring(pair.coreset(), population)
@@ -223,13 +226,13 @@ def test_a_history_is_that_of_the_steps_made_before(moment, population, pools):
 
 
 def test_draws_do_not_know_of_each_other(moment, population, pools):
-    pair = parse_pair({"name": "a", "coreset": {**FL, "normalise": "adam"}})
+    pair = parse_method({"name": "a", "coreset": {**FL, "normalise": "adam"}})
     arm = PopulationScoring(pair.coreset(), population)
     scores = arm.score(moment.model)
     history = arm.history(scores, BUDGET, large=LARGE, steps=2)
 
     def drawn(pools, history):
-        return _draw(arm, scores, pools, BUDGET, "token_mean", history, None).coefficients_KP
+        return draw_all(arm, scores, pools, BUDGET, "token_mean", history, None).coefficients_KP
 
     with_history = drawn(pools, history)
     assert torch.equal(with_history[4], drawn(pools[4:], history)[0])
@@ -252,22 +255,23 @@ def test_the_length_of_a_history(moment):
 def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population, pools):
     """The features are gradients by both blocks' lora_B, block after block."""
     block = {"selector": "importance", "scorer_options": {"num_blocks": 2}}
-    pair = parse_pair({"name": "a", "coreset": {**block, "normalise": "optimizer"}})
+    pair = parse_method({"name": "a", "coreset": {**block, "normalise": "optimizer"}})
     scores = PopulationScoring(pair.coreset(), population).score(moment.model)
     named = [(name, p) for name, p in moment.model.named_parameters() if p.requires_grad]
     parts = moment.second_moments.split([p.numel() for _, p in named])
     scale = torch.cat([part for (name, _), part in zip(named, parts, strict=True) if "lora_B" in name]).sqrt() + 1e-8
     scaled = Scores(features=scores.features / scale, losses=scores.losses, tokens=scores.tokens)
-    plain = PopulationScoring(parse_pair({"name": "a", "coreset": block}).coreset(), population)
-    expected = _draw(plain, scaled, pools, BUDGET, "token_mean", History(), None).coefficients_KP
+    plain = PopulationScoring(parse_method({"name": "a", "coreset": block}).coreset(), population)
+    expected = draw_all(plain, scaled, pools, BUDGET, "token_mean", History(), None).coefficients_KP
     (line,) = measured(moment, {"name": "a", "coreset": pair.block}, draws=6)
     assert line.history_steps is None
     arm = PopulationScoring(pair.coreset(), population)
     arm.look(moment.model)
     torch.testing.assert_close(
-        _draw(arm, scores, pools, BUDGET, "token_mean", History(), scale.sub(1e-8).square()).coefficients_KP, expected
+        draw_all(arm, scores, pools, BUDGET, "token_mean", History(), scale.sub(1e-8).square()).coefficients_KP,
+        expected,
     )
-    with pytest.raises(InputError, match=r"Moment\.optimizer"):
+    with pytest.raises(InputError, match=r"Snapshot\.optimizer"):
         measured(dataclasses.replace(moment, optimizer=None), {"name": "a", "coreset": pair.block})
     before = dataclasses.replace(moment, optimizer=None, second_moments=None)
     scaled, raw = measured(before, {"name": "a", "coreset": pair.block}, {"name": "b", "coreset": block}, draws=4)
@@ -281,7 +285,7 @@ def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population
 def test_every_transform_is_measured(moment, block):
     (line,) = measured(moment, {"name": "a", "coreset": block}, draws=6)
     assert line.error_to_large > 0
-    assert line.coreset == parse_pair({"name": "a", "coreset": block}).block
+    assert line.coreset == parse_method({"name": "a", "coreset": block}).block
 
 
 # ---- units and spreads -----------------------------------------------------------------------------------------------
@@ -308,10 +312,10 @@ def test_scaled_errors_are_those_of_scaled_gradients():
     choices = torch.zeros(5, 12, dtype=torch.float64)
     for draw, pool in enumerate(pools):
         choices[draw, pool[:3]] = 1 / 3
-    errors = _Errors(gradients, pools)
+    errors = Errors(gradients, pools)
     before = errors.of(choices, choices, 0)
     scaled = errors.scaled(factors).of(choices, choices, 0)
-    expected = _Errors(gradients * factors[:, None], pools).of(choices, choices, 0)
+    expected = Errors(gradients * factors[:, None], pools).of(choices, choices, 0)
     assert scaled.pop("errors") == pytest.approx(expected.pop("errors"), rel=1e-3)  # four digits
     assert scaled == pytest.approx(expected)
     assert errors.of(choices, choices, 0) == before
@@ -338,7 +342,7 @@ class Tokenizer:
 def test_a_run_has_histories_of_its_steps(warm_up, steps):
     methods = ["colm={recipe: colm}", {"name": "raw", "coreset": {"recipe": "colm", "normalise": None}}]
     lines = bench_gradients(
-        tiny_model(), Tokenizer(), mixture(80), parse_pairs(methods), moments=(0, 1, 3), population=40, large=16,
+        tiny_model(), Tokenizer(), mixture(80), parse_methods(methods), moments=(0, 1, 3), population=40, large=16,
         budgets=(8, 4), draws=4, warm_up=warm_up, cost_rows=4, cost_rounds=1,
     )  # fmt: skip
     json.dumps(lines)
@@ -353,6 +357,6 @@ def test_a_run_has_histories_of_its_steps(warm_up, steps):
 def test_a_source_column_that_is_not_there():
     with pytest.raises(ConfigError, match="topic"):
         bench_gradients(
-            tiny_model(), Tokenizer(), mixture(20), parse_pairs(["tokens x random"]), population=12, large=6,
+            tiny_model(), Tokenizer(), mixture(20), parse_methods(["tokens x random"]), population=12, large=6,
             budgets=(3,), source_column="topic",
         )  # fmt: skip

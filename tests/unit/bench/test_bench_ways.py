@@ -7,12 +7,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from corebatch.bench.gradients import DEFAULT_PAIRS, Moment, measure, parse_pair
-from corebatch.bench.gradients.costs import Costs, Ratio, measure_costs
+from corebatch.bench.gradients import DEFAULT_METHODS, Snapshot, measure, parse_method
+from corebatch.bench.gradients.costs import Costs, measure_costs
 from corebatch.bench.gradients.estimate import Past
-from corebatch.bench.gradients.frontier import envelope, plot_frontier
+from corebatch.bench.gradients.lines import table_rows
+from corebatch.bench.gradients.plots import envelope, plot, plot_frontier
 from corebatch.bench.gradients.population import Population, PopulationScoring, remembered
-from corebatch.bench.gradients.run import bench_gradients, plot, table_rows
+from corebatch.bench.gradients.run import bench_gradients
+from corebatch.bench.timing import Spread
 from corebatch.errors import ConfigError, InputError
 from corebatch.rendering.rows import table
 from corebatch.scoring import SCORERS
@@ -42,38 +44,38 @@ def population():
 
 @pytest.fixture(scope="module")
 def moment(population):
-    return Moment(model=tiny_model().eval(), batches=population.batches)
+    return Snapshot(model=tiny_model().eval(), batches=population.batches)
 
 
 def prices(**changes):
     """Costs as if they had been measured: c = 3, with checkpointing 4, s = 1.5."""
-    ratio = Ratio(1.5, 1.4, 1.7)
+    ratio = Spread(1.5, 1.4, 1.7)
     known = {
         f"last_layer(num_blocks=2) @ {way}": ratio for way in ("full", "window(tokens=8)", "first_blocks(blocks=1)")
     }
-    fields = {"rows": 8, "rounds": 3, "forward_ms": 2.0, "all_logits": Ratio(1.25, 1.2, 1.3)}
-    fields |= {"training": Ratio(3.0, 2.9, 3.2), "training_checkpointing": Ratio(4.0, 3.9, 4.2)}
+    fields = {"rows": 8, "rounds": 3, "forward_ms": 2.0, "all_logits": Spread(1.25, 1.2, 1.3)}
+    fields |= {"training": Spread(3.0, 2.9, 3.2), "training_checkpointing": Spread(4.0, 3.9, 4.2)}
     fields |= {"scoring": known, "scoring_all_logits": {name: ratio.times(0.8) for name in known}}
     return Costs(**{**fields, **changes})
 
 
 def measured(moment, *texts, **settings):
     settings = {"large": LARGE, "budgets": (BUDGET,), "draws": DRAWS, "costs": prices(), **settings}
-    return measure(moment, [parse_pair(text) for text in texts], **settings)
+    return measure(moment, [parse_method(text) for text in texts], **settings)
 
 
 # ---- as text ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [*DEFAULT_PAIRS, *(f"{METHOD} @ {way}" for way in WAYS[1:])])
+@pytest.mark.parametrize("text", [*DEFAULT_METHODS, *(f"{METHOD} @ {way}" for way in WAYS[1:])])
 def test_pairs_are_written_as_they_are_read(text):
-    assert parse_pair(text).name == text
-    assert parse_pair(parse_pair(text).name) == parse_pair(text)
+    assert parse_method(text).name == text
+    assert parse_method(parse_method(text).name) == parse_method(text)
 
 
 def test_full_is_the_way_without_a_word():
-    assert parse_pair("last_layer x balanced @ full") == parse_pair("last_layer x balanced")
-    assert parse_pair("last_layer x balanced @ full").name == "last_layer x balanced"
+    assert parse_method("last_layer x balanced @ full") == parse_method("last_layer x balanced")
+    assert parse_method("last_layer x balanced @ full").name == "last_layer x balanced"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_full_is_the_way_without_a_word():
 )
 def test_bad_ways(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_pair(f"last_layer x balanced {text}")
+        parse_method(f"last_layer x balanced {text}")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_bad_ways(text, message):
 )
 def test_what_a_trainer_refuses_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_pair(text)
+        parse_method(text)
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def test_features_of_now_choose_as_full(moment, way):
 
 
 def test_the_population_is_scored_as_the_scorer_does(moment, population):
-    scores = PopulationScoring(parse_pair(METHOD).coreset(), population).score(moment.model)
+    scores = PopulationScoring(parse_method(METHOD).coreset(), population).score(moment.model)
     expected = [SCORERS["last_layer"](num_blocks=2).score(moment.model, batch) for batch in population.batches]
     torch.testing.assert_close(scores.features, torch.cat(expected))
     assert torch.equal(scores.tokens, population.tokens)
@@ -149,7 +151,7 @@ def test_the_population_is_scored_as_the_scorer_does(moment, population):
 def test_a_part_of_the_population_is_known(moment, population):
     known = {}
     for share in (0.25, 0.5, 1.0):
-        pair = parse_pair(f"{METHOD} @ remembered(age=0, known={share})")
+        pair = parse_method(f"{METHOD} @ remembered(age=0, known={share})")
         (memory,) = remembered([pair, pair], moment.model, population, 0).values()
         recalled = memory.recall(torch.arange(POPULATION), population.tokens, 0, None)
         known[share] = set(recalled.known.nonzero().flatten().tolist())
@@ -158,7 +160,7 @@ def test_a_part_of_the_population_is_known(moment, population):
 
 
 def test_features_of_an_earlier_moment_must_be_given(moment, population):
-    pair = parse_pair(f"{METHOD} @ remembered(age=7)")
+    pair = parse_method(f"{METHOD} @ remembered(age=7)")
     with pytest.raises(InputError, match="features of 7 steps before"):
         measured(moment, pair.name)
     memories = remembered([pair], tiny_model().eval(), population, 0)
@@ -236,7 +238,7 @@ def test_timing_is_positive_and_leaves_no_trace(population, checkpointed):
     flags = [getattr(module, "gradient_checkpointing", None) for module in model.modules()]
     random = torch.get_rng_state()
     texts = [f"{METHOD} @ {way}" for way in WAYS] + ["tokens x importance", "loss x random", "loss x hard"]
-    costs = measure_costs(model, population, [parse_pair(text) for text in texts], rows=16, rounds=3)
+    costs = measure_costs(model, population, [parse_method(text) for text in texts], rows=16, rounds=3)
     assert set(costs.scoring) == {
         *(f"last_layer(num_blocks=2) @ {way}" for way in ("full", "window(tokens=8)", "first_blocks(blocks=1)")),
         "loss @ full",
@@ -273,7 +275,7 @@ def run():
     texts += [f"{METHOD} @ first_blocks(blocks=1)", f"{METHOD} @ first_blocks(blocks=2)"]
     console = Console(record=True, width=300)
     lines = bench_gradients(
-        tiny_model(), Tokenizer(), mixture(80), [parse_pair(text) for text in texts], moments=(1, 3), population=40,
+        tiny_model(), Tokenizer(), mixture(80), [parse_method(text) for text in texts], moments=(1, 3), population=40,
         large=16, budgets=(8, 4), draws=5, cost_ratios=(2.85, 3.6), skip_unfit=True, console=console,
     )  # fmt: skip
     return lines, console.export_text()
@@ -293,7 +295,7 @@ def test_a_run_remembers_and_says_what_it_left_out(run):
 
 
 def test_an_early_exit_behind_the_last_block_is_an_error():
-    pairs = [parse_pair(f"{METHOD} @ first_blocks(blocks=2)")]
+    pairs = [parse_method(f"{METHOD} @ first_blocks(blocks=2)")]
     with pytest.raises(ConfigError, match=r"below the number of blocks of the model, 2\. Found 2"):
         bench_gradients(tiny_model(), Tokenizer(), mixture(20), pairs, population=12, large=6, budgets=(3,))
 

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corebatch.bench.gradients.methods import Pair, Way
+from corebatch.bench.gradients.methods import Method
 from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, PopulationScoring
+from corebatch.bench.gradients.way import Way
+from corebatch.bench.timing import Spread, ratios
 from corebatch.errors import InputError
 from corebatch.model.modes import base_model, forward_inputs, modes_kept, scoring_mode
 from corebatch.model.rows import trained_tokens
@@ -33,23 +35,6 @@ ROWS = 128
 ROUNDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Of two times that were taken in turn: median, least and greatest over the rounds."""
-
-    value: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(times: Sequence[float], units: Sequence[float]) -> Ratio:
-        ratios = sorted(time / unit for time, unit in zip(times, units, strict=True))
-        return Ratio(statistics.median(ratios), ratios[0], ratios[-1])
-
-    def times(self, factor: float) -> Ratio:
-        return Ratio(self.value * factor, self.low * factor, self.high * factor)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
     """What was measured.
@@ -60,24 +45,31 @@ class Costs:
         all_logits: of a forward that builds all logits, in the unit.
         training: (forward + backward) / forward: c, of the model's own loss, which builds all logits.
         training_checkpointing: the same with activation checkpointing; None for a model without it.
-        scoring: s by `Pair.forward`; a pair that runs no forward has none.
+        scoring: s by `Method.forward`; a method that runs no forward has none.
         scoring_all_logits: the same in forwards that build all logits.
     """
 
     rows: int
     rounds: int
     forward_ms: float
-    all_logits: Ratio
-    training: Ratio
-    training_checkpointing: Ratio | None
-    scoring: Mapping[str, Ratio]
-    scoring_all_logits: Mapping[str, Ratio]
+    all_logits: Spread
+    training: Spread
+    training_checkpointing: Spread | None
+    scoring: Mapping[str, Spread]
+    scoring_all_logits: Mapping[str, Spread]
 
 
 def measure_costs(
-    model: Any, population: Population, pairs: Sequence[Pair], *, rows: int = ROWS, rounds: int = ROUNDS, seed: int = 0
+    model: Any,
+    population: Population,
+    methods: Sequence[Method],
+    *,
+    rows: int = ROWS,
+    rounds: int = ROUNDS,
+    seed: int = 0,
 ) -> Costs:
-    """Times all distinct forwards of the pairs, a plain forward and training, in turn, `rounds` times after a warm-up.
+    """Times all distinct forwards of the methods, a plain forward and training, in turn, `rounds` times after a
+    warm-up.
 
     The model is left as it was: weights, gradients, modes, checkpointing, random state.
 
@@ -93,13 +85,13 @@ def measure_costs(
         plain["checkpointing"] = plain["training"]
     arms = {name: PopulationScoring(_settings(scorer, seed), population) for name, scorer in plain.items()}
     wanted: dict[str, PopulationScoring] = {}
-    for pair in pairs:
-        if pair.way.price() > 0 and pair.forward not in wanted:
-            timed_way = pair.way if pair.way.strategy.own_forward else Way()
-            alike = dataclasses.replace(pair, way=timed_way)
+    for method in methods:
+        if method.way.price() > 0 and method.forward not in wanted:
+            timed_way = method.way if method.way.strategy.own_forward else Way()
+            alike = dataclasses.replace(method, way=timed_way)
             scoring = PopulationScoring(alike.coreset(seed, ROWS_AT_A_TIME), population)
             if scoring.runs_forwards:
-                wanted[pair.forward] = scoring
+                wanted[method.forward] = scoring
     arms |= wanted
     times: dict[str, list[float]] = {name: [] for name in arms}
     device = population.batches[0]["input_ids"].device
@@ -120,11 +112,11 @@ def measure_costs(
         rows=len(timed),
         rounds=rounds,
         forward_ms=1000 * statistics.median(unit) / len(timed),
-        all_logits=Ratio.of(times["all logits"], unit),
-        training=Ratio.of(times["training"], unit),
-        training_checkpointing=Ratio.of(times["checkpointing"], unit) if checkpointing else None,
-        scoring={name: Ratio.of(times[name], unit) for name in wanted},
-        scoring_all_logits={name: Ratio.of(times[name], times["all logits"]) for name in wanted},
+        all_logits=Spread.of(ratios(times["all logits"], unit)),
+        training=Spread.of(ratios(times["training"], unit)),
+        training_checkpointing=Spread.of(ratios(times["checkpointing"], unit)) if checkpointing else None,
+        scoring={name: Spread.of(ratios(times[name], unit)) for name in wanted},
+        scoring_all_logits={name: Spread.of(ratios(times[name], times["all logits"])) for name in wanted},
     )
 
 

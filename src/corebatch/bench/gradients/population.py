@@ -17,7 +17,7 @@ from torch import Tensor
 from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool
 from corebatch.batch.scoring import Scoring
-from corebatch.bench.gradients.methods import Pair
+from corebatch.bench.gradients.methods import Method
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import InputError
 from corebatch.memory import FeatureMemory
@@ -218,11 +218,11 @@ class PopulationScoring:
         return Chosen(rows=rows, selection=choice.selection, exact=exact, kept=kept)
 
 
-def remembered(pairs: Sequence[Pair], model: Any, population: Population, seed: int) -> dict[str, FeatureMemory]:
-    """What each pair with a memory remembers if it is filled now, by `Pair.remembered`."""
+def remembered(methods: Sequence[Method], model: Any, population: Population, seed: int) -> dict[str, FeatureMemory]:
+    """What each method with a memory remembers if it is filled now, by `Method.remembered`."""
     memories: dict[str, FeatureMemory] = {}
-    for pair in pairs:
-        if pair.remembered is not None and pair.remembered not in memories:
-            scoring = PopulationScoring(pair.coreset(seed), population)
-            memories[pair.remembered] = scoring.remember(model, pair.way.known)
+    for method in methods:
+        if method.remembered is not None and method.remembered not in memories:
+            scoring = PopulationScoring(method.coreset(seed), population)
+            memories[method.remembered] = scoring.remember(model, method.way.known)
     return memories

@@ -18,7 +18,7 @@ REFERENCE = "coreset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class ComparedMethod:
     """A way to choose what a step trains.
 
     Attributes:
@@ -38,32 +38,34 @@ class Method:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, ComparedMethod] = {
     method.name: method
     for method in (
-        Method(name="plain_large", title="plain, large batch (accumulated)", baseline=True, large=True),
-        Method(name="plain_small", title="plain, small batch", baseline=True),
-        Method(
+        ComparedMethod(name="plain_large", title="plain, large batch (accumulated)", baseline=True, large=True),
+        ComparedMethod(name="plain_small", title="plain, small batch", baseline=True),
+        ComparedMethod(
             name="random",
             title="random out of the pool",
             baseline=True,
             coreset={"scorer": "tokens", "selector": "random"},
         ),
-        Method(
+        ComparedMethod(
             name="tokens_importance",
             title="importance by the square root of trained tokens, no scoring",
             baseline=True,
             coreset={"scorer": "tokens", "selector": "importance"},
         ),
-        Method(
+        ComparedMethod(
             name="random_small_kept",
             title="random, small sources kept",
             coreset={"scorer": "tokens", "selector": "random", "small_sources": "auto"},
         ),
-        Method(name="stratified", title="stratified by source", coreset={"scorer": "tokens", "selector": "stratified"}),
-        Method(name="hard", title="largest loss", coreset={"scorer": "loss", "selector": "hard"}),
-        Method(name="length", title="longest", coreset={"scorer": "length", "selector": "hard"}),
-        Method(name="colm", title="CoLM as published", coreset={"recipe": "colm"}),
+        ComparedMethod(
+            name="stratified", title="stratified by source", coreset={"scorer": "tokens", "selector": "stratified"}
+        ),
+        ComparedMethod(name="hard", title="largest loss", coreset={"scorer": "loss", "selector": "hard"}),
+        ComparedMethod(name="length", title="longest", coreset={"scorer": "length", "selector": "hard"}),
+        ComparedMethod(name="colm", title="CoLM as published", coreset={"recipe": "colm"}),
     )
 }
 """The built-in methods beside the user's own."""
@@ -88,7 +90,7 @@ class Arm:
         small: rows that a step of the reference trains; large: rows that it draws.
     """
 
-    method: Method
+    method: ComparedMethod
     budget: Budget
     coreset: CoresetConfig
     training: Mapping[str, Any]
@@ -132,7 +134,7 @@ def make_arms(
     methods = dict(METHODS)
     for name, values in extra.items():
         methods[name] = _own(name, values, block)
-    methods[REFERENCE] = Method(name=REFERENCE, title="the coreset block of the config", coreset=dict(block))
+    methods[REFERENCE] = ComparedMethod(name=REFERENCE, title="the coreset block of the config", coreset=dict(block))
     arms: dict[str, Arm] = {}
     for text in (REFERENCE, *wanted, *(name for name in extra if not _named(name, wanted))):
         name, _, budget = str(text).partition("@")
@@ -159,7 +161,7 @@ def _named(name: str, wanted: Sequence[str]) -> bool:
     return any(str(text).partition("@")[0] == name for text in wanted)
 
 
-def _own(name: str, values: Any, block: Mapping[str, Any]) -> Method:
+def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
     keys = ("title", "coreset", "training", "baseline", "large")
     if name in METHODS or name == REFERENCE or not name.replace("_", "").replace("-", "").isalnum():
         raise ConfigError(
@@ -180,7 +182,7 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> Method:
                 f"which tunes rates and fixes steps and seeds for all arms. Found {key!r}."
             )
     own = values.get("coreset") or {}
-    return Method(
+    return ComparedMethod(
         name=name,
         title=str(values.get("title", name)),
         baseline=bool(values.get("baseline", False)),
@@ -190,7 +192,7 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> Method:
     )
 
 
-def _arm(method: Method, budget: Budget, coreset: CoresetConfig, training: Mapping[str, Any]) -> Arm:
+def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, training: Mapping[str, Any]) -> Arm:
     training = {**training, **method.training}
     micro = int(training.get("per_device_train_batch_size") or 8)
     accumulation = int(training.get("gradient_accumulation_steps") or 1)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from corebatch.bench.timing import Spread, ratios
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
@@ -66,9 +68,10 @@ def side_by_side(lines: Sequence[Mapping[str, Any]], reference: str) -> dict[str
     methods = dict.fromkeys(name for found in whole for name in found)
     made = {}
     for name in methods:
-        pairs = [(found[name]["seconds"], unit(found)) for found in whole if name in found]
-        first, later = (statistics.median(seconds[k] / one for seconds, one in pairs) * base for k in (0, 1))
-        made[name] = (first, later)
+        own = [found for found in whole if name in found]
+        units = [unit(found) for found in own]
+        first, later = (Spread.of(ratios([found[name]["seconds"][k] for found in own], units)) for k in (0, 1))
+        made[name] = first.value * base, later.value * base
     return made
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from corebatch.bench.runs.arms import Arm, make_arms
+from corebatch.bench.runs.run_data import HeldOut, RunData
 from corebatch.bench.runs.settings import CompareSettings
-from corebatch.bench.runs.training_run import HeldOut, RunData
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError

@@ -25,8 +25,8 @@ from corebatch.bench.steps.plan import (
     LEARNING_RATE,
     OVERHEAD,
     SMALL,
-    Arm,
     Shape,
+    StepArm,
     StepSettings,
 )
 from corebatch.files import read_objects
@@ -38,7 +38,7 @@ from corebatch.types import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ArmRound:
     """One arm in one round.
 
     Attributes:
@@ -208,7 +208,7 @@ def _alive(model: Any, optimizer: Any) -> Iterator[Any]:
         yield from state.values()
 
 
-def run_arm(arm: Arm, model: Any, rows: Any, settings: StepSettings, *, number: int, memory: bool) -> Run:
+def run_arm(arm: StepArm, model: Any, rows: Any, settings: StepSettings, *, number: int, memory: bool) -> ArmRound:
     """Trains one warm-up step and the measured ones; the model's weights move a little.
 
     Args:
@@ -220,23 +220,8 @@ def run_arm(arm: Arm, model: Any, rows: Any, settings: StepSettings, *, number: 
     live = LiveBytes() if memory and not gpu else None
     clock = _Clock(steps, live)
     with temporary_folder("corebatch-bench-") as folder:
-        args = TrainingArguments(
-            folder,
-            per_device_train_batch_size=settings.micro_batch,
-            gradient_accumulation_steps=settings.large // arm.ratio // settings.micro_batch,
-            max_steps=1 + steps + (0 if live is None else arm.period),
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            **_checkpointing(settings.checkpointing),
-            bf16=settings.precision == "bfloat16",
-            use_cpu=not gpu,
-            dataloader_pin_memory=gpu,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=settings.seed + number,
-        )
+        extra_steps = 0 if live is None else arm.period
+        args = _arguments(arm, settings, folder, steps=1 + steps + extra_steps, seed=settings.seed + number)
         extra = {} if arm.coreset is None else {"coreset": arm.coreset}
         trainer: Any = None
         try:
@@ -261,7 +246,7 @@ def run_arm(arm: Arm, model: Any, rows: Any, settings: StepSettings, *, number: 
     phases = record.pop("memory_mb", [])
     if gpu and memory:  # the recorder of a corebatch run starts the allocator's peak anew in every phase
         peaks += [int(mb * 2**20) for mb in phases]
-    return Run(
+    return ArmRound(
         seconds=statistics.median(seconds),
         tokens=tokens,
         labels=labels,
@@ -269,6 +254,27 @@ def run_arm(arm: Arm, model: Any, rows: Any, settings: StepSettings, *, number: 
         start_bytes=clock.start_bytes if memory else None,
         peak_bytes=max(peaks) if peaks else None,
         **record,
+    )
+
+
+def _arguments(arm: StepArm, settings: StepSettings, folder: str, *, steps: int, seed: int) -> TrainingArguments:
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        folder,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.large // arm.ratio // settings.micro_batch,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        **_checkpointing(settings.checkpointing),
+        bf16=settings.precision == "bfloat16",
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
     )
 
 

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 
 from corebatch.bench.models import build_model, model_config
-from corebatch.bench.steps.arm import Rows, Run, mean_known, run_arm
-from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, GROUPED, SMALL, Arm, Plan, StepSettings
+from corebatch.bench.steps.arm import ArmRound, Rows, mean_known, run_arm
+from corebatch.bench.steps.plan import ACCUMULATION, COREBATCH, GROUPED, SMALL, StepArm, StepPlan, StepSettings
+from corebatch.bench.timing import Spread, ratios, turned
 from corebatch.errors import InputError
 from corebatch.record.provenance import provenance
 
 
-def bench_step(made: Plan, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+def bench_step(made: StepPlan, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Runs all arms, `rounds` times in turn; one record an arm and ratio, with settings, hardware, versions, commit.
 
     A corebatch arm that the model does not go with is left out in the first round.
@@ -48,11 +49,10 @@ def bench_step(made: Plan, say: Callable[[str], None] = lambda text: None) -> li
     steps = max(1 + arm.steps(settings.steps) + arm.period for arm in arms)
     vocabulary = model_config(settings.model).vocab_size
     rows = Rows(made.shapes, steps * settings.large, vocabulary, settings.seed)  # one epoch of the longest arm
-    runs: dict[Arm, list[Run]] = {arm: [] for arm in arms}
+    runs: dict[StepArm, list[ArmRound]] = {arm: [] for arm in arms}
     for number in range(settings.rounds):
         began = time.perf_counter()
-        turn = number % len(arms)
-        for arm in arms[turn:] + arms[:turn]:
+        for arm in turned(arms, number):
             try:
                 runs[arm].append(run_arm(arm, model, rows, settings, number=number, memory=number == 0))
             except InputError as error:
@@ -89,7 +89,7 @@ def bench_step(made: Plan, say: Callable[[str], None] = lambda text: None) -> li
     return [{**common, **measured} for measured in summaries(runs, settings)]
 
 
-def summaries(runs: Mapping[Arm, Sequence[Run]], settings: StepSettings) -> list[dict[str, Any]]:
+def summaries(runs: Mapping[StepArm, Sequence[ArmRound]], settings: StepSettings) -> list[dict[str, Any]]:
     """A record an arm: medians over the rounds, with the least and the greatest, and its ratios to the plain arms."""
     plain = {arm.kind: rounds for arm, rounds in runs.items() if arm.ratio == 1}
     small = {arm.ratio: rounds for arm, rounds in runs.items() if arm.kind == SMALL}
@@ -128,11 +128,11 @@ def _ratio(over: int | None, under: int | None) -> float | None:
     return round(over / under, 4) if over and under else None
 
 
-def _ratios(over: Sequence[Run], under: Sequence[Run]) -> list[float]:
-    """Of step times, within each round."""
-    return [one.seconds / other.seconds for one, other in zip(over, under, strict=True)]
+def _ratios(over: Sequence[ArmRound], under: Sequence[ArmRound]) -> list[float]:
+    return ratios([run.seconds for run in over], [run.seconds for run in under])
 
 
 def _spread(key: str, values: Sequence[float]) -> dict[str, float]:
-    spread = {key: statistics.median(values), f"{key}_min": min(values), f"{key}_max": max(values)}
-    return {name: round(value, 4) for name, value in spread.items()}
+    spread = Spread.of(values)
+    found = {key: spread.value, f"{key}_min": spread.low, f"{key}_max": spread.high}
+    return {name: round(value, 4) for name, value in found.items()}

@@ -120,7 +120,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Arm:
+class StepArm:
     """One way to train.
 
     Attributes:
@@ -147,12 +147,12 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Checked settings: what will run, and why some arms will not."""
 
     settings: StepSettings
     shapes: list[Shape]
-    arms: list[Arm]
+    arms: list[StepArm]
     notes: list[str]
 
 
@@ -176,7 +176,7 @@ def parse_arms(texts: Sequence[str]) -> dict[str, dict[str, Any] | None]:
     return arms
 
 
-def plan(settings: StepSettings) -> Plan:
+def plan(settings: StepSettings) -> StepPlan:
     """Reads lengths and configurations, so that what is wrong is an error before anything runs. An arm of ARMS that
     this version of CoresetConfig refuses is left out, and a note names its error.
 
@@ -197,9 +197,9 @@ def plan(settings: StepSettings) -> Plan:
     if limit is not None and longest > limit:
         raise ConfigError(f"{settings.model} takes rows of {limit} tokens at most. Found {longest}: lower max_length.")
     blocks = {**ARMS, **settings.arms}
-    arms, notes = [Arm(kind=ACCUMULATION, name=ACCUMULATION), Arm(kind=GROUPED, name=GROUPED)], []
+    arms, notes = [StepArm(kind=ACCUMULATION, name=ACCUMULATION), StepArm(kind=GROUPED, name=GROUPED)], []
     for ratio in settings.ratios:
-        arms.append(Arm(kind=SMALL, name=SMALL, ratio=ratio))
+        arms.append(StepArm(kind=SMALL, name=SMALL, ratio=ratio))
         for name, block in blocks.items():
             if block is None:
                 continue
@@ -213,8 +213,8 @@ def plan(settings: StepSettings) -> Plan:
                 note = f"left out: {name} (ConfigError: {error})"
                 notes += [note] if note not in notes else []
                 continue
-            arms.append(Arm(kind=COREBATCH, name=name, ratio=ratio, coreset=coreset))
-    return Plan(settings, shapes, arms, notes)
+            arms.append(StepArm(kind=COREBATCH, name=name, ratio=ratio, coreset=coreset))
+    return StepPlan(settings, shapes, arms, notes)
 
 
 def read_shapes(path: Path, max_length: int, tokenizer: Any = None) -> list[Shape]:

@@ -1,4 +1,4 @@
-"""The frontier: what a step is worth against what it costs, with random accumulation as the line to beat."""
+"""Two plots: the effective batch against the budget, and the frontier of what a step is worth against what it costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from corebatch.bench.gradients.run import save_figure
+from corebatch.files import replacing
+
+
+def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Effective batch against the budget, a line for each method, a panel for each moment; in Adam's metric where
+    there is one. Needs matplotlib (extra `report`)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = "adam" if any(line["metric"] == "adam" for line in lines) else "raw"
+    lines = [line for line in lines if line["metric"] == metric]
+    moments = sorted({line["after_steps"] for line in lines})
+    figure = Figure(figsize=(5.5 * len(moments), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, moment in enumerate(moments):
+        axes = figure.add_subplot(1, len(moments), number + 1)
+        here = [line for line in lines if line["after_steps"] == moment]
+        for index, method in enumerate(dict.fromkeys(line["method"] for line in here)):
+            points = sorted((line["budget"], line["effective_batch"]) for line in here if line["method"] == method)
+            style = ("-", "--", ":")[index // 10 % 3]
+            axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=method)
+        axes.set_title(f"after {moment} steps")
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("small batch M")
+        axes.set_ylabel(f"effective batch / N ({metric} metric)")
+        axes.set_ylim(0, 1.05)
+    axes.legend(fontsize=6)
+    save_figure(figure, path)
 
 
 def frontier_points(line: dict[str, Any]) -> tuple[float, float]:
@@ -59,3 +86,9 @@ def plot_frontier(lines: Sequence[dict[str, Any]], path: Path) -> None:
     if axes is not None:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=6)
     save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Whole or not at all."""
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:] or None)
