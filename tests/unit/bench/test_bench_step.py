@@ -13,8 +13,8 @@ from corebatch.bench.steps import arm as step_arm
 from corebatch.bench.steps import measure as step
 from corebatch.bench.steps import plan as step_plan
 from corebatch.bench.steps import report as step_report
-from corebatch.bench.steps.arm import Run
-from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Arm, Shape, StepSettings
+from corebatch.bench.steps.arm import ArmRound
+from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Shape, StepArm, StepSettings
 from corebatch.errors import ConfigError, DataError, UnsupportedModelError
 from corebatch.trainer import CoresetConfig, ScoringConfig
 from corebatch.trainer.run import SelectionRun
@@ -114,20 +114,20 @@ def test_optimizer_state_and_weights_count_as_memory(lines):
 
 def test_a_period_is_measured_whole():
     for scoring in ("every", {"way": "every"}, {"way": "every", "steps": 4}, ScoringConfig(way="every", steps=4)):
-        arm = Arm(kind=COREBATCH, name="every 4", ratio=2, coreset=CoresetConfig(scoring=scoring))
+        arm = StepArm(kind=COREBATCH, name="every 4", ratio=2, coreset=CoresetConfig(scoring=scoring))
         assert (arm.period, arm.steps(3), arm.steps(5)) == (4, 4, 8)
-    assert Arm(kind=COREBATCH, name="full", coreset=CoresetConfig()).steps(3) == 3
+    assert StepArm(kind=COREBATCH, name="full", coreset=CoresetConfig()).steps(3) == 3
 
 
 def test_memory_is_counted_over_a_whole_period(settings, model_folder, monkeypatch):
-    monkeypatch.setattr(Arm, "period", 3)
+    monkeypatch.setattr(StepArm, "period", 3)
     counted = []
     monkeypatch.setattr(step_arm, "LiveBytes", lambda: counted.append(LiveBytes()) or counted[-1])
     ends = []
     closed = step_arm._Clock.close
     monkeypatch.setattr(step_arm._Clock, "close", lambda self: ends.append(len(self.ends)) or closed(self))
     rows = step_arm.Rows([Shape(8, 4)], 7 * LARGE, 64, 0)
-    arm = Arm(kind=SMALL, name=SMALL, ratio=4)
+    arm = StepArm(kind=SMALL, name=SMALL, ratio=4)
     run = step_arm.run_arm(arm, build_model(str(model_folder)), rows, settings, number=0, memory=True)
     assert ends[0] == 1 + 3  # three steps for two, and none that is counted is timed
     assert run.tokens == 8 * LARGE / 4
@@ -137,10 +137,13 @@ def test_memory_is_counted_over_a_whole_period(settings, model_folder, monkeypat
 
 def test_summaries_take_ratios_within_a_round(settings):
     def runs(*seconds):
-        return [Run(seconds=s, tokens=10, labels=5, cells=20, peak_bytes=100) for s in seconds]
+        return [ArmRound(seconds=s, tokens=10, labels=5, cells=20, peak_bytes=100) for s in seconds]
 
-    arms = [Arm(kind=ACCUMULATION, name=ACCUMULATION), Arm(kind=GROUPED, name=GROUPED)]
-    arms += [Arm(kind=SMALL, name=SMALL, ratio=2), Arm(kind=COREBATCH, name="full", ratio=2, coreset=CoresetConfig())]
+    arms = [StepArm(kind=ACCUMULATION, name=ACCUMULATION), StepArm(kind=GROUPED, name=GROUPED)]
+    arms += [
+        StepArm(kind=SMALL, name=SMALL, ratio=2),
+        StepArm(kind=COREBATCH, name="full", ratio=2, coreset=CoresetConfig()),
+    ]
     table = dict(zip(arms, [runs(2, 4, 8), runs(1, 4, 4), runs(1, 2, 3), runs(1, 3, 2)], strict=True))
     full = step.summaries(table, settings)[-1]
     assert (full["to_accumulation_min"], full["to_accumulation"], full["to_accumulation_max"]) == (0.25, 0.5, 0.75)
