@@ -1,6 +1,9 @@
-"""Data goes one way: which room may import which."""
+"""Data goes one way: which room may import which. Files, functions and classes stay small, names are of one thing."""
 
 import ast
+from collections import defaultdict
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,120 @@ def test_a_room_imports_only_what_comes_before_it(room):
                 assert parts[1] in ALLOWED[room] | {room}, f"{path.name} imports {name}"
             if room in WITHOUT_TRANSFORMERS:
                 assert parts[0] not in EVERYBODY_ELSE, f"{path.name} imports {name}"
+
+
+# ---- caps ------------------------------------------------------------------------------------------------------------
+
+FILE, FUNCTION, CLASS = 330, 60, 16
+"""The most lines of a file and of a function, and the most methods of a class."""
+
+# What exceeds a cap, with the number that it has: an entry may go, and its number may fall.
+LONGER_FILES = {
+    "batch/pool_scoring.py": 527,
+    "record/writer.py": 457,
+}
+LONGER_FUNCTIONS = {
+    "batch/micro_batches.py micro_batches": 61,
+    "record/example_counts.py count_examples": 74,
+    "report/totals.py summarise": 61,
+    "selectors/gradient_matching.py pursue": 70,
+    "selectors/kernels/exchange.py exchange_loop": 61,
+    "selectors/kernels/greedy.py greedy_loop": 74,
+}
+LARGER_CLASSES = {"batch/pool_scoring.py PoolScoring": 23}
+NAMES_OF_SEVERAL_CLASSES = {
+    "Arm": 2,  # of a comparison: as it is run, and as its plan says
+    "Choice": 2,
+    "Clock": 2,
+    "Entry": 2,
+    "Example": 2,
+    "Key": 2,
+    "Place": 2,
+    "Plan": 2,
+    "Recalled": 2,
+    "_Plan": 2,
+}
+
+
+@cache
+def trees():
+    """Of each file of the package, by its path within it."""
+    return {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def defined(kind):
+    """(path and name, node) of all functions or classes."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, kind):
+                yield f"{path} {node.name}", node
+
+
+def over(found, cap, known):
+    """What exceeds the cap by more than is known."""
+    return {name: number for name, number in found.items() if number > max(cap, known.get(name, 0))}
+
+
+def test_files_are_short():
+    lines = {str(path): len((PACKAGE / path).read_text().splitlines()) for path in trees()}
+    assert not over(lines, FILE, LONGER_FILES)
+
+
+def test_functions_are_short():
+    lines = {name: node.end_lineno - node.lineno + 1 for name, node in defined(ast.FunctionDef | ast.AsyncFunctionDef)}
+    assert not over(lines, FUNCTION, LONGER_FUNCTIONS)
+
+
+def test_classes_have_few_methods():
+    methods = {
+        name: sum(isinstance(part, ast.FunctionDef) for part in node.body) for name, node in defined(ast.ClassDef)
+    }
+    assert not over(methods, CLASS, LARGER_CLASSES)
+
+
+def test_no_name_is_of_two_classes():
+    places = defaultdict(list)
+    for name, node in defined(ast.ClassDef):
+        places[node.name].append(name)
+    assert not {name: own for name, own in places.items() if len(own) > NAMES_OF_SEVERAL_CLASSES.get(name, 1)}
+
+
+def test_what_is_private_stays_in_its_room():
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("corebatch."):
+                room = node.module.split(".")[1]
+                private = [
+                    name for name in (*node.module.split("."), *(a.name for a in node.names)) if is_private(name)
+                ]
+                assert not private or room == path.parts[0].removesuffix(".py"), f"{path} imports {private} of {room}"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_modules_have_no_cycle():
+    names = {"corebatch." + ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in trees()}
+    graph = {}
+    for name, path in names.items():
+        found = set()
+        for node in runtime(trees()[path]):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        # A module may take another one from its own room's face, which imports both.
+        graph[name] = {other for other in found & set(names) if not name.startswith(f"{other}.")} - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+def runtime(node):
+    """All below it that is not for type checkers alone."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
+            yield child
+            yield from runtime(child)
