@@ -106,16 +106,11 @@ LONGER_FUNCTIONS = {
 }
 LARGER_CLASSES = {"batch/pool_scoring.py PoolScoring": 23}
 NAMES_OF_SEVERAL_CLASSES = {
-    "Arm": 2,  # of a comparison: as it is run, and as its plan says
     "Choice": 2,
     "Clock": 2,
-    "Entry": 2,
     "Example": 2,
-    "Key": 2,
     "Place": 2,
-    "Plan": 2,
     "Recalled": 2,
-    "_Plan": 2,
 }
 
 

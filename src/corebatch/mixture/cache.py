@@ -41,7 +41,7 @@ _said: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """One kept set of rows.
 
     Attributes:
@@ -89,16 +89,16 @@ class RowCache:
             if lock is not None:
                 lock.release()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """All kept rows, and what is left of removed ones, those first that were used longest ago."""
         found = []
         for folder in self.rows.glob("*"):
             with contextlib.suppress(OSError):
                 if folder.is_dir() and not folder.name.startswith(BUILDING):
-                    found.append(Entry(folder, _size(folder), (folder / LOCK).stat().st_mtime))
+                    found.append(CacheEntry(folder, _size(folder), (folder / LOCK).stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used)
 
-    def clear(self, keys: Sequence[str] = ()) -> tuple[list[Entry], list[Entry]]:
+    def clear(self, keys: Sequence[str] = ()) -> tuple[list[CacheEntry], list[CacheEntry]]:
         """Removes what no process uses: (removed, left because they are used).
 
         Args:
@@ -111,8 +111,8 @@ class RowCache:
         for key in keys:
             if not key or not any(entry.folder.name.startswith(key) for entry in entries):
                 raise ConfigError(f"No kept rows in {self.folder} have a key that begins with {key!r}.")
-        removed: list[Entry] = []
-        left: list[Entry] = []
+        removed: list[CacheEntry] = []
+        left: list[CacheEntry] = []
         for entry in entries:
             if not keys or entry.folder.name.startswith(tuple(keys)):
                 (removed if remove_unused(entry.folder) else left).append(entry)

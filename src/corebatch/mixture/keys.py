@@ -56,7 +56,7 @@ def _true(value: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class RowKey:
     """A known key.
 
     Attributes:
@@ -86,76 +86,76 @@ WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_weight", "l
 _PREFERENCE = "Rows of preferences are not trained on; keep the answers to learn, as 'completion' or as a turn"
 _TEXT_ONLY = "Only text is trained"
 
-ROW_KEYS: tuple[Key, ...] = (
-    Key(SYSTEM, "system prompt", "the first turn of conversations, and of other rows with `apply_chat_template`"),
-    Key(TOOLS, "tools that the assistant may call", "given to the chat template"),
-    Key(("documents",), "documents to answer from", "given to the chat template"),
-    Key(TEMPLATE_OPTIONS, "options of the chat template", "given to the chat template"),
-    Key(("history",), "earlier turns, as pairs", "turns before the row's own, with `apply_chat_template`"),
-    Key(THOUGHTS, "the thoughts before the answer", "the answer's thoughts, with `apply_chat_template`"),
-    Key(MASKS, "which tokens are trained", "with `input_ids`: where 0, not trained"),
-    Key(
+ROW_KEYS: tuple[RowKey, ...] = (
+    RowKey(SYSTEM, "system prompt", "the first turn of conversations, and of other rows with `apply_chat_template`"),
+    RowKey(TOOLS, "tools that the assistant may call", "given to the chat template"),
+    RowKey(("documents",), "documents to answer from", "given to the chat template"),
+    RowKey(TEMPLATE_OPTIONS, "options of the chat template", "given to the chat template"),
+    RowKey(("history",), "earlier turns, as pairs", "turns before the row's own, with `apply_chat_template`"),
+    RowKey(THOUGHTS, "the thoughts before the answer", "the answer's thoughts, with `apply_chat_template`"),
+    RowKey(MASKS, "which tokens are trained", "with `input_ids`: where 0, not trained"),
+    RowKey(
         ("chosen", "rejected", "rejected_response", "rejected_messages", "chosen_response"),
         "a preferred and a refused answer (DPO)",
         advice=_PREFERENCE,
     ),
-    Key(
+    RowKey(
         ("label", "kto_tag", "desirable"),
         "whether the answer is wanted: unpaired preference data, as for KTO",
         advice="Answers that are not wanted would be trained too: take those rows out of the file",
         says_something=_is_verdict,
         of_answers=True,
     ),
-    Key(
+    RowKey(
         ("context",),
         "what the question is about (Dolly, SQuAD)",
         advice="Map it beside the others: `columns: {instruction: ..., input: context, output: ...}`",
         of_answers=True,
     ),
-    Key(
+    RowKey(
         ("choices", "options"),
         "the answers to choose from",
         advice="Write them into the prompt",
         says_something=_chosen_from,
         of_answers=True,
     ),
-    Key(
+    RowKey(
         ("rationale", "cot", "chain_of_thought", "reasoning_trace"),
         "the thoughts before the answer",
         advice="Map them: `columns: {reasoning_content: ...}`, or write them into the completion",
         of_answers=True,
     ),
-    Key(
+    RowKey(
         ("available_tools", "tool_definitions", "function_definitions"),
         "tools that the assistant may call",
         advice="Map them: `columns: {tools: ...}`",
         of_answers=True,
     ),
-    Key(
+    RowKey(
         ("tool_choice", "parallel_tool_calls"),
         "how the assistant may call tools",
         advice="If the chat template reads it, give it in `chat_template_kwargs`",
         says_something=_asks_of_calls,
     ),
-    Key(
+    RowKey(
         ("train", "trainable"),
         "whether the row is trained",
         advice="Take the rows that are not out of the file",
         says_something=_off,
     ),
-    Key(
+    RowKey(
         ("skip", "exclude", "masked"),
         "whether the row is left out",
         advice="Take such rows out of the file",
         says_something=lambda value: value is not None and _is_verdict(value) and not _off(value),
     ),
-    Key(
+    RowKey(
         ("score", "reward", "margin", "rating", "advantage"),
         "how good the answer is",
         advice="No row is weighted by it. Take out the rows that should not be learnt",
         of_answers=True,
     ),
-    Key(
+    RowKey(
         (
             "weight", "weights", "sample_weight", "sample_weights", "example_weight", "loss_weight", "loss_weights",
             "loss_scale",
@@ -164,68 +164,68 @@ ROW_KEYS: tuple[Key, ...] = (
         advice="Rows are not weighted one by one. Give the `weight` of a whole data set",
         says_something=_not_one,
     ),
-    Key(
+    RowKey(
         ("image", "images", "video", "videos", "audio", "audios", "pixel_values"),
         "pictures, films, sound",
         advice=_TEXT_ONLY,
     ),
-    Key(
+    RowKey(
         ("label_mask", "labels_mask", "assistant_mask", "response_mask", "target_mask", "train_mask"),
         "which tokens are trained",
         advice="Where 1 stands for trained, map it: `columns: {completion_mask: ...}` of rows with input_ids",
         says_something=lambda value: isinstance(value, list) and given(value),
     ),
-    Key(
+    RowKey(
         ("position_ids", "seq_lengths", "cu_seqlens", "seq_idx", "segment_ids", "sequence_ids"),
         "several examples packed into a row",
         advice="Give one example a row; rows are put together without padding by `padding_free`",
         says_something=_is_packed,
     ),
-    Key(
+    RowKey(
         ("token_type_ids",), "parts of a row, for some models", advice="They are not given to the model",
         says_something=_any_but_zeros,
     ),
 )  # fmt: skip
 
-TURN_KEYS: tuple[Key, ...] = (
-    Key(("role", "from"), "who speaks", "by the chat template"),
-    Key(("content", "value"), "what is said: a string, or a list of text parts", "by the chat template"),
-    Key(WEIGHTS, "whether the turn is trained", "0 or false: nothing of it is; 1 or true: all of an assistant's"),
-    Key(THOUGHTS, "the thoughts before the answer", "by the chat template, under the name that it reads"),
-    Key(("tool_calls", "function_call"), "the assistant's calls of tools", "by the chat template, and trained"),
-    Key(("tool_call_id",), "which call a tool answers", "given to the chat template"),
-    Key(("name",), "the tool's or the speaker's name", "given to the chat template"),
-    Key(
+TURN_KEYS: tuple[RowKey, ...] = (
+    RowKey(("role", "from"), "who speaks", "by the chat template"),
+    RowKey(("content", "value"), "what is said: a string, or a list of text parts", "by the chat template"),
+    RowKey(WEIGHTS, "whether the turn is trained", "0 or false: nothing of it is; 1 or true: all of an assistant's"),
+    RowKey(THOUGHTS, "the thoughts before the answer", "by the chat template, under the name that it reads"),
+    RowKey(("tool_calls", "function_call"), "the assistant's calls of tools", "by the chat template, and trained"),
+    RowKey(("tool_call_id",), "which call a tool answers", "given to the chat template"),
+    RowKey(("name",), "the tool's or the speaker's name", "given to the chat template"),
+    RowKey(
         ("tools", "functions"), "tools that the assistant may call",
         advice="Give them in a column 'tools' of the row",
     ),
-    Key(("rejected", "chosen", "label"), "preferences", advice=_PREFERENCE),
-    Key(("refusal",), "the assistant's refusal", advice="Give its text as 'content'"),
-    Key(
+    RowKey(("rejected", "chosen", "label"), "preferences", advice=_PREFERENCE),
+    RowKey(("refusal",), "the assistant's refusal", advice="Give its text as 'content'"),
+    RowKey(
         ("prefix", "continue_final_message"), "a turn to be continued", advice="Give the whole turn as 'content'",
         says_something=_true,
     ),
-    Key(
+    RowKey(
         ("train_detail", "training_detail", "loss_scale", "weights", "trained", "is_trained"),
         "which parts of the turn are trained",
         advice="Turns are trained whole or not at all, by 'weight': 1 or 0", says_something=_not_one,
     ),
-    Key(
+    RowKey(
         ("mask", "masked", "ignore", "skip", "exclude"), "whether the turn is left out", advice="Use 'weight': 0",
         says_something=_true,
     ),
-    Key(
+    RowKey(
         ("image", "images", "video", "videos", "audio", "audios", "input_audio"), "pictures, films, sound",
         advice=_TEXT_ONLY,
     ),
 )  # fmt: skip
 
-KNOWN_OF_ROWS: dict[str, Key] = {name: key for key in ROW_KEYS for name in key.names}
-KNOWN_OF_TURNS: dict[str, Key] = {name: key for key in TURN_KEYS for name in key.names}
+KNOWN_OF_ROWS: dict[str, RowKey] = {name: key for key in ROW_KEYS for name in key.names}
+KNOWN_OF_TURNS: dict[str, RowKey] = {name: key for key in TURN_KEYS for name in key.names}
 REFUSED_OF_TURNS = frozenset(name for key in TURN_KEYS if not key.honoured for name in key.names)
 
 
-def refusal(where: str, name: str, key: Key, form: str) -> str:
+def refusal(where: str, name: str, key: RowKey, form: str) -> str:
     """The words with which a key that would be lost is refused."""
     advice = f" {key.advice}." if key.advice else f" It is {key.honoured}."
     return (

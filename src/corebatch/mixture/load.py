@@ -104,7 +104,7 @@ def load_mixture(
         separator=separator,
         train_turns=train_turns,
     )
-    plan = _Plan(tuple(parsed), source_column, options, tokenizer, check_processes(dataset_num_proc))
+    plan = _LoadPlan(tuple(parsed), source_column, options, tokenizer, check_processes(dataset_num_proc))
     folder = _folder(plan, cache, work_dir)
     record = read_record(folder)
     tally = Tally.load(folder, record["tally"])
@@ -122,7 +122,7 @@ def load_mixture(
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _LoadPlan:
     """All that the rows before weights depend on, and in how many processes they are made."""
 
     specs: tuple[DatasetSpec, ...]
@@ -132,7 +132,7 @@ class _Plan:
     processes: int
 
 
-def _folder(plan: _Plan, cache: bool | str | Path | None, work_dir: str | Path | None) -> Path:
+def _folder(plan: _LoadPlan, cache: bool | str | Path | None, work_dir: str | Path | None) -> Path:
     """The folder with the plan's rows, kept or made."""
     if cache is False or (cache is None and work_dir is not None):
         return temporary_rows(lambda folder: _write_rows(plan, folder, None), work_dir)
@@ -144,7 +144,7 @@ def _folder(plan: _Plan, cache: bool | str | Path | None, work_dir: str | Path |
     return kept.folder_for(key, lambda folder: _write_rows(plan, folder, memo))
 
 
-def _write_rows(plan: _Plan, folder: Path, memo: Memo | None) -> bool:
+def _write_rows(plan: _LoadPlan, folder: Path, memo: Memo | None) -> bool:
     """Tokenises everything into a folder; whether it may be kept: not if a file changed meanwhile."""
     tokeniser = Tokeniser(plan.tokenizer, plan.options)
     tally, unused, special = Tally(), dict[str, tuple[str, ...]](), Found()

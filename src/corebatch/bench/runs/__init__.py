@@ -6,16 +6,16 @@ for table in terminal_tables(comparison): ...    # rich
 write_outputs(comparison, "runs/compare")        # comparison.md and comparison.html; pip install 'corebatch[bench]'
 """
 
-from corebatch.bench.runs.comparison import Arm, Comparison, Mark, Plan, Run
+from corebatch.bench.runs.comparison import Comparison, ComparisonPlan, Mark, PlannedArm, Run
 from corebatch.bench.runs.page import write_outputs
 from corebatch.bench.runs.printed import markdown, terminal_tables
 from corebatch.bench.runs.reading import read_comparison, read_plan, read_runs
 
 __all__ = [
-    "Arm",
     "Comparison",
+    "ComparisonPlan",
     "Mark",
-    "Plan",
+    "PlannedArm",
     "Run",
     "markdown",
     "read_comparison",

@@ -16,7 +16,7 @@ AXES = ("steps", "tokens", "flops", "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class PlannedArm:
     """What the plan grants an arm.
 
     Attributes:
@@ -50,7 +50,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ComparisonPlan:
     """`plan.json`: what was fixed before any run.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
     seconds: float | None
     flops: float | None
     seeds: tuple[int, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[PlannedArm, ...]
     tuning: Mapping[str, Any]
     timing: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -70,18 +70,18 @@ class Plan:
     versions: Mapping[str, Any]
     commit: str | None
 
-    def arm(self, name: str) -> Arm | None:
+    def arm(self, name: str) -> PlannedArm | None:
         """The arm of this name; None where the plan has none."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
     @property
-    def reference_arm(self) -> Arm | None:
+    def reference_arm(self) -> PlannedArm | None:
         """The reference at equal wall-clock, else its first arm; None where it is not among the arms."""
         named = self.arm(f"{self.reference}@wall_clock")
         return named or next((arm for arm in self.arms if arm.method == self.reference), None)
 
     @property
-    def baselines(self) -> tuple[Arm, ...]:
+    def baselines(self) -> tuple[PlannedArm, ...]:
         return tuple(arm for arm in self.arms if arm.baseline)
 
 
@@ -176,7 +176,7 @@ class Comparison:
     """
 
     folder: Path
-    plan: Plan
+    plan: ComparisonPlan
     runs: tuple[Run, ...]
     marks: tuple[Mark, ...]
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corebatch.bench.runs.comparison import MEANS, Arm, Comparison, Final, Plan, Point, Run
+from corebatch.bench.runs.comparison import MEANS, Comparison, ComparisonPlan, Final, PlannedArm, Point, Run
 from corebatch.bench.runs.validity import find_marks
 from corebatch.errors import DataError
 from corebatch.report.fields import Fields, parse
@@ -34,7 +34,7 @@ def read_comparison(folder: str | PathLike[str]) -> Comparison:
     return Comparison(folder=folder, plan=plan, runs=runs, marks=find_marks(plan, runs), notes=tuple(notes))
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> ComparisonPlan:
     """The plan.
 
     Raises:
@@ -51,7 +51,7 @@ def read_plan(path: Path) -> Plan:
     seeds = fields.value.get("seeds")
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise DataError(f"{path}: field 'seeds' should be a list of whole numbers. Found {seeds!r}.")
-    return Plan(
+    return ComparisonPlan(
         reference=fields.text("reference") or "coreset",
         seconds=fields.number("seconds"),
         flops=fields.number("flops"),
@@ -62,10 +62,10 @@ def read_plan(path: Path) -> Plan:
     )
 
 
-def _arm(fields: Fields) -> Arm:
+def _arm(fields: Fields) -> PlannedArm:
     name = _name(fields)
     method, _, budget = name.partition("@")
-    return Arm(
+    return PlannedArm(
         name=name,
         method=fields.text("method") or method,
         budget=fields.text("budget") or budget,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corebatch.bench.runs import format as words
-from corebatch.bench.runs.comparison import MEANS, Arm, Comparison, Mark, Run
+from corebatch.bench.runs.comparison import MEANS, Comparison, Mark, PlannedArm, Run
 from corebatch.bench.runs.statistics import LOSSES, PairedTest, estimate, metrics, paired_tests, time_to_loss, values
 from corebatch.rendering.formats import NOTHING, clean, compact, count, shorten
 from corebatch.rendering.sheet import Sheet
@@ -43,7 +43,7 @@ def spent(comparison: Comparison) -> Sheet:
     )
 
 
-def _spent(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
+def _spent(comparison: Comparison, arm: PlannedArm) -> tuple[str, ...]:
     runs = list(comparison.of(arm.name).values())
     return (
         arm_name(comparison, arm),
@@ -59,19 +59,19 @@ def _spent(comparison: Comparison, arm: Arm) -> tuple[str, ...]:
     )
 
 
-def arm_name(comparison: Comparison, arm: Arm) -> str:
+def arm_name(comparison: Comparison, arm: PlannedArm) -> str:
     """The name, and whether it is the reference."""
     return clean(arm.name) + (" (reference)" if _role(comparison, arm) == "reference" else "")
 
 
-def _role(comparison: Comparison, arm: Arm) -> str:
+def _role(comparison: Comparison, arm: PlannedArm) -> str:
     reference = comparison.plan.reference_arm
     if reference is not None and arm.name == reference.name:
         return "reference"
     return "baseline" if arm.baseline else ""
 
 
-def _seeds(comparison: Comparison, arm: Arm) -> str:
+def _seeds(comparison: Comparison, arm: PlannedArm) -> str:
     found, planned = len(comparison.of(arm.name)), len(comparison.plan.seeds)
     return str(found) if found == planned else f"{found} of {planned}"
 

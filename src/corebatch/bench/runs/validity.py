@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from corebatch.bench.runs.comparison import Arm, Mark, Plan, Run
+from corebatch.bench.runs.comparison import ComparisonPlan, Mark, PlannedArm, Run
 
 HASHED = 64
 """How many drawn examples lie between two entries of `order`."""
@@ -23,7 +23,7 @@ _SLACK = 0.01  # of seconds and FLOPs, which are products of rounded numbers
 _Reason = tuple[str, str, bool]  # kind, text, excludes
 
 
-def find_marks(plan: Plan, runs: Sequence[Run]) -> tuple[Mark, ...]:
+def find_marks(plan: ComparisonPlan, runs: Sequence[Run]) -> tuple[Mark, ...]:
     """All marks of at most one run for each arm and seed, by the plan's order of arms, then by seed."""
     found = [
         Mark(arm=run.arm, seed=run.seed, kind=kind, text=text, excludes=excludes)
@@ -44,7 +44,7 @@ def find_marks(plan: Plan, runs: Sequence[Run]) -> tuple[Mark, ...]:
     return tuple(sorted(found, key=lambda mark: (place.get(mark.arm, len(place)), mark.arm, mark.seed)))
 
 
-def _alone(plan: Plan, run: Run, first: Run) -> Iterator[_Reason]:
+def _alone(plan: ComparisonPlan, run: Run, first: Run) -> Iterator[_Reason]:
     """What a run's own line and the plan tell."""
     arm = plan.arm(run.arm)
     if arm is None:
@@ -69,7 +69,7 @@ def _alone(plan: Plan, run: Run, first: Run) -> Iterator[_Reason]:
     yield from _provenance(run, first)
 
 
-def _allowance(plan: Plan, arm: Arm, run: Run) -> Iterator[_Reason]:
+def _allowance(plan: ComparisonPlan, arm: PlannedArm, run: Run) -> Iterator[_Reason]:
     """Steps and rows against the plan's; the line's own statement of it is not believed where it says more."""
     granted = {
         "steps": arm.steps,
@@ -96,7 +96,7 @@ def _allowance(plan: Plan, arm: Arm, run: Run) -> Iterator[_Reason]:
     yield from _budget(plan, arm, run)
 
 
-def _budget(plan: Plan, arm: Arm, run: Run) -> Iterator[_Reason]:
+def _budget(plan: ComparisonPlan, arm: PlannedArm, run: Run) -> Iterator[_Reason]:
     """Equal steps, FLOPs or seconds mean the reference's, up to the one step by which a count may be rounded up."""
     reference = plan.reference_arm
     if arm.budget == "steps" and reference is not None and arm.steps > reference.steps:
@@ -116,7 +116,7 @@ def _unit(key: str) -> str:
     return "FLOPs" if key == "flops" else key
 
 
-def _rates(arm: Arm, run: Run) -> Iterator[_Reason]:
+def _rates(arm: PlannedArm, run: Run) -> Iterator[_Reason]:
     for key, name in (("learning_rate", "learning rate"), ("adam_beta2", "beta2")):
         wanted, found = getattr(arm, key), getattr(run, key)
         if wanted is None and found is not None:
@@ -126,7 +126,7 @@ def _rates(arm: Arm, run: Run) -> Iterator[_Reason]:
             yield key, f"{name} {shown}, the plan's is {wanted:g}", True
 
 
-def _tokens(arm: Arm | None, run: Run) -> Iterator[_Reason]:
+def _tokens(arm: PlannedArm | None, run: Run) -> Iterator[_Reason]:
     drawn, trained = run.tokens_drawn, run.tokens_trained
     if drawn is not None and trained is not None:
         if trained > drawn:
