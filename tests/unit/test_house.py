@@ -93,18 +93,17 @@ FILE, FUNCTION, CLASS = 330, 60, 16
 
 # What exceeds a cap, with the number that it has: an entry may go, and its number may fall.
 LONGER_FILES = {
-    "batch/pool_scoring.py": 527,
     "record/writer.py": 457,
 }
 LONGER_FUNCTIONS = {
     "batch/micro_batches.py micro_batches": 61,
-    "record/example_counts.py count_examples": 74,
+    "record/example_counts.py count_examples": 73,
     "report/totals.py summarise": 61,
     "selectors/gradient_matching.py pursue": 70,
     "selectors/kernels/exchange.py exchange_loop": 61,
     "selectors/kernels/greedy.py greedy_loop": 74,
 }
-LARGER_CLASSES = {"batch/pool_scoring.py PoolScoring": 23}
+LARGER_CLASSES: dict[str, int] = {}
 NAMES_OF_SEVERAL_CLASSES = {
     "Choice": 2,
     "Clock": 2,
