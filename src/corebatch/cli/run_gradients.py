@@ -14,7 +14,7 @@ from corebatch.bench.gradients.estimate import WARM_UP
 from corebatch.bench.gradients.lines import table_rows, write_lines
 from corebatch.bench.gradients.plots import plot, plot_frontier
 from corebatch.bench.gradients.run import bench_gradients
-from corebatch.cli.numbers import cost_ratios, whole_numbers
+from corebatch.cli.option_values import cost_ratios, whole_numbers
 from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
 from corebatch.config.yaml_file import read_config

@@ -15,7 +15,7 @@ from corebatch.bench.gradients.lines import write_lines
 from corebatch.bench.steps.measure import bench_step
 from corebatch.bench.steps.plan import StepSettings, parse_arms, plan
 from corebatch.bench.steps.report import report_text, setting_name, table_rows, target_rows, write_report
-from corebatch.cli.numbers import whole_numbers
+from corebatch.cli.option_values import whole_numbers
 from corebatch.errors import ConfigError
 from corebatch.rendering.rows import table
 from corebatch.text import say
