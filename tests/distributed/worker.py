@@ -135,6 +135,8 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 
 def main(folder: Path, engine: str, names: list[str]) -> None:
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # each training begins with a full collection, which need not walk through what was imported
     world = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = engine == "fsdp2" and world > 1
     if sharded:
