@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from corebatch.cli.console import console
 
 
 def gradients(
@@ -46,22 +46,7 @@ def gradients(
 
     `--key value` pairs change the config's keys, as for `train`. Nothing of `output_dir` is written.
     """
+    options = dict(locals())  # by their names
     from corebatch.cli.run_gradients import run_gradients
 
-    run_gradients(
-        config,
-        context.args,
-        Console(width=None if sys.stdout.isatty() else 180),
-        pairs=pair or [],
-        methods=methods,
-        moments=moments,
-        population=population,
-        large=large,
-        budgets=budgets,
-        draws=draws,
-        cost_ratio=cost_ratio,
-        cost_rows=cost_rows,
-        cost_rounds=cost_rounds,
-        warm_up=warm_up,
-        output=output,
-    )
+    run_gradients(overrides=options.pop("context").args, console=console(180), **options)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from corebatch.cli.console import console
 
 
 def step(
@@ -41,25 +41,7 @@ def step(
 
     Every arm trains through the real trainer on random token ids, in turn; the ratios are taken within a round.
     """
+    options = dict(locals())  # by their names
     from corebatch.cli.run_step import run_step
 
-    run_step(
-        model,
-        Console(width=None if sys.stdout.isatty() else 200),
-        adapters=adapter or ["lora"],
-        arms=arm or [],
-        ratios=ratios,
-        output=output,
-        report=report,
-        precision=precision,
-        checkpointing=checkpointing,
-        large=large,
-        micro_batch=micro_batch,
-        lengths=lengths,
-        length=length,
-        max_length=max_length,
-        steps=steps,
-        rounds=rounds,
-        random_weights=random_weights,
-        seed=seed,
-    )
+    run_step(console=console(200), **options)

@@ -7,6 +7,6 @@ import sys
 from rich.console import Console
 
 
-def console() -> Console:
-    """The terminal, or 100 columns where there is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 100)
+def console(columns: int = 100) -> Console:
+    """The terminal, or so many columns where there is none."""
+    return Console(width=None if sys.stdout.isatty() else columns)

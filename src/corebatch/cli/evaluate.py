@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from corebatch.cli.console import console
 
 
 def evaluate(
@@ -42,21 +42,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a trained model: exact answers, likelihoods and held-out loss, with intervals, and as JSON."""
+    options = dict(locals())  # by their names
     from corebatch.cli.evaluate_run import evaluate_model
 
-    evaluate_model(
-        model,
-        task or [],
-        Console(width=None if sys.stdout.isatty() else 100),
-        limit=limit,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        output=output,
-        overwrite=overwrite,
-        base_model=base_model,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        lm_eval=[name.strip() for name in (lm_eval or "").split(",") if name.strip()],
-        lm_eval_path=lm_eval_path,
-    )
+    harness = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
+    evaluate_model(given=options.pop("task") or [], console=console(), **{**options, "lm_eval": harness})

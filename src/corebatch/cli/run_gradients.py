@@ -28,7 +28,7 @@ def run_gradients(
     overrides: Sequence[str],
     console: Console,
     *,
-    pairs: Sequence[Any],
+    pair: Sequence[str] | None,
     methods: Path | None,
     moments: str,
     budgets: str,
@@ -46,7 +46,7 @@ def run_gradients(
     warm_up = WARM_UP if warm_up is None else warm_up
     if warm_up < 0:
         raise ConfigError(f"--warm-up should not be negative. Found {warm_up}.")
-    asked = [*pairs, *([] if methods is None else read_methods(methods))]
+    asked = [*(pair or []), *([] if methods is None else read_methods(methods))]
     parsed = parse_methods(asked or DEFAULT_METHODS)
     tokenizer = load_tokenizer(settings.model)
     dataset = read_mixture(settings, tokenizer).dataset

@@ -25,8 +25,8 @@ def run_step(
     model: str,
     console: Console,
     *,
-    adapters: Sequence[str],
-    arms: Sequence[str],
+    adapter: Sequence[str] | None,
+    arm: Sequence[str] | None,
     ratios: str,
     output: Path | None,
     report: Path | None,
@@ -40,8 +40,8 @@ def run_step(
     for option, path in (("output", output), ("report", report)):
         if path is not None and path.is_dir():
             raise ConfigError(f"--{option} should name a file. Found the folder {path}.")
-    settings = StepSettings(model=model, ratios=whole_numbers(ratios, "ratios"), arms=parse_arms(arms), **options)
-    plans = [plan(dataclasses.replace(settings, adapter=name)) for name in dict.fromkeys(adapters)]
+    settings = StepSettings(model=model, ratios=whole_numbers(ratios, "ratios"), arms=parse_arms(arm or []), **options)
+    plans = [plan(dataclasses.replace(settings, adapter=name)) for name in dict.fromkeys(adapter or ["lora"])]
 
     def tell(text: str) -> None:
         say(console, text)

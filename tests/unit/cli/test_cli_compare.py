@@ -179,10 +179,10 @@ def test_a_run_that_fails_is_a_line_and_is_tried_again(
     values["compare"] |= {"arms": ["random"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": []}
     honest = jobs.run_arm
 
-    def broken(arm: Any, *args: Any, **kwargs: Any) -> Any:
-        if arm.method.name == "random" and kwargs["seed"] == 2:
+    def broken(arm: Any, data: Any, schedule: Any, **kwargs: Any) -> Any:
+        if arm.method.name == "random" and schedule.seed == 2:
             raise MemoryError("no memory left")
-        return honest(arm, *args, **kwargs)
+        return honest(arm, data, schedule, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "run_arm", broken)

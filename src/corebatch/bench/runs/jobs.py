@@ -16,7 +16,7 @@ from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.from_config import Parts, read_data
 from corebatch.bench.runs.run_data import RunData
-from corebatch.bench.runs.training_run import count_flops, run_arm, time_arm, tune_arm
+from corebatch.bench.runs.training_run import Schedule, count_flops, run_arm, time_arm, tune_arm
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
 
@@ -86,28 +86,17 @@ class FlopsJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneJob:
+class TuneJob(Schedule):
     """How good a method is with these values after so many steps."""
 
     method: str
-    steps: int
-    seed: int
-    learning_rate: float
-    adam_beta2: float | None
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        return tune_arm(
-            here.methods[self.method],
-            here.data,
-            steps=self.steps,
-            seed=self.seed,
-            learning_rate=self.learning_rate,
-            adam_beta2=self.adam_beta2,
-        )
+        return tune_arm(here.methods[self.method], here.data, self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunJob:
+class RunJob(Schedule):
     """A whole run of an arm.
 
     Attributes:
@@ -115,25 +104,12 @@ class RunJob:
     """
 
     arm: Arm
-    seed: int
-    steps: int
-    learning_rate: float
-    adam_beta2: float | None
     seconds: StepCost
     flops: StepCost
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        return run_arm(
-            self.arm,
-            here.data,
-            steps=self.steps,
-            seed=self.seed,
-            learning_rate=self.learning_rate,
-            adam_beta2=self.adam_beta2,
-            seconds=self.seconds,
-            flops=self.flops,
-            evaluations=here.settings.evaluations,
-        )
+        evaluations = here.settings.evaluations
+        return run_arm(self.arm, here.data, self, seconds=self.seconds, flops=self.flops, evaluations=evaluations)
 
 
 Job = TimeJob | FlopsJob | TuneJob | RunJob

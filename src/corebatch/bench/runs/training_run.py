@@ -99,9 +99,21 @@ class _Stamps(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def arguments(
-    arm: Arm, folder: str, *, steps: int, seed: int, learning_rate: float | None, adam_beta2: float | None
-) -> TrainingArguments:
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long a run is, and the values that it has of what is tuned.
+
+    Attributes:
+        learning_rate, adam_beta2: None leaves the config's.
+    """
+
+    steps: int
+    seed: int
+    learning_rate: float | None = None
+    adam_beta2: float | None = None
+
+
+def arguments(arm: Arm, folder: str, schedule: Schedule) -> TrainingArguments:
     """The arm's training arguments for one run: nothing is saved, logged or evaluated by the Trainer itself."""
     values = dict(arm.training)
     for key in ("eval_steps", "save_steps", "num_train_epochs", "resume_from_checkpoint", "metric_for_best_model"):
@@ -110,9 +122,9 @@ def arguments(
         "output_dir": folder,
         "per_device_train_batch_size": arm.micro_batch,
         "gradient_accumulation_steps": arm.accumulation,
-        "max_steps": steps,
-        "seed": seed,
-        "data_seed": seed,
+        "max_steps": schedule.steps,
+        "seed": schedule.seed,
+        "data_seed": schedule.seed,
         "save_strategy": "no",
         "eval_strategy": "no",
         "logging_strategy": "no",
@@ -121,37 +133,33 @@ def arguments(
         "disable_tqdm": True,
         "dataloader_num_workers": 0,  # the collator counts, in this process
     }
-    if learning_rate is not None:
-        values["learning_rate"] = learning_rate
-    if adam_beta2 is not None:
-        values["adam_beta2"] = adam_beta2
+    if schedule.learning_rate is not None:
+        values["learning_rate"] = schedule.learning_rate
+    if schedule.adam_beta2 is not None:
+        values["adam_beta2"] = schedule.adam_beta2
     return TrainingArguments(**values)
 
 
 def train_arm(
     arm: Arm,
     data: RunData,
+    schedule: Schedule,
     *,
-    steps: int,
-    seed: int,
-    learning_rate: float | None = None,
-    adam_beta2: float | None = None,
     dataset: Any = None,
     callbacks: Callable[[Any], list[TrainerCallback]] | None = None,
 ) -> tuple[Any, Counts]:
     """The trained model and what was counted."""
-    set_seed(seed)
+    set_seed(schedule.seed)
     model = data.make_model()
     watched = _Watched(data.collate)
     with temporary_folder("corebatch-compare-") as folder:
-        args = arguments(arm, folder, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
         trainer: Any = _CountingTrainer(
             model=model,
-            args=args,
+            args=arguments(arm, folder, schedule),
             train_dataset=data.train if dataset is None else dataset,
             data_collator=watched,
             processing_class=data.tokenizer,
-            coreset=dataclasses.replace(arm.coreset, seed=seed),
+            coreset=dataclasses.replace(arm.coreset, seed=schedule.seed),
             callbacks=callbacks(model) if callbacks is not None else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -166,8 +174,8 @@ def train_arm(
         reached = int(trainer.state.global_step)
     counts.tokens_drawn = sum(tokens for _, tokens in watched.rows[: counts.rows_drawn])
     counts.order = watched.order(counts.rows_drawn)
-    if reached != steps:
-        raise RuntimeError(f"The run should have {steps} steps. Found {reached}.")
+    if reached != schedule.steps:
+        raise RuntimeError(f"The run should have {schedule.steps} steps. Found {reached}.")
     return model, counts
 
 
@@ -177,18 +185,10 @@ def points(steps: int, evaluations: int) -> list[int]:
 
 
 def run_arm(
-    arm: Arm,
-    data: RunData,
-    *,
-    steps: int,
-    seed: int,
-    learning_rate: float | None,
-    adam_beta2: float | None,
-    seconds: StepCost,
-    flops: StepCost,
-    evaluations: int,
+    arm: Arm, data: RunData, schedule: Schedule, *, seconds: StepCost, flops: StepCost, evaluations: int
 ) -> dict[str, Any]:
     """A whole run as the measured part of its line."""
+    steps = schedule.steps
     curve: list[dict[str, Any]] = []
     before = time.perf_counter()
 
@@ -199,15 +199,7 @@ def run_arm(
 
         return [_Curve(points(steps, evaluations), at)]
 
-    model, counts = train_arm(
-        arm,
-        data,
-        steps=steps,
-        seed=seed,
-        learning_rate=learning_rate,
-        adam_beta2=adam_beta2,
-        callbacks=measure,
-    )
+    model, counts = train_arm(arm, data, schedule, callbacks=measure)
     final = data.final.loss(model)
     if data.evaluate_tasks is not None:
         final["tasks"] = data.evaluate_tasks(model)
@@ -225,11 +217,9 @@ def run_arm(
     }
 
 
-def tune_arm(
-    arm: Arm, data: RunData, *, steps: int, seed: int, learning_rate: float, adam_beta2: float | None
-) -> dict[str, Any]:
+def tune_arm(arm: Arm, data: RunData, schedule: Schedule) -> dict[str, Any]:
     """Held-out loss on the rows for tuning after a run of this length."""
-    model, _ = train_arm(arm, data, steps=steps, seed=seed, learning_rate=learning_rate, adam_beta2=adam_beta2)
+    model, _ = train_arm(arm, data, schedule)
     return {key: value for key, value in data.tune.loss(model).items() if key != "sources"}
 
 
@@ -237,14 +227,8 @@ def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple
     """Seconds of a step, first pass and later, on a part of the data."""
     stamps = _Stamps(device)
     steps, epoch = _rehearsal(arm, rows)
-    train_arm(
-        arm,
-        data,
-        steps=steps,
-        seed=0,
-        dataset=data.train.select(rows),
-        callbacks=lambda _: [stamps],
-    )
+    rehearsal = Schedule(steps=steps, seed=0)
+    train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda _: [stamps])
     return step_seconds(stamps.times, epoch, remembers(arm))
 
 
@@ -259,7 +243,8 @@ def count_flops(arm: Arm, data: RunData, rows: Sequence[int]) -> tuple[float, fl
 
     steps, epoch = _rehearsal(arm, rows)
     with counter:
-        train_arm(arm, data, steps=steps, seed=0, dataset=data.train.select(rows), callbacks=lambda _: [Reads()])
+        rehearsal = Schedule(steps=steps, seed=0)
+        train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda _: [Reads()])
     return step_seconds(found, epoch, remembers(arm))
 
 

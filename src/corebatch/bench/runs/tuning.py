@@ -123,7 +123,7 @@ def tune(
                 for _ in range(len(jobs) - len(missing)):
                     tick(None)
                 for job, found in each(missing):
-                    line = {"kind": "tuning", **dataclasses.asdict(job), **outcome(found)}
+                    line = {"kind": "tuning", "method": job.method, **dataclasses.asdict(job), **outcome(found)}
                     append(folder / TUNING, line)
                     scores[job] = line.get(settings.metric)
                     tick(f"{job.method}, learning rate {job.learning_rate:g}: {_loss_text(line, settings.metric)}")
