@@ -10,7 +10,7 @@ from typing import Any
 from corebatch.bench.runs.arms import DEFAULT_ARMS
 from corebatch.bench.runs.comparison import MEANS
 from corebatch.errors import ConfigError
-from corebatch.options import hint
+from corebatch.options import check_count, hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +106,11 @@ class CompareSettings:
                 f"Found {tune.seed}, which is one of compare.seeds."
             )
         for name in ("evaluations", "curve_rows", "eval_rows", "timing_pools", "timing_rounds"):
-            if not _whole(getattr(self, name), 1):
-                raise ConfigError(f"compare.{name} should be an integer of at least 1. Found {getattr(self, name)!r}.")
-        if not _whole(tune.rows, 1):
-            raise ConfigError(f"compare.tune.rows should be an integer of at least 1. Found {tune.rows!r}.")
+            check_count(f"compare.{name}", getattr(self, name))
+        check_count("compare.tune.rows", tune.rows)
         for name in ("processes", "threads", "final_rows"):
-            value = getattr(self, name)
-            if value is not None and not _whole(value, 1):
-                raise ConfigError(f"compare.{name} should be an integer of at least 1, or none. Found {value!r}.")
+            if getattr(self, name) is not None:
+                check_count(f"compare.{name}", getattr(self, name), more=", or none")
         if not isinstance(self.extra_arms, Mapping):
             raise ConfigError(f"compare.extra_arms should be a block of arms. Found {self.extra_arms!r}.")
         if tune.metric not in MEANS:
