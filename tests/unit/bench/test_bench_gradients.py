@@ -78,11 +78,15 @@ def test_errors_agree_with_plain_vectors():
 
 
 @pytest.mark.parametrize(
-    "large, budgets, message", [(48, (8,), "population"), (24, (25,), "Budgets"), (24, (0,), "Budgets")]
-)
-def test_bad_sizes(moment, large, budgets, message):
+    "large, budgets, draws, message",
+    [
+        (48, (8,), 2, "population"), (24, (25,), 2, "Budgets"), (24, (0,), 2, "Budgets"), (24, (), 2, "Found none"),
+        (24, (8,), 0, "draws should be at least 1"),
+    ],
+)  # fmt: skip
+def test_bad_sizes(moment, large, budgets, draws, message):
     with pytest.raises(InputError, match=message):
-        measure(moment, [parse_method("tokens x random")], large=large, budgets=budgets, draws=2)
+        measure(moment, [parse_method("tokens x random")], large=large, budgets=budgets, draws=draws)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def measure(
     """
     methods = list(methods)
     population = Population.of(snapshot.batches, snapshot.sources, snapshot.table)
-    _check_sizes(population, large, budgets)
+    _check_sizes(population, large, budgets, draws)
     check_cost_ratios(cost_ratios)
     memories = _memories(methods, snapshot, population, past or {}, seed)
     if costs is None:
@@ -143,11 +143,13 @@ def measure(
     return [line for place in range(len(budgets)) for lines in found for line in lines[place]]
 
 
-def _check_sizes(population: Population, large: int, budgets: Sequence[int]) -> None:
+def _check_sizes(population: Population, large: int, budgets: Sequence[int], draws: int) -> None:
     if not large < len(population):
         raise InputError(f"The population should be larger than the large batch of {large}. Found {len(population)}.")
-    if not all(0 < budget <= large for budget in budgets):
-        raise InputError(f"Budgets should be between 1 and {large}. Found {list(budgets)}.")
+    if not budgets or not all(0 < budget <= large for budget in budgets):
+        raise InputError(f"Budgets should be between 1 and {large}. Found {list(budgets) or 'none'}.")
+    if draws < 1:
+        raise InputError(f"draws should be at least 1. Found {draws}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import threading
@@ -158,6 +159,8 @@ def serve(connection: Connection, parts: Parts, device: str, threads: int) -> No
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     here = Workplace(parts, device)
+    gc.collect()
+    gc.freeze()  # every training begins with a full collection, which need not walk through what was imported
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             job = connection.recv()
