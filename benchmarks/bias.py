@@ -105,7 +105,7 @@ def batch(rows: Sequence[dict[str, str]]) -> dict[str, Tensor]:
 
 
 def small_llama(rows: Sequence[dict[str, str]], seed: int) -> Any:
-    """Four blocks, 0.2 M numbers, trained on some of the rows; LoRA adapters that are not zero."""
+    """Four blocks, 0.2 M parameters, trained on some of the rows; LoRA adapters that are not zero."""
     set_seed(seed)
     model: Any = LlamaForCausalLM(
         LlamaConfig(

@@ -3,7 +3,7 @@
     python benchmarks/compare.py mathmix --output runs/compare-mathmix
     python benchmarks/compare.py reasoning --output runs/compare-reasoning
 
-mathmix: a Llama of 5.8 M numbers (benchmarks/small_llama.py) with LoRA, on 576 rows of a real maths mixture.
+mathmix: a Llama of 5.8 M parameters (benchmarks/small_llama.py) with LoRA, on 576 rows of a real maths mixture.
 reasoning: SmolLM2-135M with LoRA on the demo's mixture of reasoning-gym tasks.
 Each writes its data and its config beside the output first; any key can be changed: `--max_steps 20`.
 """

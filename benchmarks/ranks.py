@@ -2,7 +2,7 @@
 
     python benchmarks/ranks.py --lengths ../shared/data/mathmix/train.jsonl --output benchmarks/results/ranks.jsonl
 
-Starts ranks over gloo (one thread each) for each seed. A Llama of 5.9 M numbers with random weights and LoRA trains on
+Starts ranks over gloo (one thread each) for each seed. A Llama of 5.9 M parameters, random, with LoRA trains on
 random tokens with the lengths of the mixture; every row of the pool is scored at every step. A line for each step: the
 milliseconds of each phase, the share of a step that exchange and selection take, bytes by what for, rows moved and how
 unequal ranks' tokens were. --quick runs tiny batches, to see that it runs.

@@ -2,7 +2,7 @@
 
     python benchmarks/small_llama.py --data ../shared/data/mathmix --output .cache/small-llama
 
-A byte-level BPE of 4,096 tokens is trained on the texts, then a Llama of about 7 M numbers on all of their tokens.
+A byte-level BPE of 4,096 tokens is trained on the texts, then a Llama of about 7 M parameters on all of their tokens.
 Minutes on two CPU cores. The same seed gives the same model on the same machine.
 """
 
@@ -43,7 +43,7 @@ def tokenizer_for(lines: list[str]) -> PreTrainedTokenizerFast:
 
 
 def configuration() -> LlamaConfig:
-    """Six blocks, 5.9 M numbers."""
+    """Six blocks, 5.9 M parameters."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,

@@ -19,7 +19,7 @@ LORA_RANK = 16
 
 _LLAMA = {"model_type": "llama", "tie_word_embeddings": True}
 PRESETS: dict[str, dict[str, Any]] = {
-    # 10.1 M and 30.3 M numbers: an optimizer step takes seconds on two CPU cores
+    # 10.1 M and 30.3 M parameters: an optimizer step takes seconds on two CPU cores
     "llama-10m": {
         **_LLAMA,
         "vocab_size": 4096,

@@ -42,7 +42,7 @@ def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]
         four_bits=settings.model.load_in_4bit,
     )
     return [
-        {"what": "numbers in the model", "value": sum(p.numel() for p in model.parameters())},
+        {"what": "parameters of the model", "value": sum(p.numel() for p in model.parameters())},
         {"what": "of them trained", "value": sum(p.numel() for p in model.parameters() if p.requires_grad)},
         {"what": "weights, MB", "value": memory.weights / 2**20},
         {"what": "gradients, MB", "value": memory.gradients / 2**20},
