@@ -92,9 +92,7 @@ FILE, FUNCTION, CLASS = 330, 60, 16
 """The most lines of a file and of a function, and the most methods of a class."""
 
 # What exceeds a cap, with the number that it has: an entry may go, and its number may fall.
-LONGER_FILES = {
-    "record/writer.py": 462,
-}
+LONGER_FILES: dict[str, int] = {}
 LONGER_FUNCTIONS = {
     "batch/micro_batches.py micro_batches": 61,
     "record/example_counts.py count_examples": 73,

@@ -12,7 +12,7 @@ from corebatch.evaluation import evaluate
 from corebatch.evaluation.random_states import random_states
 from corebatch.launch.prepare import PreparedRun
 from corebatch.record.example_counts import ROWS
-from corebatch.record.writer import LOG
+from corebatch.record.step_log import LOG
 
 RECORD = (LOG, ROWS)
 

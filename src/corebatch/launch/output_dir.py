@@ -15,7 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from corebatch.errors import CheckpointError, ConfigError
 from corebatch.record.checkpoint import MARKER, TRAINER_STATE, last_complete
 from corebatch.record.folder_lock import LOCK, OWNER
-from corebatch.record.writer import LOG, RUN
+from corebatch.record.run_file import RUN
+from corebatch.record.step_log import LOG
 
 FINISHED = "finished.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")

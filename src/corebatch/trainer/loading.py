@@ -12,7 +12,7 @@ from torch import Tensor
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError
 from corebatch.model.rows import Padding
-from corebatch.record import writer
+from corebatch.record.run_file import absent_note, kept_note
 from corebatch.sampling.epochs import follow_epochs
 from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
 from corebatch.sources import absent_names, small_candidates
@@ -69,9 +69,9 @@ def name_sources(trainer: Any) -> tuple[Any, Sources]:
     method.small_sources = small_candidates(sources.counts, sources.names, coreset.small_sources)
     absent = absent_names(sources.counts, sources.names, coreset.small_sources)
     if absent and trainer.is_world_process_zero():
-        logger.warning(writer.absent_note(sources, absent))
+        logger.warning(absent_note(sources, absent))
     if method.small_sources and trainer.is_world_process_zero():
-        logger.warning(writer.kept_note(sources, method.small_sources))
+        logger.warning(kept_note(sources, method.small_sources))
     return made, sources
 
 

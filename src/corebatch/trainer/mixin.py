@@ -19,9 +19,9 @@ from torch import Tensor
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.model.weighted_loss import weighted_loss
-from corebatch.record import writer
 from corebatch.record.checkpoint import last_complete, rotate, unmark
 from corebatch.record.provenance import now
+from corebatch.record.run_file import describe
 from corebatch.record.saving import Saving
 from corebatch.sampling.order import resumable
 from corebatch.sampling.tags import DEFAULT_COLUMN
@@ -301,7 +301,7 @@ class CoresetMixin(_Base):
 
     def coreset_record(self) -> dict[str, Any]:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
-        return writer.describe(
+        return describe(
             self.args,
             self.coreset.to_dict(),
             self._run.model(),

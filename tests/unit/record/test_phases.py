@@ -13,6 +13,7 @@ import torch
 
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, NonFiniteError
+from corebatch.record import step_log
 from corebatch.record import writer as record
 from corebatch.record.phases import CudaClock, HostClock, Phases, clock_for
 from corebatch.trainer import CoresetConfig
@@ -282,13 +283,13 @@ def test_the_next_run_in_the_folder_finds_all_lines(tmp_path: Path) -> None:
     made = Run(tmp_path, Gpu())
     made.step()
     made.step()
-    record.start_log(tmp_path, 1)
+    step_log.start_log(tmp_path, 1)
     assert [line["step"] for line in lines(tmp_path)] == [1]
     del made
     gc.collect()
     assert [line["step"] for line in lines(tmp_path)] == [1]
     with pytest.raises(CheckpointError, match="Found 1"):
-        record.start_log(tmp_path, 2)
+        step_log.start_log(tmp_path, 2)
 
 
 def test_a_device_that_failed_costs_times_and_no_lines(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from corebatch.bench.steps.plan import (
 )
 from corebatch.files import read_objects
 from corebatch.model.rows import trained_tokens
-from corebatch.record.writer import LOG
+from corebatch.record.step_log import LOG
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 from corebatch.types import IGNORED
