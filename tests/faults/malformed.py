@@ -152,7 +152,11 @@ def with_data(folder: Path, settings: dict[str, Any], name: str, data: bytes) ->
 def over(folder: Path, settings: dict[str, Any]) -> list[str]:
     """The words of a command over settings."""
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8", errors="surrogatepass")
+    try:
+        text = yaml.safe_dump(settings)
+    except RecursionError:  # values nested a thousand deep, which JSON's writer takes
+        text = json.dumps(settings)
+    config.write_text(text, encoding="utf-8", errors="surrogatepass")
     return ["validate", str(config)]
 
 

@@ -26,20 +26,10 @@ MOST = 0.02
 class Watching(CoresetTrainer):
     """Keeps what the last step chose from, and what it chose."""
 
-    def get_batch_samples(self, *args: Any) -> Any:
-        scoring = self._run.scoring
-        choose = type(scoring).choose
-
-        def watched(pool: Any, plan: Any, scores: Any, *others: Any) -> Any:
-            choice = choose(scoring, pool, plan, scores, *others)
-            self.seen = (pool, plan, scores, choice)
-            return choice
-
-        scoring.choose = watched
-        try:
-            return super().get_batch_samples(*args)
-        finally:
-            del scoring.choose
+    def _choose(self, pool: Any, plan: Any, scores: Any) -> Any:
+        choice = super()._choose(pool, plan, scores)
+        self.seen = (pool, plan, scores, choice)
+        return choice
 
 
 class Gradients(TrainerCallback):

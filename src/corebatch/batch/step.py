@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -43,6 +43,9 @@ from corebatch.scoring import LossUnit, Scores
 from corebatch.types import PLACES
 
 logger = logging.getLogger(__name__)
+
+
+Chooses = Callable[[Pool, Plan, Scores | None], Choice]
 
 
 class BatchStep:
@@ -91,7 +94,7 @@ class BatchStep:
     # ---- the page ------------------------------------------------------------------------------------------------
 
     def run(
-        self, model: nn.Module, rows: LocalRows, step: int, *, given: int, asked: int, clock: Clock, optimizer: Any
+        self, model: nn.Module, rows: LocalRows, step: int, *, given: int, asked: int, clock: Clock, choose: Chooses
     ) -> SmallBatch:
         """The small batch of optimizer step `step`, from 0.
 
@@ -99,7 +102,7 @@ class BatchStep:
             model: without what wraps it.
             given: in how many batches a rank's rows came, at most.
             asked: how many micro-batches each rank trains; more than `given` at the end of a stream.
-            optimizer: the live one, for a normaliser that needs its moments.
+            choose: chooses of the pool; in the end `BatchStep.choose`.
         """
         ranks, scoring = self.ranks, self.scoring
         pool = gather_pool(ranks, rows.columns(), rows.counts)
@@ -110,7 +113,7 @@ class BatchStep:
         clock.end("score")
         scores = None if mine is None else gather_scores(ranks, pool, plan.exact, mine)
         clock.end("exchange")
-        choice = self._choose(pool, plan, scores, step, optimizer)
+        choice = choose(pool, plan, scores)
         clock.end("select")
         selected, chosen = choice.selection.weights, plan.candidates[choice.selection.indices.cpu()]
         if self.states is not None:
@@ -162,7 +165,16 @@ class BatchStep:
             batches, eligible = [put_together([copy], padding)], torch.tensor([False])
         return batches, eligible, [max(1, count) for count in counts]
 
-    def _choose(self, pool: Pool, plan: Plan, scores: Scores | None, step: int, optimizer: Any) -> Choice:
+    def choose(self, pool: Pool, plan: Plan, scores: Scores | None, step: int, optimizer: Any) -> Choice:
+        """What is trained of a pool, as rows of the plan's candidates.
+
+        Args:
+            step: of the optimizer, from 0.
+            optimizer: the live one, for a normaliser that needs its moments.
+
+        Raises:
+            NonFiniteError: a feature or loss is not finite; names the examples.
+        """
         try:
             self.scoring.remember(pool, plan, scores, step)
             moments, normalise = None, self.method.normalise

@@ -16,7 +16,7 @@ _COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"
 
 def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> None:
     """Writes README.md into the folder of a trained model, in place of the template that peft leaves."""
-    made = trainer.coreset_record()
+    made = trainer._run.record()
     coreset = made["coreset"]
     head: dict[str, Any] = {
         "base_model": base_model,

@@ -118,10 +118,11 @@ def _content(turn: Mapping[str, Any], said: str, at: str, role: str) -> Message:
         if not isinstance(part, Mapping):
             raise DataError(f"{at}: part {number} of {said!r} should be a mapping. Found {describe(part)}.")
         kind = part.get("type", "text")
-        if kind in THOUGHT_PARTS:
+        named = isinstance(kind, str)
+        if named and kind in THOUGHT_PARTS:
             key = next((name for name in (kind, "text") if isinstance(part.get(name), str)), kind)
             thoughts.append(string(part, key, f"{at}, part {number}"))
-        elif kind in TEXT_PARTS:
+        elif named and kind in TEXT_PARTS:
             texts.append(string(part, "text", f"{at}, part {number}"))
         else:
             raise DataError(

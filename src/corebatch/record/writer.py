@@ -75,7 +75,7 @@ class Recorder(TrainerCallback):
             if state.is_world_process_zero:
                 folder = self._trainer._run.folder
                 folder.mkdir(parents=True, exist_ok=True)
-                run = self._trainer.coreset_record() | {"peak_flops": dataclasses.asdict(self._peak)}
+                run = self._trainer._run.record() | {"peak_flops": dataclasses.asdict(self._peak)}
                 try:
                     write_text(folder / RUN, json.dumps(run, indent=1, default=str) + "\n")
                 except OSError as error:

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from corebatch.batch.method import Choice
+from corebatch.batch.plan import Plan
+from corebatch.batch.pool import Pool
 from corebatch.errors import ConfigError, DataError
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.record.checkpoint import last_complete, rotate, unmark
 from corebatch.record.provenance import now
-from corebatch.record.run_file import describe
 from corebatch.record.saving import Saving
 from corebatch.sampling.order import resumable
 from corebatch.sampling.tags import DEFAULT_COLUMN
+from corebatch.scoring import Scores
 from corebatch.trainer import loading, trials
 from corebatch.trainer.checks import check_stream
 from corebatch.trainer.config import CoresetConfig
@@ -151,6 +154,10 @@ class CoresetMixin(_Base):
             self.args.average_tokens_across_devices = counts_ranks
         self._run.passes.start(epoch_iterator)
         return batches, None
+
+    def _choose(self, pool: Pool, plan: Plan, scores: Scores | None) -> Choice:
+        """What a step trains of a pool, the same on every rank; a place for a subclass that watches choices."""
+        return self._run.step.choose(pool, plan, scores, self.state.global_step, self.optimizer)
 
     def compute_loss(
         self,
@@ -298,14 +305,3 @@ class CoresetMixin(_Base):
             return
         with self._run.saving.model():
             super().save_model(output_dir, _internal_call)
-
-    def coreset_record(self) -> dict[str, Any]:
-        """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
-        return describe(
-            self.args,
-            self.coreset.to_dict(),
-            self._run.model(),
-            self._tagged.latest(self),
-            self._run.method.small_sources,
-            self._started,
-        )

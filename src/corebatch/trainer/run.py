@@ -23,6 +23,7 @@ from corebatch.model.limits import RowLimits, row_limits
 from corebatch.model.rows import check_pool
 from corebatch.record.checkpoint import last_complete, load_state, save_state
 from corebatch.record.rank_agreement import check_agreement, check_streams
+from corebatch.record.run_file import describe
 from corebatch.record.run_identity import describe_run
 from corebatch.record.saving import Saving, check_writable, saving_failed
 from corebatch.sampling.tags import Passes
@@ -105,6 +106,12 @@ class SelectionRun:
         """The model that is trained, without what wraps it."""
         return inner_model(self.trainer)
 
+    def record(self) -> dict[str, Any]:
+        """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
+        trainer = self.trainer
+        coreset, sources = trainer.coreset.to_dict(), trainer._tagged.latest(trainer)
+        return describe(trainer.args, coreset, self.model(), sources, self.method.small_sources, trainer._started)
+
     # ---- the step ------------------------------------------------------------------------------------------------
 
     def check_drawn(self, batches: Sequence[Any]) -> None:
@@ -146,7 +153,7 @@ class SelectionRun:
         elif number in AGAIN and self.weights.owned:
             check_later(trainer, model, batches, rows.padding, own=True)
             phases.start()
-        small = step.run(model, rows, number, given=given, asked=asked, clock=phases, optimizer=trainer.optimizer)
+        small = step.run(model, rows, number, given=given, asked=asked, clock=phases, choose=trainer._choose)
         self.passes.seen(small.pool_ids)
         if small.weights.rows is not None and not self.compared:
             # Rows have weights for the first time: a mean of examples, or fewer rows than micro-batches.

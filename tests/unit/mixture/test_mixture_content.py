@@ -76,6 +76,8 @@ def test_a_turn_of_weight_0_is_not_trained(tokenizer: PreTrainedTokenizerFast, o
         ([U1, A1 | {"rejected": "x"}], r"'rejected'"),
         ([{"role": "system", "content": "s", "tools": [TOOL]}, U1, A1], r"'tools'.*column 'tools'"),
         ([{"role": "user", "content": [{"type": "image_url"}]}, A1], r"part 1 of 'content'.*image_url"),
+        ([{"role": "user", "content": [{"type": {"a": 1}}]}, A1], r"part 1 of 'content'.*Found \{'a': 1\}"),
+        ([{"role": "user", "content": [{"type": ["text"]}]}, A1], r"part 1 of 'content' should be a text"),
         ([U1, A1 | {"tool_calls": [{"function": {"arguments": "{}"}}]}], r"message 2.*'tool_calls'.*'name'"),
         ([U1, A1 | {"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], r"message 2.*'arguments'"),
         ([U1, {"from": "gpt", "value": "x", "weight": 0}, {"role": "gpt", "content": "x"}], r"'from' should be one of"),

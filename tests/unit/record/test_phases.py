@@ -184,9 +184,10 @@ class Run:
         owner = SimpleNamespace(
             args=self.args,
             accelerator=accelerator,
-            _run=SimpleNamespace(ranks=ranks, folder=folder, model=lambda: self.model),
+            _run=SimpleNamespace(
+                ranks=ranks, folder=folder, model=lambda: self.model, record=lambda: {"model": "tiny"}
+            ),
             model_wrapped=self.model,
-            coreset_record=lambda: {"model": "tiny"},
         )
         self.recorder = record.Recorder(owner)
         if gpu is not None:
