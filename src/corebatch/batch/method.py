@@ -1,4 +1,4 @@
-"""One step: a large batch goes in, a small one whose update is nearly the same comes out.
+"""The method of a step: what is done with features and sources to choose the small batch.
 
     1 groups    = split(source_ids, budget)      small sources may be kept whole
     2 features  = scorer(model, batch)           one row an example; the model is left as it was

@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from corebatch.evaluation import evaluate
-from corebatch.evaluation.random_states import random_states
 from corebatch.launch.prepare import PreparedRun
 from corebatch.record.example_counts import ROWS
 from corebatch.record.step_log import LOG
+from corebatch.seeds import random_states
 
 RECORD = (LOG, ROWS)
 

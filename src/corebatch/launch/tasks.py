@@ -22,9 +22,9 @@ from corebatch.evaluation import (
     parse_task,
     write_json,
 )
-from corebatch.evaluation.random_states import random_states
 from corebatch.mixture import DatasetSpec, TokeniseOptions, load_mixture
 from corebatch.rendering.rows import table
+from corebatch.seeds import random_states
 
 FOLDER = "evaluation"
 LM_EVAL = "lm_eval"

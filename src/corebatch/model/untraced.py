@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from corebatch.model.modes import modes_kept, uncompiled
+from corebatch.seeds import random_states
 
 LARGEST = 4096
 """Entries of a container that are put back at most; a longer one is data, not a count."""
@@ -33,7 +32,8 @@ def untraced(model: nn.Module, *, inner: bool, outermost: bool) -> Iterator[None
     outer = set(_outermost(model))
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with ExitStack() as stack:
-        stack.enter_context(_random_states(model))
+        devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+        stack.enter_context(random_states(sorted(devices)))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         stack.enter_context(torch.no_grad())
@@ -58,18 +58,6 @@ def _outermost(model: nn.Module) -> Iterator[nn.Module]:
         if inner is not None and not hasattr(inner, "get_output_embeddings") and not hasattr(inner, "module"):
             wrapped = getattr(inner, "model", None)  # peft's tuner holds the model so
             inner = wrapped if hasattr(wrapped, "get_output_embeddings") else None
-
-
-@contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 the state that others use
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

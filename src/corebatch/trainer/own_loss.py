@@ -9,11 +9,9 @@ them, is found by calling it (`loss_probe`), and at every step it is counted whe
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -21,6 +19,7 @@ from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError
 from corebatch.sampling.tags import is_stream
+from corebatch.seeds import random_states
 from corebatch.trainer.config import CoresetConfig
 from corebatch.types import IGNORED, PLACES
 
@@ -266,11 +265,6 @@ def no_row_is_trained(trainer: Any) -> bool:
     if is_stream(dataset):
         return False
     collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that collators draw from
-    try:
-        with torch.random.fork_rng(devices=[]):
-            rows = (dataset[number] for number in range(len(dataset)))
-            return not any(bool((collator([row])["labels"] != IGNORED).any()) for row in rows)
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
+    with random_states(devices=[]):
+        rows = (dataset[number] for number in range(len(dataset)))
+        return not any(bool((collator([row])["labels"] != IGNORED).any()) for row in rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.plan import Draw, Plan
 from corebatch.batch.strategies.base import Need, OtherSettings, Strategy, needs_of_parts
+from corebatch.batch.weights import part_scale
 from corebatch.memory import Recalled
 from corebatch.scoring import Scores
 from corebatch.seeds import seeded
@@ -78,7 +79,7 @@ def _known_and_unknown(draw: Draw, recalled: Recalled) -> Choice:
         else:
             selection = draw.by_size(recalled.sizes[members], wanted, "unknown")
         rows.append(members[selection.indices.cpu()])
-        weights.append(selection.weights.double().cpu() * (budget / count) * (len(members) / wanted))
+        weights.append(selection.weights.double().cpu() * part_scale(count, budget, len(members), wanted))
     chosen, order = torch.cat(rows).sort()
     selection = Selection(indices=chosen, weights=torch.cat(weights)[order].float())
     return Choice(selection=selection, groups=draw.whole())
