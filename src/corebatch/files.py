@@ -42,11 +42,8 @@ def sync(path: Path) -> None:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines with their line numbers, from 1; blank lines are passed over.
-
-    Raises:
-        DataError: the file or a line cannot be read; both are named.
-    """
+    """The objects of a file of JSON lines with their line numbers, from 1; blank lines are passed over. Raises
+    DataError: the file or a line cannot be read; both are named."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,10 +9,7 @@ _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 def wilson_interval(correct: int, total: int, *, z: float = _Z95) -> tuple[float, float]:
     """Wilson's score interval for a proportion, 95 % by default (Wilson 1927); inside [0, 1] also at 0 and at all.
-
-    Raises:
-        InputError: `total` below 1 or `correct` outside 0..total.
-    """
+    Raises InputError: `total` below 1 or `correct` outside 0..total."""
     if total < 1 or not 0 <= correct <= total:
         raise InputError(f"`correct` of `total` should be 0..total of at least 1. Found {correct} of {total}.")
     share, z2 = correct / total, z * z

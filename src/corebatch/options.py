@@ -13,11 +13,8 @@ T = TypeVar("T")
 
 
 def build(kind: str, what: Any, options: Mapping[str, Any] | None, known: Mapping[str, type[T]], base: Any) -> T:
-    """An instance of one of `known` by its name, or `what` itself if it is an instance already.
-
-    Raises:
-        ConfigError: an unknown name or option, or options beside an instance.
-    """
+    """An instance of one of `known` by its name, or `what` itself if it is an instance already. Raises ConfigError: an
+    unknown name or option, or options beside an instance."""
     options = dict(options or {})
     # `base` is abstract, which type[T] would not allow.
     if isinstance(what, base):

@@ -48,11 +48,8 @@ def temporary_folder(prefix: str) -> Iterator[str]:
 
 
 def hold(folder: Path) -> None:
-    """Keeps the folder from being removed by `remove_unused` as long as this process lives.
-
-    Raises:
-        OSError: it is gone, perhaps just now.
-    """
+    """Keeps the folder from being removed by `remove_unused` as long as this process lives. Raises OSError: it is gone,
+    perhaps just now."""
     path = folder / LOCK
     if path.exists():
         handle = os.open(path, os.O_RDONLY)

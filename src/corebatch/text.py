@@ -23,11 +23,8 @@ _AT_THE_START = re.compile(r"^(\s*\d*)([#>=]|[-+.)](?=\s|-|$))")
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    """The text with control characters, direction overrides and lone surrogates written out, as in \\x1b.
-
-    Args:
-        lines: keeps line ends; else the text is one line.
-    """
+    """The text with control characters, direction overrides and lone surrogates written out, as in \\x1b. `lines`:
+    keeps line ends; else the text is one line."""
     return "".join(
         _escaped(c) if unicodedata.category(c) in _SHOWN and c not in _JOINERS and not (lines and c == "\n") else c
         for c in str(text)

@@ -79,11 +79,8 @@ ATTENTION = (
 
 
 def model_config(model: str) -> Any:
-    """The configuration of a preset, of a folder with config.json, or of a JSON file.
-
-    Raises:
-        ConfigError: none of these.
-    """
+    """The configuration of a preset, of a folder with config.json, or of a JSON file. Raises ConfigError: none of
+    these."""
     if model in PRESETS:
         settings = dict(PRESETS[model])
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -146,11 +143,8 @@ def has_weights(model: str) -> bool:
 
 
 def with_lora(model: nn.Module) -> Any:
-    """The model with LoRA of rank 16 on its attention's projections.
-
-    Raises:
-        UnsupportedModelError: it has none by a known name.
-    """
+    """The model with LoRA of rank 16 on its attention's projections. Raises UnsupportedModelError: it has none by a
+    known name."""
     parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = [name for name in ATTENTION if name in parts]
     if not targets:

@@ -56,10 +56,7 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
 
 def show(folder: Path, console: Console, output: Path | None = None) -> Path:
     """Prints a comparison's tables, finished or not, writes its text and its page, and returns the page's path.
-
-    Args:
-        output: the folder that they go to, instead of the comparison's own.
-    """
+    `output`: the folder that they go to, instead of the comparison's own."""
     found = read_comparison(folder)
     for each in terminal_tables(found):
         console.print(each)

@@ -72,11 +72,8 @@ def evaluate_model(
 
 
 def output_files(model: str, names: Sequence[str], output: Path | None, overwrite: bool) -> list[Path]:
-    """Where the results go: a file a task.
-
-    Raises:
-        ConfigError: a file is there already and may not be replaced, or `output` does not suit the tasks.
-    """
+    """Where the results go: a file a task. Raises ConfigError: a file is there already and may not be replaced, or
+    `output` does not suit the tasks."""
     if output is not None and output.suffix == ".json":
         if len(names) > 1:
             raise ConfigError(f"--output should be a folder for {len(names)} tasks. Found the file {output}.")

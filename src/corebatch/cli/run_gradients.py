@@ -38,10 +38,7 @@ def run_gradients(
     **sizes: int,
 ) -> None:
     """What `corebatch bench gradients` does; for the arguments see there. `sizes` are others of `bench_gradients`.
-
-    Raises:
-        ConfigError: an argument that is out of range or cannot be read.
-    """
+    Raises ConfigError: an argument that is out of range or cannot be read."""
     settings = load_settings(config, overrides)
     warm_up = WARM_UP if warm_up is None else warm_up
     if warm_up < 0:
@@ -80,11 +77,7 @@ def run_gradients(
 
 
 def read_methods(path: Path) -> list[Any]:
-    """The list `methods` of a YAML file.
-
-    Raises:
-        ConfigError: the file cannot be read, or has no such list.
-    """
+    """The list `methods` of a YAML file. Raises ConfigError: the file cannot be read, or has no such list."""
     values = read_config(path)
     found = values.get("methods")
     if set(values) != {"methods"} or not isinstance(found, list) or not found:

@@ -32,11 +32,8 @@ def run_step(
     report: Path | None,
     **options: Any,
 ) -> None:
-    """What `corebatch bench step` does; `options` are the other fields of StepSettings.
-
-    Raises:
-        ConfigError: an argument that is out of range or cannot be read.
-    """
+    """What `corebatch bench step` does; `options` are the other fields of StepSettings. Raises ConfigError: an argument
+    that is out of range or cannot be read."""
     for option, path in (("output", output), ("report", report)):
         if path is not None and path.is_dir():
             raise ConfigError(f"--{option} should name a file. Found the folder {path}.")

@@ -18,11 +18,7 @@ from corebatch.trainer import CoresetConfig
 
 
 def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], console: Console) -> None:
-    """Steps and memory.
-
-    Args:
-        counts: source -> its `rows` and `lengths`.
-    """
+    """Steps and memory. `counts`: source -> its `rows` and `lengths`."""
     console.print()
     console.print(table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()})))
     console.print()

@@ -22,12 +22,9 @@ __all__ = ["TrainerBySource", "finish", "train"]
 
 
 def train(settings: Settings, console: Console) -> Path:
-    """Trains, saves model, tokenizer, model card and report into `output_dir`, and returns that folder.
-
-    Raises:
-        ConfigError: the folder is not empty and nothing is resumed, or another process is at work there; all other
-            settings are checked before as well.
-    """
+    """Trains, saves model, tokenizer, model card and report into `output_dir`, and returns that folder. Raises
+    ConfigError: the folder is not empty and nothing is resumed, or another process is at work there; all other settings
+    are checked before as well."""
     with ExitStack() as held:
         _train(settings, console, held)
     return Path(settings.training["output_dir"])

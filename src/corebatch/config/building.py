@@ -34,11 +34,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def _set_special_tokens(tokenizer: Any, settings: ModelSettings) -> None:
-    """The keys eos_token and pad_token; a missing padding token is the end of sequence's.
-
-    Raises:
-        ConfigError: a token that the tokenizer does not know, or none to pad with.
-    """
+    """The keys eos_token and pad_token; a missing padding token is the end of sequence's. Raises ConfigError: a token
+    that the tokenizer does not know, or none to pad with."""
     known = tokenizer.get_vocab()
     for key in ("eos_token", "pad_token"):
         token = getattr(settings, key)
@@ -57,11 +54,8 @@ def _set_special_tokens(tokenizer: Any, settings: ModelSettings) -> None:
 
 
 def load_model(settings: Settings) -> Any:
-    """The model to train, in four bits if that is asked for, with adapters if LoRA is on.
-
-    Raises:
-        ConfigError: there is no such model, no bitsandbytes, or the adapters find nothing to adapt.
-    """
+    """The model to train, in four bits if that is asked for, with adapters if LoRA is on. Raises ConfigError: there is
+    no such model, no bitsandbytes, or the adapters find nothing to adapt."""
     own = settings.model
     options = _model_options(own)
     try:

@@ -11,11 +11,8 @@ from corebatch.errors import ConfigError
 
 
 def coerce(value: Any, annotation: Any, key: str) -> Any:
-    """A value of the annotated type; numbers that YAML reads as text, such as 5e-4, become numbers.
-
-    Raises:
-        ConfigError: the value is of another type; the key is named.
-    """
+    """A value of the annotated type; numbers that YAML reads as text, such as 5e-4, become numbers. Raises ConfigError:
+    the value is of another type; the key is named."""
     kinds = members(annotation)
     if value is None or Any in kinds:
         return value

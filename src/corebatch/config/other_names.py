@@ -234,11 +234,8 @@ OTHER_NAMES: dict[str, str] = {
 
 
 def other_name(key: str, known: Container[str]) -> str:
-    """' Here it is ...' for another trainer's key, or why there is none; '' for an unknown word.
-
-    Args:
-        known: the keys that this version of transformers takes.
-    """
+    """' Here it is ...' for another trainer's key, or why there is none; '' for an unknown word. `known`: the keys that
+    this version of transformers takes."""
     found = OTHER_NAMES.get(key) or OTHER_NAMES.get(key.lower())
     if found is None:
         return ""

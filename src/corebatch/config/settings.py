@@ -129,20 +129,14 @@ KEYS = (*_MODEL, *_DATA, *_TRAINING, "coreset", "overwrite")
 
 
 def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Settings:
-    """Settings from a YAML file, changed by `--key value` pairs.
-
-    Raises:
-        ConfigError: the file cannot be read, or a key is unknown, missing or of the wrong type.
-    """
+    """Settings from a YAML file, changed by `--key value` pairs. Raises ConfigError: the file cannot be read, or a key
+    is unknown, missing or of the wrong type."""
     return settings_from(*read_values(config, overrides))
 
 
 def settings_from(values: dict[str, Any], where: str) -> Settings:
-    """Settings from keys and values; the block `compare` is left to `corebatch compare`.
-
-    Raises:
-        ConfigError: a key is unknown, missing or of the wrong type.
-    """
+    """Settings from keys and values; the block `compare` is left to `corebatch compare`. Raises ConfigError: a key is
+    unknown, missing or of the wrong type."""
     values = {key: value for key, value in values.items() if key != "compare"}
     if "overwrite_output_dir" in values:
         raise ConfigError(

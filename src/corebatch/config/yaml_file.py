@@ -24,11 +24,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The keys and values of a YAML file, and the line of each key, from 1.
-
-    Raises:
-        ConfigError: missing, not YAML, a key given twice, too large (each with the line), or no block of keys.
-    """
+    """The keys and values of a YAML file, and the line of each key, from 1. Raises ConfigError: missing, not YAML, a
+    key given twice, too large (each with the line), or no block of keys."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MOST_BYTES + 1)
@@ -57,11 +54,7 @@ def read_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def read_value(text: str) -> Any:
-    """A YAML value as on the command line.
-
-    Raises:
-        ConfigError: not YAML, or too large or deep.
-    """
+    """A YAML value as on the command line. Raises ConfigError: not YAML, or too large or deep."""
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -99,11 +92,8 @@ class _Measure:
         self._name, self._known = name, dict[int, int]()
 
     def size(self, node: yaml.Node, depth: int = 0) -> int:
-        """How many values the node stands for.
-
-        Raises:
-            ConfigError: too many, too deep (an alias within itself is), or a key twice.
-        """
+        """How many values the node stands for. Raises ConfigError: too many, too deep (an alias within itself is), or a
+        key twice."""
         if id(node) in self._known:
             return self._known[id(node)]
         if depth > DEEPEST:

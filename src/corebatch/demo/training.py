@@ -23,11 +23,8 @@ MARKER = ".corebatch-demo"
 
 
 def prepare(output_dir: Path) -> None:
-    """Makes the folder; removes an earlier demo, and nothing else.
-
-    Raises:
-        ConfigError: there is something that no demo made.
-    """
+    """Makes the folder; removes an earlier demo, and nothing else. Raises ConfigError: there is something that no demo
+    made."""
     there = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir] * output_dir.exists()
     if not {path.name for path in there} <= {LOCK, OWNER}:
         if not (output_dir / MARKER).is_file():

@@ -32,11 +32,8 @@ class MultipleChoiceTask(LikelihoodTask):
         separator: str = " ",
         name: str | None = None,
     ) -> None:
-        """Reads all rows; `path`, `config` and `split` as in `read_rows`, `normalise` as in `LikelihoodTask`.
-
-        Raises:
-            DataError: a row that cannot be used, named by file and line.
-        """
+        """Reads all rows; `path`, `config` and `split` as in `read_rows`, `normalise` as in `LikelihoodTask`. Raises
+        DataError: a row that cannot be used, named by file and line."""
         self.name = name or default_name(path)
         self.normalise = check_normalise(normalise)
         rows = read_rows(path, config=config, split=split)
@@ -157,11 +154,7 @@ def joined(option: str, separator: str) -> str:
 
 
 def template_fields(template: str) -> list[str]:
-    """The columns that a template names.
-
-    Raises:
-        ConfigError: it names none, or braces do not match.
-    """
+    """The columns that a template names. Raises ConfigError: it names none, or braces do not match."""
     try:
         fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:
@@ -172,11 +165,7 @@ def template_fields(template: str) -> list[str]:
 
 
 def text_of(row: Row, column: str, names: Sequence[str] = ()) -> str:
-    """The text in `column`, or in the first of `names` that the row has.
-
-    Raises:
-        DataError: none, or no text in it.
-    """
+    """The text in `column`, or in the first of `names` that the row has. Raises DataError: none, or no text in it."""
     value = next((row.values[name] for name in (column, *names) if name in row.values), None)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{row.where}: `{column}` should be a non-empty string. Found {value!r}.")

@@ -30,12 +30,8 @@ class MathTask(FileTask):
     defaults: Mapping[str, Any] = {"max_new_tokens": 256, "stop": ()}
 
     def __init__(self, path: str | PathLike[str], *, decimals: int = 6, name: str | None = None) -> None:
-        """Reads all items.
-
-        Raises:
-            ConfigError: math-verify is not installed.
-            DataError: see `read_items`; or an answer that math-verify cannot read.
-        """
+        """Reads all items. Raises ConfigError: math-verify is not installed; DataError: see `read_items`; or an answer
+        that math-verify cannot read."""
         self._decimals = decimals
         self._verify = _math_verify()
         self._known: dict[str, Any] = {}

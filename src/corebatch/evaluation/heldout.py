@@ -46,11 +46,7 @@ class HeldoutLossTask(Task[LossResult]):
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], *, name: str = "heldout_loss") -> None:
         """Takes rows with `input_ids` and `labels` (equally long lists, -100 where not scored), and optionally
-        `source`.
-
-        Raises:
-            DataError: no rows.
-        """
+        `source`. Raises DataError: no rows."""
         if not len(rows):
             raise DataError("A held-out loss should have at least one row. Found none.")
         self.name = name

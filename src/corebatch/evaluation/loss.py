@@ -99,11 +99,7 @@ def heldout_loss(
 
 
 def evaluated_head(model: nn.Module) -> nn.Module:
-    """The module that makes logits of hidden states.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
+    """The module that makes logits of hidden states. Raises UnsupportedModelError: there is none."""
     head = find_head(model)
     if head is None:
         raise UnsupportedModelError(f"{type(model).__name__} should have an output head. Found none.")

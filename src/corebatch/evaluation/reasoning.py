@@ -17,11 +17,8 @@ _NAN = re.compile(r"(?<![a-z])nan(?![a-z])", re.IGNORECASE)
 
 
 def create_generator(name: str, options: Mapping[str, Any], *, seed: int, size: int) -> Any:
-    """reasoning-gym's dataset `name` with `size` entries.
-
-    Raises:
-        ConfigError: reasoning-gym is not installed, or knows neither the generator nor its options.
-    """
+    """reasoning-gym's dataset `name` with `size` entries. Raises ConfigError: reasoning-gym is not installed, or knows
+    neither the generator nor its options."""
     try:
         import reasoning_gym
     except ImportError as error:
@@ -60,12 +57,9 @@ class ReasoningGymTask(GenerationTask):
     """
 
     def __init__(self, items: Iterable[Item], *, name: str = "reasoning_gym") -> None:
-        """Takes items whose metadata holds `generator`, `options` and `entry`, as `draw_items` makes them.
-
-        Raises:
-            DataError: no item, missing metadata, or an item whose own answer does not get the full score.
-            ConfigError: see `create_generator`.
-        """
+        """Takes items whose metadata holds `generator`, `options` and `entry`, as `draw_items` makes them. Raises
+        DataError: no item, missing metadata, or an item whose own answer does not get the full score; ConfigError: see
+        `create_generator`."""
         self.name = name
         self._items = tuple(items)
         self._verifiers: dict[str, Any] = {}

@@ -166,11 +166,8 @@ def write_json(record: Mapping[str, Any], path: str | PathLike[str]) -> None:
 
 
 def comparison_rows(before: EvaluationResult, after: EvaluationResult) -> list[tuple[str, str, str, str]]:
-    """Table rows of two evaluations of the same items: source, before, after, change in percentage points.
-
-    Raises:
-        InputError: the two did not answer the same prompts in the same order.
-    """
+    """Table rows of two evaluations of the same items: source, before, after, change in percentage points. Raises
+    InputError: the two did not answer the same prompts in the same order."""
     if [answer.prompt for answer in before.answers] != [answer.prompt for answer in after.answers]:
         raise InputError("`before` and `after` should have answered the same prompts. Found different ones.")
     rows = [_change(name, count, after.sources[name]) for name, count in before.sources.items()]

@@ -59,11 +59,8 @@ def read_rows(path: str | PathLike[str], *, config: str | None = None, split: st
 
 
 def read_lines(file: Path) -> Iterator[Row]:
-    """The objects of a JSONL file; blank lines are passed over.
-
-    Raises:
-        DataError: the file or a line cannot be read; both are named.
-    """
+    """The objects of a JSONL file; blank lines are passed over. Raises DataError: the file or a line cannot be read;
+    both are named."""
     return (Row(f"{file}:{number}", values) for number, values in read_objects(file))
 
 

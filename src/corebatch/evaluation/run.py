@@ -20,11 +20,8 @@ def evaluate(
     progress: bool = True,
     description: str | None = None,
 ) -> R:
-    """Runs `task` and counts; arguments as in `RunOptions`, where None leaves it to the task.
-
-    Raises:
-        InputError: an option out of range, or data that the model or its tokenizer cannot take.
-    """
+    """Runs `task` and counts; arguments as in `RunOptions`, where None leaves it to the task. Raises InputError: an
+    option out of range, or data that the model or its tokenizer cannot take."""
     options = task.options(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

@@ -33,11 +33,8 @@ def is_closed(output_dir: Path, step: int) -> bool:
 
 
 def close(run: PreparedRun, result: Any, settings: Settings, output_dir: Path, ranks: Ranks, console: Console) -> None:
-    """Saves and measures; every part may be done again if it was not finished.
-
-    Raises:
-        CheckpointError: on all ranks, something could not be written; says where the model is.
-    """
+    """Saves and measures; every part may be done again if it was not finished. Raises CheckpointError: on all ranks,
+    something could not be written; says where the model is."""
     trainer = run.trainer
     with ranks.together("Saving the model"), _written("the model", output_dir, saved=False):
         trainer.save_model()

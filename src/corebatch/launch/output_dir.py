@@ -141,11 +141,8 @@ def _refusal(output_dir: Path, found: Contents, overwrite: bool) -> str:
 
 
 def checkpoint_of(output_dir: Path, resume: Any, pool_factor: int) -> str:
-    """The checkpoint that `train` would go on from.
-
-    Raises:
-        CheckpointError: there is none. With a pool_factor above 1, the trainer checks whether it is whole.
-    """
+    """The checkpoint that `train` would go on from. Raises CheckpointError: there is none. With a pool_factor above 1,
+    the trainer checks whether it is whole."""
     if pool_factor > 1:
         return str(last_complete(output_dir)) if resume is True else str(resume)
     folder = resume

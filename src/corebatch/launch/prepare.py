@@ -42,14 +42,9 @@ class PreparedRun:
 
 
 def prepare(settings: Settings, console: Console, look: Callable[..., None] | None = None) -> PreparedRun:
-    """Reads data and model, and makes the trainer; `output_dir` is not touched.
-
-    Args:
-        look: called with the mixture, the held-out mixture or None, the tokenizer and the TrainingArguments on rank 0,
-            once data are read and before the model is; by default the sources are printed.
-
-    Raises:
-        CorebatchError: whatever can be wrong with settings, data and model.
+    """Reads data and model, and makes the trainer; `output_dir` is not touched. `look`: called with the mixture, the
+    held-out mixture or None, the tokenizer and the TrainingArguments on rank 0, once data are read and before the model
+    is; by default the sources are printed. Raises CorebatchError: whatever can be wrong with settings, data and model.
     """
     tasks = BeforeAndAfter(settings.data.eval_tasks, Path(settings.training["output_dir"]), console)
     if tasks.tasks and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -14,15 +14,9 @@ from corebatch.text import say
 
 
 def report_run(run: Path, console: Console, output: Path | None = None) -> Path:
-    """Prints the run's tables and writes its page; returns the page's path.
-
-    Args:
-        output: the page's file or a folder for it, instead of the run's folder.
-
-    Raises:
-        DataError: the run cannot be read.
-        ConfigError: the page cannot be written; the tables were printed.
-    """
+    """Prints the run's tables and writes its page; returns the page's path. `output`: the page's file or a folder for
+    it, instead of the run's folder. Raises DataError: the run cannot be read; ConfigError: the page cannot be written;
+    the tables were printed."""
     summary = summarise(read_run(run))
     print_summary(summary, console)
     with page_written(run):

@@ -69,12 +69,8 @@ KNOWN: dict[str, Callable[..., Task[Any]]] = {"heldout_loss": DelayedLoss}
 
 
 def make_tasks(given: Sequence[Any]) -> list[Task[Any]]:
-    """Tasks of lines or mappings (see `parse_task`).
-
-    Raises:
-        ConfigError: one of them is none, or two have one name.
-        DataError: the rows of one cannot be used.
-    """
+    """Tasks of lines or mappings (see `parse_task`). Raises ConfigError: one of them is none, or two have one name;
+    DataError: the rows of one cannot be used."""
     tasks = [parse_task(what, {**TASKS, **KNOWN}) for what in given]
     names = [file_name(task.name) for task in tasks]
     twice = next((name for name in names if names.count(name) > 1), None)

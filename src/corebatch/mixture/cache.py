@@ -99,14 +99,8 @@ class RowCache:
         return sorted(found, key=lambda entry: entry.used)
 
     def clear(self, keys: Sequence[str] = ()) -> tuple[list[CacheEntry], list[CacheEntry]]:
-        """Removes what no process uses: (removed, left because they are used).
-
-        Args:
-            keys: beginnings of keys; none: everything, with what was noted of files.
-
-        Raises:
-            ConfigError: no kept rows have such a key.
-        """
+        """Removes what no process uses: (removed, left because they are used). `keys`: beginnings of keys; none:
+        everything, with what was noted of files. Raises ConfigError: no kept rows have such a key."""
         entries = self.entries()
         for key in keys:
             if not key or not any(entry.folder.name.startswith(key) for entry in entries):
@@ -201,11 +195,8 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What was to be known of an entry's files.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: there is none, or it is damaged.
-    """
+    """What was to be known of an entry's files. Raises OSError, ValueError, KeyError, TypeError: there is none, or it
+    is damaged."""
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if content["digest"] != _digest(content["record"]):
         raise ValueError("its record is another than was written")

@@ -10,11 +10,7 @@ from corebatch.mixture.json_text import parse
 
 
 def string(row: Mapping[str, Any], name: str, where: str) -> str:
-    """The cell `name`, a string that a tokenizer takes.
-
-    Raises:
-        DataError: another type, or half a surrogate pair.
-    """
+    """The cell `name`, a string that a tokenizer takes. Raises DataError: another type, or half a surrogate pair."""
     value = row.get(name)
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} should be a string. Found {describe(value)}.")
@@ -29,11 +25,7 @@ def string(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def integers(row: Mapping[str, Any], name: str, where: str) -> list[int]:
-    """The cell `name`, a list of integers.
-
-    Raises:
-        DataError: anything else.
-    """
+    """The cell `name`, a list of integers. Raises DataError: anything else."""
     values = row[name]
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
         raise DataError(f"{where}: {name!r} should be a list of integers. Found {describe(values)}.")
@@ -45,20 +37,13 @@ def integers(row: Mapping[str, Any], name: str, where: str) -> list[int]:
 
 
 def parsed(value: Any, name: str, where: str) -> Any:
-    """The value itself; from a string, as data sets store nested values, the JSON that it holds.
-
-    Raises:
-        DataError: a string that is not JSON, or that has the same key twice in an object.
-    """
+    """The value itself; from a string, as data sets store nested values, the JSON that it holds. Raises DataError: a
+    string that is not JSON, or that has the same key twice in an object."""
     return parse(value, f"{where}, {name!r}", " A string should hold JSON here.") if isinstance(value, str) else value
 
 
 def mappings(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    """A list of mappings, or the JSON of one.
-
-    Raises:
-        DataError: anything else.
-    """
+    """A list of mappings, or the JSON of one. Raises DataError: anything else."""
     value = parsed(value, name, where)
     value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):

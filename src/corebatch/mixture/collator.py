@@ -41,11 +41,8 @@ class PaddingCollator:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """input_ids, attention_mask, labels: LongTensor [N, T] each.
-
-        Raises:
-            DataError: no rows, or a row without input_ids or labels or with different lengths of them.
-        """
+        """input_ids, attention_mask, labels: LongTensor [N, T] each. Raises DataError: no rows, or a row without
+        input_ids or labels or with different lengths of them."""
         if not rows:
             raise DataError("A batch should have at least one row. Found none.")
         for row in rows:

@@ -48,11 +48,7 @@ class Columns:
 
     @classmethod
     def of(cls, spec: DatasetSpec, source_column: str) -> Columns:
-        """Of one entry of `datasets:`.
-
-        Raises:
-            ConfigError: `columns` has a name that nothing here reads.
-        """
+        """Of one entry of `datasets:`. Raises ConfigError: `columns` has a name that nothing here reads."""
         known = KNOWN | {source_column}
         for name in spec.columns:
             if name not in known:
@@ -67,11 +63,8 @@ class Columns:
         return (KNOWN | {self.source_column} | frozenset(self.columns.values())) - self.ignored
 
     def form(self, found: Collection[str], where: str) -> Form:
-        """The form of a part with the columns found in the file.
-
-        Raises:
-            DataError: no form fits, or a column that `columns` names is not there.
-        """
+        """The form of a part with the columns found in the file. Raises DataError: no form fits, or a column that
+        `columns` names is not there."""
         for ours, theirs in self.columns.items():
             if theirs not in found:
                 raise DataError(
@@ -90,11 +83,8 @@ class Columns:
         return form
 
     def note(self, found: Collection[str], form: Form, where: str) -> None:
-        """Remembers the columns found in the file, and which of them no row of this form uses.
-
-        Raises:
-            DataError: one of them is a known name in other capitals or with other marks.
-        """
+        """Remembers the columns found in the file, and which of them no row of this form uses. Raises DataError: one of
+        them is a known name in other capitals or with other marks."""
         self.found |= set(found)
         known = {*form.columns, *form.optional, *(() if form.name in WITHOUT_ANSWERS else NEVER_LOST)}
         own = set(found) - self.ignored - set(self.columns.values())
@@ -110,11 +100,8 @@ class Columns:
         self.unused |= (set(found) - used - self.ignored - KNOWN_OF_ROWS.keys()) | shadowed
 
     def row(self, raw: RawRow, form: Form, from_table: bool) -> Mapping[str, Any]:
-        """The row's cells under our names; `from_table`: without the nulls that Arrow fills into nested cells.
-
-        Raises:
-            DataError: a known key that says something and would be lost.
-        """
+        """The row's cells under our names; `from_table`: without the nulls that Arrow fills into nested cells. Raises
+        DataError: a known key that says something and would be lost."""
         values = {ours: raw.values[theirs] for ours, theirs in self._names(raw.values).items()}
         for ours in form.columns:
             if ours not in values and ours in self.columns:

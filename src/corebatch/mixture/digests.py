@@ -49,11 +49,7 @@ class Memo:
         self.seen: dict[Path, Stamp] = {}
 
     def digest(self, file: Path) -> str:
-        """SHA-256 of the file's bytes.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """SHA-256 of the file's bytes. Raises OSError: it cannot be read."""
         file = Path(os.path.realpath(file))
         stamp = self.seen[file] = stamp_of(file)
         note = self.folder and self.folder / f"{hashlib.sha256(os.fsencode(file)).hexdigest()[:32]}.json"

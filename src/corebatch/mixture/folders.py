@@ -29,12 +29,9 @@ NOT_READ = {
 
 
 def data_files(folder: Path, label: str) -> list[Path]:
-    """All files of rows below a folder, in the order of their paths; links are followed.
-
-    Raises:
-        DataError: a file of another kind, a link to nothing, a folder that cannot be read as a folder of files, no
-            file at all, or the same rows as two kinds of files.
-    """
+    """All files of rows below a folder, in the order of their paths; links are followed. Raises DataError: a file of
+    another kind, a link to nothing, a folder that cannot be read as a folder of files, no file at all, or the same rows
+    as two kinds of files."""
     found = sorted(_files(folder, label))
     files = rows_among(found, label)
     if not files:

@@ -109,11 +109,8 @@ class Form:
 
 
 def detect_form(columns: Collection[str], where: str) -> Form:
-    """The first of FORMS whose columns are all among `columns`.
-
-    Raises:
-        DataError: none is; names the columns found, the forms expected, and what may help.
-    """
+    """The first of FORMS whose columns are all among `columns`. Raises DataError: none is; names the columns found, the
+    forms expected, and what may help."""
     for form in FORMS:
         if all(name in columns for name in form.columns):
             return form
@@ -141,11 +138,8 @@ def _hint(columns: Collection[str]) -> str:
 
 
 def canonical(row: Mapping[str, Any], where: str = "row", form: Form | None = None) -> Canonical:
-    """One row in its canonical form. `form` None: detected from the row's own columns.
-
-    Raises:
-        DataError: a missing column, a null cell, a cell of the wrong type, an unknown role.
-    """
+    """One row in its canonical form. `form` None: detected from the row's own columns. Raises DataError: a missing
+    column, a null cell, a cell of the wrong type, an unknown role."""
     form = form or detect_form(row.keys(), where)
     for name in form.columns:
         if name not in row:

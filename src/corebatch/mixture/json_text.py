@@ -12,12 +12,9 @@ TURN_KEYS = (("role", "content", "messages"), ("from", "value", "conversations")
 
 
 def parse(text: str, where: str, advice: str = "") -> Any:
-    """The value of a JSON text. NaN and Infinity, which are no JSON but which Python writes, are taken.
-
-    Raises:
-        DataError: it is not JSON, is nested too deeply, has a number of thousands of digits, or an object with the
-            same key twice.
-    """
+    """The value of a JSON text. NaN and Infinity, which are no JSON but which Python writes, are taken. Raises
+    DataError: it is not JSON, is nested too deeply, has a number of thousands of digits, or an object with the same key
+    twice."""
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:

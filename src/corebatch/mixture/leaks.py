@@ -11,11 +11,8 @@ ROWS_AT_ONCE = 10_000
 
 
 def rows_in_both(train: Any, held_out: Any) -> int:
-    """How many held-out rows have the token ids of a row that is trained.
-
-    Args:
-        train, held_out: data sets with the column input_ids. The former is read once, the latter's hashes are held.
-    """
+    """How many held-out rows have the token ids of a row that is trained. `train`, `held_out`: data sets with the
+    column input_ids. The former is read once, the latter's hashes are held."""
     asked = Counter(_rows(held_out))
     return sum(asked[key] for key in asked.keys() & set(key for key in _rows(train) if key in asked))
 

@@ -61,12 +61,9 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def numbered_lines(path: Path, label: str) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, bytes with the line end) of every line; a byte order mark of UTF-8 is taken off.
-
-    Raises:
-        DataError: the file cannot be read or unpacked, is of another kind than its name says, or has a line of more
-            than LARGEST_ROW bytes.
-    """
+    """(number from 1, bytes with the line end) of every line; a byte order mark of UTF-8 is taken off. Raises
+    DataError: the file cannot be read or unpacked, is of another kind than its name says, or has a line of more than
+    LARGEST_ROW bytes."""
     number = 0
     try:
         with open_bytes(path) as stream:
@@ -83,11 +80,8 @@ def numbered_lines(path: Path, label: str) -> Iterator[tuple[int, bytes]]:
 
 
 def whole_content(path: Path, label: str) -> bytes:
-    """All bytes of a file, without byte order mark and outer blanks.
-
-    Raises:
-        DataError: it cannot be read or unpacked, or has more than LARGEST_DOCUMENT bytes.
-    """
+    """All bytes of a file, without byte order mark and outer blanks. Raises DataError: it cannot be read or unpacked,
+    or has more than LARGEST_DOCUMENT bytes."""
     content = bytearray()
     try:
         with open_bytes(path) as stream:
@@ -105,11 +99,7 @@ def whole_content(path: Path, label: str) -> bytes:
 
 
 def decoded(line: bytes, where: str) -> str:
-    """The line's text.
-
-    Raises:
-        DataError: it is not UTF-8; says what it may be instead.
-    """
+    """The line's text. Raises DataError: it is not UTF-8; says what it may be instead."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -24,11 +24,8 @@ _function: Callable[[Any], Any] | None = None
 
 
 def check_processes(given: int | None) -> int:
-    """The number of processes that `dataset_num_proc` asks for; None: one.
-
-    Raises:
-        ConfigError: it is no integer of at least 1.
-    """
+    """The number of processes that `dataset_num_proc` asks for; None: one. Raises ConfigError: it is no integer of at
+    least 1."""
     if given is not None:
         check_count("`dataset_num_proc`", given, more=", or none")
     return given or 1
@@ -36,12 +33,7 @@ def check_processes(given: int | None) -> int:
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
     """`map(function, items)`, with `processes` workers if there are more than one. Items and results are pickled, the
-    function is not.
-
-    Raises:
-        DataError: a worker died.
-        Exception: what `map` would raise, at the same place.
-    """
+    function is not. Raises DataError: a worker died; Exception: what `map` would raise, at the same place."""
     if processes <= 1:
         yield from map(function, items)
         return

@@ -56,13 +56,9 @@ _SPLIT_NAMES = re.compile(r"(?:^|\+)\s*([\w.-]+)")
 
 def read_parts(spec: DatasetSpec) -> list[Part]:
     """The parts of one spec, in order. Files are opened only when their rows are asked for (heads of Parquet and Arrow
-    apart).
-
-    Raises:
-        DataError: a missing file (with what is similar nearby), a pattern that matches nothing, an unknown kind of
-            file, a folder without data files, the same file twice, an unknown split, or whatever the hub answers.
-        ConfigError: `name` where there are no configurations.
-    """
+    apart). Raises DataError: a missing file (with what is similar nearby), a pattern that matches nothing, an unknown
+    kind of file, a folder without data files, the same file twice, an unknown split, or whatever the hub answers;
+    ConfigError: `name` where there are no configurations."""
     only = spec.paths[0] if len(spec.paths) == 1 else None
     if only is not None and _goes_through_datasets(only, spec):
         return [_load_dataset(only, spec)]

@@ -48,11 +48,8 @@ class RowReader(ABC):
 
     @abstractmethod
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
-        """All rows in order. Columns outside `keep` may be left out (None: all are given).
-
-        Raises:
-            DataError: naming the file and the line or row that cannot be read.
-        """
+        """All rows in order. Columns outside `keep` may be left out (None: all are given). Raises DataError: naming the
+        file and the line or row that cannot be read."""
 
     def count(self) -> int:
         """The number of rows; reads the file where it does not state it."""

@@ -91,11 +91,8 @@ SPEC_KEYS = tuple(each.name for each in fields(DatasetSpec))
 
 
 def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datasets") -> DatasetSpec:
-    """A spec from one entry of a configuration: a spec itself, a mapping of its fields, or a path alone.
-
-    Raises:
-        ConfigError: an unknown key (named, with the known ones and a close match), no `path`, or a bad value.
-    """
+    """A spec from one entry of a configuration: a spec itself, a mapping of its fields, or a path alone. Raises
+    ConfigError: an unknown key (named, with the known ones and a close match), no `path`, or a bad value."""
     if isinstance(entry, DatasetSpec):
         return entry
     if isinstance(entry, str):
@@ -115,14 +112,8 @@ def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datas
 
 
 def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str], where: str = "datasets") -> list[DatasetSpec]:
-    """All entries of `datasets:`, in order; messages name the entry, as in `datasets[1]`.
-
-    Args:
-        where: what the list is called in messages.
-
-    Raises:
-        ConfigError: not a list, an empty list, or an entry that `parse_spec` refuses.
-    """
+    """All entries of `datasets:`, in order; messages name the entry, as in `datasets[1]`. `where`: what the list is
+    called in messages. Raises ConfigError: not a list, an empty list, or an entry that `parse_spec` refuses."""
     if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
         raise ConfigError(f"`{where}` should be a list of entries. Found {entries!r}.")
     if not entries:

@@ -25,14 +25,8 @@ _PLACE = "Zq7kPlaceHolder4wV"
 def spliced(
     chat: Chat, template: ChatTemplate, where: str, start_of: Callable[[str, str], int]
 ) -> tuple[str, dict[int, tuple[int, int]]]:
-    """The text, and position of each turn of the assistant -> (start, stop) of what is trained of it.
-
-    Args:
-        start_of: (text with the opening, text with the turn) -> where the turn begins.
-
-    Raises:
-        DataError: the pieces do not fit together.
-    """
+    """The text, and position of each turn of the assistant -> (start, stop) of what is trained of it. `start_of`: (text
+    with the opening, text with the turn) -> where the turn begins. Raises DataError: the pieces do not fit together."""
     messages = chat.messages
     speakers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     text = ""

@@ -175,11 +175,8 @@ class FolderColumnsReader(RowReader):
 
 
 def load_saved(path: Path, label: str) -> Any:
-    """The Dataset or DatasetDict in a folder written by `save_to_disk`.
-
-    Raises:
-        DataError: the folder is incomplete or not readable.
-    """
+    """The Dataset or DatasetDict in a folder written by `save_to_disk`. Raises DataError: the folder is incomplete or
+    not readable."""
     try:
         return datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

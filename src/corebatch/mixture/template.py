@@ -43,11 +43,8 @@ _WORD = "Zq7kTurn{}wV"
 
 
 def read_template(given: str | None) -> str | None:
-    """The text of the file, where `given` is the path of one; else `given` itself.
-
-    Raises:
-        ConfigError: the file is not text, or is empty.
-    """
+    """The text of the file, where `given` is the path of one; else `given` itself. Raises ConfigError: the file is not
+    text, or is empty."""
     if given is None or "{" in given or "\n" in given:
         return given
     try:

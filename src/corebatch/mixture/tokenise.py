@@ -106,11 +106,8 @@ class Tokeniser:
         self._conversations = Conversations(tokenizer, options.chat_template, options.train_turns)
 
     def __call__(self, rows: Sequence[Canonical], wheres: Sequence[str]) -> list[TokenRow]:
-        """One TokenRow for each row; `wheres` say in messages where each comes from.
-
-        Raises:
-            DataError: an id outside of the vocabulary, or a conversation that the template refuses.
-            ConfigError: a conversation, and no chat template.
+        """One TokenRow for each row; `wheres` say in messages where each comes from. Raises DataError: an id outside of
+        the vocabulary, or a conversation that the template refuses; ConfigError: a conversation, and no chat template.
         """
         rows = [self._as_chat(row, where) for row, where in zip(rows, wheres, strict=True)]
         done: dict[int, TokenRow] = {}

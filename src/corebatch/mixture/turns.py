@@ -58,11 +58,8 @@ def parse_turns(cell: Any, name: str, where: str) -> Turns:
 
 
 def as_list(cell: Any, name: str, where: str) -> Any:
-    """The turns of a cell as a list, also where it is the JSON of one, or a mapping of lists, one for each key.
-
-    Raises:
-        DataError: a string that is not JSON, or lists of several lengths.
-    """
+    """The turns of a cell as a list, also where it is the JSON of one, or a mapping of lists, one for each key. Raises
+    DataError: a string that is not JSON, or lists of several lengths."""
     if isinstance(cell, str) and cell.lstrip().startswith(("[", "{")):
         cell = parsed(cell, name, where)
     if not isinstance(cell, Mapping) or not cell or not all(isinstance(column, list) for column in cell.values()):
@@ -178,11 +175,7 @@ def _trained(turn: Mapping[str, Any], role: str, at: str) -> bool:
 
 
 def pairs(cell: Any, where: str) -> list[Message]:
-    """The turns of `history`: a list of [question, answer], or of messages.
-
-    Raises:
-        DataError: anything else.
-    """
+    """The turns of `history`: a list of [question, answer], or of messages. Raises DataError: anything else."""
     cell = parsed(cell, "history", where)
     if isinstance(cell, list) and cell and all(isinstance(pair, Mapping) for pair in cell):
         turns = parse_turns(cell, "history", where)
@@ -199,11 +192,7 @@ def pairs(cell: Any, where: str) -> list[Message]:
 
 
 def with_system(messages: list[Message], system: str | None, name: str, where: str) -> list[Message]:
-    """The messages with the row's system prompt in front, once.
-
-    Raises:
-        DataError: the messages begin with another one.
-    """
+    """The messages with the row's system prompt in front, once. Raises DataError: they begin with another one."""
     if system is None or not given(system):
         return messages
     if messages and messages[0]["role"] == "system":

@@ -43,11 +43,8 @@ def save_state(
     scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
 ) -> None:
-    """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there.
-
-    Args:
-        run: what `run_identity.describe_run` says; None where only settings are to be compared.
-    """
+    """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there. `run`: what
+    `run_identity.describe_run` says; None where only settings are to be compared."""
     unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
@@ -131,11 +128,8 @@ def load_state(
 
 
 def _read(folder: Path, *, hashes: bool, contents: bool) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """The marker, selection's tensors, and the number of steps; all that is read is checked first.
-
-    Args:
-        contents: whether it is also checked that the Trainer can load the rest.
-    """
+    """The marker, selection's tensors, and the number of steps; all that is read is checked first. `contents`: whether
+    it is also checked that the Trainer can load the rest."""
     state = _read_marker(folder)
     try:
         check_files(folder, state["files"], marker=MARKER, hashes=hashes)

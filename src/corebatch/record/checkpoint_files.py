@@ -107,11 +107,8 @@ def _pairs(folder: Path, marker: str, files: Any) -> list[tuple[str, Any]]:
 
 
 def _entry(folder: Path, marker: str, name: str, about: Any) -> tuple[int, str | None, Any]:
-    """Size in bytes, kind of hash, hash.
-
-    Raises:
-        CheckpointError: the entry has no size, or names a file outside of the folder.
-    """
+    """Size in bytes, kind of hash, hash. Raises CheckpointError: the entry has no size, or names a file outside of the
+    folder."""
     size = about.get("size") if isinstance(about, Mapping) else None
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
     if not isinstance(size, int) or not inside:
@@ -124,11 +121,8 @@ def _entry(folder: Path, marker: str, name: str, about: Any) -> tuple[int, str |
 
 
 def check_contents(folder: Path, files: Mapping[str, Any], *, marker: str) -> None:
-    """Looks for files that loading would read though the marker does not list them, and for pickles with code.
-
-    Raises:
-        CheckpointError: names the file.
-    """
+    """Looks for files that loading would read though the marker does not list them, and for pickles with code. Raises
+    CheckpointError: names the file."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file():

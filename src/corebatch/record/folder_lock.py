@@ -37,15 +37,9 @@ _held: Counter[Path] = Counter()
 
 @contextmanager
 def owned(folder: Path, *, again: bool = True) -> Iterator[None]:
-    """Holds a folder, which is made if need be, for this process.
-
-    Args:
-        again: whether a process that holds it may hold it once more.
-
-    Raises:
-        CheckpointError: the folder cannot be written to.
-        ConfigError: another process holds it; the message says which, where and since when.
-    """
+    """Holds a folder, which is made if need be, for this process. `again`: whether a process that holds it may hold it
+    once more. Raises CheckpointError: the folder cannot be written to; ConfigError: another process holds it; the
+    message says which, where and since when."""
     made = not folder.exists()
     check_writable(folder)
     place = folder.resolve()

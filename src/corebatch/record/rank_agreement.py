@@ -66,14 +66,9 @@ def _words(first: Any, other: Any, rank: int) -> str:
 
 
 def check_streams(ranks: Ranks, dataset: Any) -> None:
-    """Compares the first rows that ranks have read of a stream: each reads all of it and takes its own rows.
-
-    Args:
-        dataset: the tagged train set; data with a length were compared before.
-
-    Raises:
-        DataError: on every rank alike, two ranks have read other rows; names the row and the ranks.
-    """
+    """Compares the first rows that ranks have read of a stream: each reads all of it and takes its own rows. `dataset`:
+    the tagged train set; data with a length were compared before. Raises DataError: on every rank alike, two ranks have
+    read other rows; names the row and the ranks."""
     seen = getattr(dataset, "seen", None)
     if ranks.count == 1 or seen is None:
         return

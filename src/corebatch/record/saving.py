@@ -90,11 +90,8 @@ def _free(path: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder if need be, and writes a file into it that is taken away again.
-
-    Raises:
-        CheckpointError: that does not work.
-    """
+    """Makes the folder if need be, and writes a file into it that is taken away again. Raises CheckpointError: that
+    does not work."""
     probe = folder / ".corebatch_probe.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -126,12 +126,9 @@ class StepLog:
 
 def start_log(output_dir: Path, steps: int) -> None:
     """Makes `selection.jsonl` and `chosen.jsonl` end with step `steps`: a resumed run goes on there. A new run (0
-    steps) keeps the old files under other names. `examples.json`, which is written when training ends, goes.
-
-    Raises:
-        CheckpointError: `selection.jsonl` lacks lines up to that step, or `chosen.jsonl` has a hole. A run of an
-            older version has no `chosen.jsonl`: it begins here.
-    """
+    steps) keeps the old files under other names. `examples.json`, which is written when training ends, goes. Raises
+    CheckpointError: `selection.jsonl` lacks lines up to that step, or `chosen.jsonl` has a hole. A run of an older
+    version has no `chosen.jsonl`: it begins here."""
     path, rows = output_dir / LOG, output_dir / ROWS
     for log in list(StepLog.held):  # of a run in this process that ended by an error
         if log.path == path.resolve():

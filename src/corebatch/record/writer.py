@@ -162,11 +162,8 @@ class Recorder(TrainerCallback):
         self._log.flush()
 
     def before_save(self) -> None:
-        """Writes all lines to the disk: a complete checkpoint has a line for each of its steps.
-
-        Raises:
-            CheckpointError: on every rank, a line could not be written.
-        """
+        """Writes all lines to the disk: a complete checkpoint has a line for each of its steps. Raises CheckpointError:
+        on every rank, a line could not be written."""
         self.flush()
         self._log.sync()
         self.raise_unwritten()

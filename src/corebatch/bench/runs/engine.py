@@ -49,11 +49,8 @@ class Setup:
 
 
 def compare(setup: Setup, folder: Path, workers: Workers, console: Console) -> None:
-    """Runs what is missing in `folder`.
-
-    Raises:
-        ConfigError: the folder holds another comparison, or another process is at work there, or a budget buys no step.
-    """
+    """Runs what is missing in `folder`. Raises ConfigError: the folder holds another comparison, or another process is
+    at work there, or a budget buys no step."""
     with alone(folder):
         begin(setup.values, folder)
         costs = step_costs(setup, _time(setup, folder, workers, console))
@@ -108,11 +105,8 @@ def step_costs(setup: Setup, lines: Sequence[Mapping[str, Any]]) -> dict[str, Me
 
 
 def planned_steps(setup: Setup, costs: Mapping[str, MethodCost]) -> dict[str, int]:
-    """By arm: the most steps that its budget buys; never more than the reference spends.
-
-    Raises:
-        ConfigError: not one step.
-    """
+    """By arm: the most steps that its budget buys; never more than the reference spends. Raises ConfigError: not one
+    step."""
     seconds, flops = (cost.of(setup.steps) for cost in (costs[REFERENCE].seconds, costs[REFERENCE].flops))
     steps = {}
     for arm in setup.arms:

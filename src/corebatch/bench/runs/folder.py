@@ -18,14 +18,8 @@ FREE = ("processes", "devices", "threads", "seeds")
 
 
 def begin(values: Mapping[str, Any], folder: Path) -> None:
-    """Marks the folder as this comparison's, or checks that it is.
-
-    Args:
-        values: the config as it was read.
-
-    Raises:
-        ConfigError: it holds something else, or a comparison with other settings.
-    """
+    """Marks the folder as this comparison's, or checks that it is. `values`: the config as it was read. Raises
+    ConfigError: it holds something else, or a comparison with other settings."""
     record = folder / BEGUN
     if not record.exists():
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
@@ -48,11 +42,8 @@ def begin(values: Mapping[str, Any], folder: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds the folder for this comparison until it ends, however it ends.
-
-    Raises:
-        ConfigError: another process holds it, or this one does already.
-    """
+    """Holds the folder for this comparison until it ends, however it ends. Raises ConfigError: another process holds
+    it, or this one does already."""
     with owned(folder, again=False):
         yield
 

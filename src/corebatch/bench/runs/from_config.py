@@ -35,14 +35,8 @@ class Parts:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Parts:
-        """Of a config's keys.
-
-        Args:
-            where: the config's name, for errors.
-
-        Raises:
-            ConfigError: settings that do not go together.
-        """
+        """Of a config's keys. `where`: the config's name, for errors. Raises ConfigError: settings that do not go
+        together."""
         settings = settings_from({key: value for key, value in values.items() if key != "compare"}, where)
         own = CompareSettings.from_dict(values.get("compare"))
         block = values.get("coreset") or {}
@@ -87,11 +81,8 @@ def read_data(parts: Parts, device: str) -> RunData:
 
 
 def task_accuracy(own: CompareSettings, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
-    """Model -> share of correct answers by task, and for tasks of several sources their mean.
-
-    Raises:
-        ConfigError, DataError: a task that is unknown or cannot be read.
-    """
+    """Model -> share of correct answers by task, and for tasks of several sources their mean. Raises ConfigError,
+    DataError: a task that is unknown or cannot be read."""
     tasks = [parse_task(task) for task in own.tasks]
 
     def measure(model: Any) -> dict[str, float]:

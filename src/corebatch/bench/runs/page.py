@@ -21,14 +21,9 @@ _MOST_TASKS = 8
 
 
 def write_outputs(comparison: Comparison, folder: str | PathLike[str] | None = None) -> tuple[Path, Path]:
-    """Write `comparison.md`, then `comparison.html`, each whole or not at all, and return their paths.
-
-    Args:
-        folder: where to; the comparison's own folder by default.
-
-    Raises:
-        MissingExtraError: scipy or, for the page, matplotlib is not installed.
-    """
+    """Write `comparison.md`, then `comparison.html`, each whole or not at all, and return their paths. `folder`: where
+    to; the comparison's own folder by default. Raises MissingExtraError: scipy or, for the page, matplotlib is not
+    installed."""
     folder = comparison.folder if folder is None else Path(folder)
     text = page.write(folder / "comparison.md", markdown(comparison))
     page.require_matplotlib()

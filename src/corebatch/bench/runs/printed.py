@@ -15,11 +15,8 @@ from corebatch.text import terminal
 
 
 def terminal_tables(comparison: Comparison) -> list[Table]:
-    """Tables for rich, in the order to be read: outcome in sentences, cost, losses, tests, time to loss, marks.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-    """
+    """Tables for rich, in the order to be read: outcome in sentences, cost, losses, tests, time to loss, marks. Raises
+    MissingExtraError: scipy is not installed."""
     parts = [
         sheets.spent(comparison),
         sheets.losses(comparison),
@@ -45,11 +42,7 @@ _TEXTS = ("arm", "baseline", "source", "method", "budget", "role", "effect", "re
 
 
 def markdown(comparison: Comparison) -> str:
-    """The text of `comparison.md`.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-    """
+    """The text of `comparison.md`. Raises MissingExtraError: scipy is not installed."""
     plan = comparison.plan
     tests, reaches = sheets.tests(comparison), sheets.reaches(comparison)
     parts = [

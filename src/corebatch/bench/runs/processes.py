@@ -96,11 +96,8 @@ class _Worker:
         return connection
 
     def result(self) -> Any:
-        """Of the job that was sent, once it has ended: what it found, or the Exception that it raised.
-
-        Raises:
-            CorebatchError: the process is gone.
-        """
+        """Of the job that was sent, once it has ended: what it found, or the Exception that it raised. Raises
+        CorebatchError: the process is gone."""
         assert self._connection is not None
         with _alive():
             return self._connection.recv()

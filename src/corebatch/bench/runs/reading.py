@@ -35,11 +35,7 @@ def read_comparison(folder: str | PathLike[str]) -> Comparison:
 
 
 def read_plan(path: Path) -> ComparisonPlan:
-    """The plan.
-
-    Raises:
-        DataError: a field is missing or not what it should be, or two arms share a name.
-    """
+    """The plan. Raises DataError: a field is missing or not what it should be, or two arms share a name."""
     fields = Fields(parse(path.read_bytes(), str(path)), str(path))
     listed = fields.value.get("arms")
     if not isinstance(listed, list) or not listed:
@@ -101,11 +97,7 @@ def _numbers(fields: Fields, key: str) -> tuple[float, ...]:
 
 def read_runs(path: Path, notes: list[str] | None = None) -> list[Run]:
     """All complete lines in their order, repeated ones too; none where there is no file. What was left out is added to
-    `notes`.
-
-    Raises:
-        DataError: a field is not what it should be.
-    """
+    `notes`. Raises DataError: a field is not what it should be."""
     notes = [] if notes is None else notes
     if not path.is_file():
         return []

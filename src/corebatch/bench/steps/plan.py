@@ -157,11 +157,7 @@ class StepPlan:
 
 
 def parse_arms(texts: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-    """From "name={yaml block}", as often as wanted; "name=null" leaves an arm out.
-
-    Raises:
-        ConfigError: another form.
-    """
+    """From "name={yaml block}", as often as wanted; "name=null" leaves an arm out. Raises ConfigError: another form."""
     arms: dict[str, dict[str, Any] | None] = {}
     for text in texts:
         name, equals, block = text.partition("=")
@@ -178,13 +174,9 @@ def parse_arms(texts: Sequence[str]) -> dict[str, dict[str, Any] | None]:
 
 def plan(settings: StepSettings) -> StepPlan:
     """Reads lengths and configurations, so that what is wrong is an error before anything runs. An arm of ARMS that
-    this version of CoresetConfig refuses is left out, and a note names its error.
-
-    Raises:
-        ConfigError: no such model or file, an arm of the user's that CoresetConfig refuses, rows longer than the model
-            takes, several GPUs or ranks.
-        DataError: a row without a length.
-    """
+    this version of CoresetConfig refuses is left out, and a note names its error. Raises ConfigError: no such model or
+    file, an arm of the user's that CoresetConfig refuses, rows longer than the model takes, several GPUs or ranks;
+    DataError: a row without a length."""
     if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("Steps are measured on one device. Found several: set CUDA_VISIBLE_DEVICES to one of them.")
     config = model_config(settings.model)
