@@ -2,7 +2,7 @@
 
 One step:
 
-1. the rows of a large batch are split by source, and small sources may be kept whole;
+1. the rows of a large batch are split by source, and small sources are kept whole, if asked for;
 2. a scorer gives every row features, for instance its gradient by the last value projections;
 3. features are normalised as the optimizer will;
 4. and sparsified;

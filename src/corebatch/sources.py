@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,8 +17,11 @@ from corebatch.errors import ConfigError, InputError
 from corebatch.types import SourceGroup
 
 SmallSources = Literal["auto"] | Sequence[str | int] | None
-"""Which sources may be kept whole: "auto", a list of names (or ids), or None for none."""
+"""Which sources are kept whole: "auto", a list of names (or ids), or None for none."""
 
+Leftovers = Literal["random", "smallest"]
+"""Who gets the rows that shares of sources, rounded down, leave over: at random in proportion to what was cut off, or
+one each to the smallest shares, as in the official code of CoLM."""
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -67,7 +71,7 @@ def encode_sources(source_ids: Tensor | Sequence[str | int] | None, count: int) 
 def small_candidates(
     counts: Mapping[int, int], names: Sequence[str] | Mapping[int, str], policy: SmallSources
 ) -> frozenset[int]:
-    """The sources that may be kept whole.
+    """The sources that are to be kept whole.
 
     Args:
         counts: how many examples each source has, over the data set (trainer) or the given rows (`select`).
@@ -103,73 +107,130 @@ def absent_names(
     return [name for name in map(str, policy) if name not in there]
 
 
+def check_cap(cap: object, policy: SmallSources) -> None:
+    """Raises ConfigError unless the cap is none, or a share of the budget for sources that are kept."""
+    if cap is None:
+        return
+    if isinstance(cap, bool) or not isinstance(cap, int | float) or not 0 < cap <= 1:
+        raise ConfigError(f"small_sources_cap should be a share of the budget in (0, 1], or none. Found {cap!r}.")
+    if policy is None:
+        raise ConfigError(f"small_sources_cap {cap!r} needs small_sources. Found none.")
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which sources are kept whole, and how far.
+
+    Attributes:
+        sources: by number.
+        cap: the share of the budget that they may take together: they are then kept from the smallest up while they
+            do. None: all are kept, as in the official code of CoLM; where they are more than the budget, the first of
+            their rows in order, as there.
+        weighted: whether the others are to be estimated. Then sources are kept whole or not at all, from the smallest
+            up, and one row of the budget at least is left for the others.
+    """
+
+    sources: frozenset[int] = frozenset()
+    cap: float | None = None
+    weighted: bool = False
+
+    def rows(self, ids: Tensor, budget: int) -> Tensor:
+        """The rows that are kept: BoolTensor [N]."""
+        counts = Counter(ids.tolist())
+        small = sorted(self.sources & counts.keys(), key=lambda s: (counts[s], s))
+        if self.cap is None and not self.weighted:
+            inside = torch.isin(ids, torch.tensor(small, dtype=ids.dtype))
+            return inside & (inside.cumsum(0) <= budget)
+        most = budget if self.cap is None else self.cap * budget
+        if self.weighted and budget < len(ids):
+            most = min(most, budget - 1)
+        kept, taken = [], 0
+        for source in small:
+            taken += counts[source]
+            if taken > most:
+                break
+            kept.append(source)
+        return torch.isin(ids, torch.tensor(kept, dtype=ids.dtype))
+
+
 def split(
     source_ids: Tensor,
     budget: int,
     *,
-    candidates: frozenset[int] = frozenset(),
+    keeping: Keeping | None = None,
     names: Sequence[str] | Mapping[int, str] | None = None,
     per_source: bool = False,
+    generator: torch.Generator | None = None,
 ) -> list[SourceGroup]:
     """Splits the rows of a large batch into groups with budgets.
-
-    Small sources are kept whole from the smallest up while together they take at most half of the budget
-    (a kept source that ate the budget would leave nothing to choose). All others share the rest in proportion
-    to their counts, by largest remainders.
 
     Args:
         source_ids: LongTensor [N].
         budget: M, 0 <= M <= N.
-        candidates: the sources that may be kept whole.
+        keeping: which rows are kept; None keeps none. All others share the rest.
         names: names[s] is the name of source s; its number by default.
-        per_source: one group for each source that is not kept; otherwise one group ("rest") for them all.
+        per_source: one group for each source that is not kept, with a share in proportion to its count
+            (`proportional`); otherwise one group ("rest") for them all.
+        generator: rounds the shares.
 
     Returns:
-        Groups that partition the N rows, kept ones first; their budgets sum to `budget`.
+        Groups that partition the N rows, kept ones first, the smallest before others; their budgets sum to `budget`.
+        The rows of a kept source that are over the budget are a group like those that are not kept.
     """
     ids = source_ids.cpu()
-    counts = Counter(ids.tolist())
+    kept_N = torch.zeros(len(ids), dtype=torch.bool) if keeping is None else keeping.rows(ids, budget)
 
-    def name(source: int) -> str:
-        return names[source] if names is not None else str(source)
+    def groups_of(rows_N: Tensor) -> dict[int, Tensor]:
+        """The members of each source, by the order of their numbers."""
+        return {s: (rows_N & (ids == s)).nonzero().flatten() for s in torch.unique(ids[rows_N]).tolist()}
 
-    kept: list[int] = []
-    taken = 0
-    for source in sorted(candidates & counts.keys(), key=lambda s: (counts[s], s)):
-        if 2 * (taken + counts[source]) > budget:
-            break
-        kept.append(source)
-        taken += counts[source]
+    def group(source: int, members: Tensor, share: int, keep: bool = False) -> SourceGroup:
+        name = names[source] if names is not None else str(source)
+        return SourceGroup(name=name, members=members, budget=share, keep=keep)
 
-    groups = [
-        SourceGroup(name=name(s), members=(ids == s).nonzero().flatten(), budget=counts[s], keep=True) for s in kept
-    ]
-    others = sorted(counts.keys() - set(kept))
-    rest = budget - taken
-    if not others:
+    kept = sorted(groups_of(kept_N).items(), key=lambda item: len(item[1]))
+    groups = [group(source, members, len(members), keep=True) for source, members in kept]
+    rest = budget - int(kept_N.sum())
+    if bool(kept_N.all()):
         return groups
     if per_source:
-        shares = proportional([counts[s] for s in others], rest)
-        groups += [
-            SourceGroup(name=name(s), members=(ids == s).nonzero().flatten(), budget=share)
-            for s, share in zip(others, shares, strict=True)
-        ]
-    else:
-        members = torch.isin(ids, torch.tensor(others)).nonzero().flatten()
-        groups.append(SourceGroup(name="rest" if kept else "all", members=members, budget=rest))
-    return groups
+        others = groups_of(~kept_N)
+        shares = proportional([len(members) for members in others.values()], rest, generator)
+        return groups + [group(s, m, share) for (s, m), share in zip(others.items(), shares, strict=True)]
+    members = (~kept_N).nonzero().flatten()
+    return [*groups, SourceGroup(name="rest" if groups else "all", members=members, budget=rest)]
 
 
-def proportional(counts: Sequence[int], budget: int) -> list[int]:
-    """Shares `budget` in proportion to `counts` by largest remainders; ties go to the first.
+def proportional(counts: Sequence[int], budget: int, generator: torch.Generator | None = None) -> list[int]:
+    """Shares `budget` in proportion to `counts`: each share rounded down, and the leftovers one by one.
 
-    No share exceeds its count as long as budget <= sum(counts).
+    Args:
+        counts: whole numbers that are not negative.
+        budget: M, at most their sum.
+        generator: leftovers are drawn with probabilities that are the remainders, by systematic sampling over the
+            sources in random order (Madow 1949), so that a share's expectation is exactly in proportion. None: they go
+            to the smallest shares, to the first of equals, as in the official code of CoLM.
+
+    Returns:
+        Shares that sum to `budget`, none above its count.
     """
     total = sum(counts)
-    if total == 0:
-        return [0] * len(counts)
-    shares = [budget * count // total for count in counts]
-    by_remainder = sorted(range(len(counts)), key=lambda i: (-(budget * counts[i] % total), i))
-    for i in by_remainder[: budget - sum(shares)]:
-        shares[i] += 1
+    shares = [budget * count // total if total else 0 for count in counts]
+    left = budget - sum(shares)
+    if not left:
+        return shares
+    if generator is None:
+        # One row at least fits wherever there is a remainder; a source without one may be full.
+        open_ = [i for i, count in enumerate(counts) if shares[i] < count]
+        for i in sorted(open_, key=lambda i: shares[i])[:left]:
+            shares[i] += 1
+        return shares
+    # In whole numbers: remainders laid end to end are left x total long, and the points lie `total` apart.
+    point = int(torch.randint(total, (1,), generator=generator))
+    end = 0
+    for i in torch.randperm(len(counts), generator=generator).tolist():
+        end += budget * counts[i] % total
+        if point < end:
+            shares[i] += 1
+            point += total
     return shares

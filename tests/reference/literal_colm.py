@@ -1,4 +1,5 @@
-"""CoLM as its paper writes it, in full dimension and without a thought for cost (arXiv 2407.19580, algorithm 1)."""
+"""CoLM in full dimension and without a thought for cost: what the paper (arXiv 2407.19580, algorithm 1) and its
+authors' trainer do in one step, row by row. The first step uses raw features, as ours does and theirs does not."""
 
 from __future__ import annotations
 
@@ -15,17 +16,23 @@ class LiteralColm:
     def __init__(self, coordinates: int, kept_coordinates: int) -> None:
         self.m = torch.zeros(coordinates, dtype=torch.float64)
         self.v = torch.zeros(coordinates, dtype=torch.float64)
-        self.steps = 0
+        self.step = 0
+        self.fresh = True
         self.h = kept_coordinates
+
+    def moments(self, gradients_NP: Tensor) -> tuple[Tensor, Tensor]:
+        """What the histories would be if one example alone were trained: of each example its own."""
+        m_NP = BETA1 * self.m + (1 - BETA1) * gradients_NP
+        v_NP = BETA2 * self.v + (1 - BETA2) * gradients_NP**2
+        return m_NP, v_NP
 
     def features(self, gradients_NP: Tensor, sources_N: Tensor) -> dict[int, tuple[list[int], Tensor]]:
         """For each source its rows, and their normalised gradients cut to the source's largest coordinates."""
         u = gradients_NP
-        if self.steps:
-            t = self.steps + 1
-            m = (BETA1 * self.m + (1 - BETA1) * gradients_NP) / (1 - BETA1**t)
-            v = (BETA2 * self.v + (1 - BETA2) * gradients_NP**2) / (1 - BETA2**t)
-            u = m / (v.sqrt() + EPSILON)
+        if not self.fresh:
+            m_NP, v_NP = self.moments(gradients_NP)
+            t = self.step + 1
+            u = (m_NP / (1 - BETA1**t)) / ((v_NP / (1 - BETA2**t)).sqrt() + EPSILON)
         result = {}
         for source in sorted(set(sources_N.tolist())):
             rows = [row for row in range(len(u)) if sources_N[row] == source]
@@ -34,25 +41,31 @@ class LiteralColm:
         return result
 
     def choose(self, gradients_NP: Tensor, sources_N: Tensor, budget: int, small: set[int]) -> list[int]:
-        """All of the small sources, then the medoids of each large one; updates the histories."""
-        by_source = self.features(gradients_NP, sources_N)
-        chosen = [row for source in small for row in by_source[source][0]]
-        rest = budget - len(chosen)
-        large = [source for source in by_source if source not in small]
-        total = sum(len(by_source[source][0]) for source in large)
-        exact = {source: rest * len(by_source[source][0]) / total for source in large}
-        share = {source: int(exact[source]) for source in large}
-        for source in sorted(large, key=lambda s: (share[s] - exact[s], s))[: rest - sum(share.values())]:
-            share[source] += 1
-        medoids = []
-        for source in large:
-            rows, u = by_source[source]
-            medoids += [rows[i] for i in greedy_facility_location(l1(u), share[source])]
-        mean = gradients_NP[medoids].mean(dim=0)
-        self.m = BETA1 * self.m + (1 - BETA1) * mean
-        self.v = BETA2 * self.v + (1 - BETA2) * mean**2
-        self.steps += 1
-        return sorted(chosen + medoids)
+        """All rows of the small sources, the first ones of them if they are more than the budget; then the medoids of
+        each large source. The histories become the means over these medoids of each one's own."""
+        kept = [row for row in range(len(gradients_NP)) if int(sources_N[row]) in small][:budget]
+        medoids: list[int] = []
+        if len(kept) < budget:
+            by_source = self.features(gradients_NP, sources_N)
+            large = [source for source in by_source if source not in small]
+            share = shares([len(by_source[source][0]) for source in large], budget - len(kept))
+            for source, count in zip(large, share, strict=True):
+                rows, u = by_source[source]
+                medoids += [rows[i] for i in greedy_facility_location(l1(u), count)]
+            m_NP, v_NP = self.moments(gradients_NP)
+            self.m, self.v = m_NP[medoids].mean(dim=0), v_NP[medoids].mean(dim=0)
+            self.fresh = False
+        self.step += 1
+        return sorted(kept + medoids)
+
+
+def shares(counts: list[int], budget: int) -> list[int]:
+    """In proportion, rounded down; one more each for the smallest of them until all are given out."""
+    result = [budget * count // sum(counts) for count in counts]
+    smallest = sorted(range(len(counts)), key=lambda i: result[i])
+    for i in smallest[: budget - sum(result)]:
+        result[i] += 1
+    return result
 
 
 def l1(u: Tensor) -> Tensor:
@@ -84,5 +97,6 @@ def objective(by_source: dict[int, tuple[list[int], Tensor]], chosen: list[int],
         if source not in small:
             distances = l1(u)
             there = [i for i, row in enumerate(rows) if row in set(chosen)]
-            total += float((distances.max() - distances[there]).max(dim=0).values.sum())
+            if there:
+                total += float((distances.max() - distances[there]).max(dim=0).values.sum())
     return total

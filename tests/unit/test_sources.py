@@ -10,8 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corebatch import select
 from corebatch.errors import ConfigError, CorebatchError
-from corebatch.sources import encode_sources, proportional, small_candidates, split
+from corebatch.seeds import seeded
+from corebatch.sources import Keeping, check_cap, encode_sources, proportional, small_candidates, split
+from corebatch.trainer import CoresetConfig
 from corebatch.types import SourceGroup
 
 
@@ -22,12 +25,18 @@ def splits(draw: st.DrawFn) -> tuple[list[int], int, frozenset[int]]:
 
 
 @settings(deadline=None)
-@given(splits(), st.booleans())
+@given(splits(), st.booleans(), st.booleans(), st.one_of(st.none(), st.floats(0.01, 1.0)), st.booleans())
 def test_groups_partition_the_rows_and_budgets_sum(
-    case: tuple[list[int], int, frozenset[int]], per_source: bool
+    case: tuple[list[int], int, frozenset[int]], per_source: bool, weighted: bool, cap: float | None, random: bool
 ) -> None:
-    ids, budget, candidates = case
-    groups = split(torch.tensor(ids), budget, candidates=candidates, per_source=per_source)
+    ids, budget, small = case
+    groups = split(
+        torch.tensor(ids),
+        budget,
+        keeping=Keeping(small, cap, weighted),
+        per_source=per_source,
+        generator=seeded(0, "split") if random else None,
+    )
     counts = Counter(ids)
     rows = [row for group in groups for row in group.members.tolist()]
     assert sorted(rows) == list(range(len(ids)))
@@ -37,72 +46,110 @@ def test_groups_partition_the_rows_and_budgets_sum(
         assert members == sorted(members)
         if group.keep or per_source:
             assert {ids[row] for row in members} == {int(group.name)}
-            assert len(members) == counts[int(group.name)]
 
     kept = [group for group in groups if group.keep]
     others = [group for group in groups if not group.keep]
     assert groups == [*kept, *others]
-    names = [int(group.name) for group in kept]
-    assert set(names) <= candidates
-    taken = sum(group.budget for group in kept)
-    assert 2 * taken <= budget
-    assert names == sorted(names, key=lambda s: (counts[s], s))
-    left = sorted((counts[s], s) for s in candidates & counts.keys() if s not in names)
-    if left:  # from the smallest up, and the next would be more than half
-        assert not names or (counts[names[-1]], names[-1]) < left[0]
-        assert 2 * (taken + left[0][0]) > budget
-    if per_source:
-        assert [g.budget for g in others] == proportional([len(g.members) for g in others], budget - taken)
-    else:
-        assert len(others) == 1
-        assert others[0].name == ("rest" if kept else "all")
+    sizes = [len(group.members) for group in kept]
+    assert sizes == sorted(sizes)
+    inside = [row for row, source in enumerate(ids) if source in small]
+    taken = sorted(row for group in kept for row in group.members.tolist())
+    if cap is None and not weighted:  # all of them; the first ones where they are more than the budget
+        assert taken == inside[:budget]
+    else:  # whole sources from the smallest up, until the next would be too much
+        names = [int(group.name) for group in kept]
+        assert all(len(group.members) == counts[int(group.name)] for group in kept)
+        order = sorted(small & counts.keys(), key=lambda s: (counts[s], s))
+        assert names == order[: len(names)]
+        most = budget if cap is None else cap * budget
+        most = min(most, budget - 1) if weighted and budget < len(ids) else most
+        assert len(taken) <= max(most, 0)
+        assert len(names) == len(order) or len(taken) + counts[order[len(names)]] > most
+    if not per_source and others:
+        assert [group.name for group in others] == ["rest" if kept else "all"]
+    if per_source and not random:
+        assert [g.budget for g in others] == proportional([len(g.members) for g in others], budget - len(taken))
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 10**12), max_size=12), st.integers(0, 10**12))
-def test_shares_are_by_largest_remainders(counts: list[int], budget: int) -> None:
+@given(st.lists(st.integers(0, 10**12), max_size=12), st.integers(0, 10**12), st.integers(0, 5))
+def test_shares_are_rounded_down_and_leftovers_given_out_one_by_one(counts: list[int], budget: int, seed: int) -> None:
     total = sum(counts)
     budget = min(budget, total)
-    shares = proportional(counts, budget)
-    assert len(shares) == len(counts)
-    assert sum(shares) == budget
-    for count, share in zip(counts, shares, strict=True):
-        assert 0 <= share <= count
-        assert total == 0 or budget * count // total <= share <= budget * count // total + 1
-    remainder = [budget * count % total if total else 0 for count in counts]
-    up = [i for i, count in enumerate(counts) if total and shares[i] > budget * count // total]
-    for i in up:
-        assert all((-remainder[i], i) < (-remainder[j], j) for j in range(len(counts)) if j not in up)
+    down = [budget * count // total if total else 0 for count in counts]
+    for generator in (None, seeded(seed)):
+        shares = proportional(counts, budget, generator)
+        assert len(shares) == len(counts)
+        assert sum(shares) == budget
+        for count, share, least in zip(counts, shares, down, strict=True):
+            assert least <= share <= min(count, least + 1)
+            if generator is not None and total and budget * count % total == 0:
+                assert share == least
+    assert shares == proportional(counts, budget, seeded(seed))
 
 
 @pytest.mark.parametrize(
     "counts, budget, expected",
     [
-        ([3, 3, 3], 4, [2, 1, 1]),  # ties go to the first
+        ([3, 3, 3], 4, [2, 1, 1]),  # of equals the first
         ([1, 2, 7], 5, [1, 1, 3]),  # 0.5, 1, 3.5
+        ([20, 9, 3], 16, [10, 4, 2]),  # 10, 4.5, 1.5
+        ([10, 10, 12], 10, [4, 3, 3]),  # 3.1, 3.1, 3.8: to a smallest share, not to the largest remainder
         ([5, 0, 5], 3, [2, 0, 1]),
         ([0, 0], 0, [0, 0]),
         ([], 0, []),
         ([10**17, 10**17 + 2], 10**17 + 1, [5 * 10**16, 5 * 10**16 + 1]),  # floats have no digits left here
     ],
 )
-def test_examples_of_shares(counts: list[int], budget: int, expected: list[int]) -> None:
+def test_leftovers_of_the_official_code(counts: list[int], budget: int, expected: list[int]) -> None:
     assert proportional(counts, budget) == expected
+
+
+@pytest.mark.parametrize(
+    "counts, budget", [([6] * 20, 10), ([3, 3, 3], 4), ([20, 9, 3], 16), ([1, 1, 40, 2, 7], 13), ([5, 0, 9], 3)]
+)
+def test_random_leftovers_are_in_proportion_in_expectation(counts: list[int], budget: int) -> None:
+    draws = 3000
+    found = torch.tensor([proportional(counts, budget, seeded(seed, "split")) for seed in range(draws)]).double()
+    exact = torch.tensor(counts).double() * budget / sum(counts)
+    remainder = exact - exact.floor()
+    assert bool(((found == exact.floor()) | (found == exact.floor() + 1)).all())
+    error = found.mean(dim=0) - exact
+    assert bool((error.abs() <= 4 * (remainder * (1 - remainder) / draws).sqrt() + 1e-12).all())
+
+
+@pytest.mark.parametrize("selector", ["stratified", "facility_location", "k_medoids"])
+def test_no_source_is_trained_too_often_or_never(selector: str) -> None:
+    """20 equal sources, 10 of 120 rows: each is trained at half of the steps."""
+    ids, times = torch.arange(120) % 20, 300
+    features = torch.randn(120, 1, generator=seeded(1))
+    trained = torch.zeros(20)
+    for seed in range(times):
+        trained += torch.bincount(ids[select(features, 10, ids, selector, seed=seed).indices], minlength=20)
+    assert float(trained.sum()) == 10 * times
+    assert bool(((trained / times - 0.5).abs() <= 4 * 0.5 / times**0.5).all())
 
 
 def test_a_split_by_hand() -> None:
     ids = torch.tensor([0] * 6 + [1] * 2 + [2] * 8 + [3] * 4)
-    names = ["a", "b", "c", "d"]
-    groups = split(ids, 10, candidates=frozenset({1, 3}), names=names, per_source=True)
-    # b is kept (2 of at most 5); d would make it 6. The rest, 8, goes 6 : 8 : 4.
-    assert [(group.name, group.budget, group.keep) for group in groups] == [
-        ("b", 2, True),
-        ("a", 3, False),
-        ("c", 3, False),
-        ("d", 2, False),
-    ]
-    (kept, rest) = split(ids, 10, candidates=frozenset({1, 3}), names=names)
-    assert (kept.name, rest.name, rest.budget, len(rest.members)) == ("b", "rest", 8, 18)
+    names, small = ["a", "b", "c", "d"], frozenset({1, 3})
+
+    def groups(budget: int, **settings: Any) -> list[tuple[str, int, bool]]:
+        per_source = settings.pop("per_source", True)
+        found = split(ids, budget, keeping=Keeping(small, **settings), names=names, per_source=per_source)
+        return [(group.name, group.budget, group.keep) for group in found]
+
+    # b and d are kept; the rest, 4, goes 6 : 8, the one left over to the smaller share.
+    assert groups(10) == [("b", 2, True), ("d", 4, True), ("a", 2, False), ("c", 2, False)]
+    assert groups(10, per_source=False) == [("b", 2, True), ("d", 4, True), ("rest", 4, False)]
+    # At most half: d would make it 6. The rest, 8, goes 6 : 8 : 4.
+    assert groups(10, cap=0.5) == [("b", 2, True), ("a", 3, False), ("c", 3, False), ("d", 2, False)]
+    # More than the budget: the first rows in order, and of the others none.
+    assert groups(5) == [("b", 2, True), ("d", 3, True), ("a", 0, False), ("c", 0, False), ("d", 0, False)]
+    assert groups(2) == [("b", 2, True), ("a", 0, False), ("c", 0, False), ("d", 0, False)]
+    # Weights stand for the others too, who need a row at least.
+    assert groups(6, weighted=True, per_source=False) == [("b", 2, True), ("rest", 4, False)]
+    assert groups(7, weighted=True, per_source=False) == [("b", 2, True), ("d", 4, True), ("rest", 1, False)]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +180,25 @@ def test_a_policy_that_is_none_is_an_error(policy: Any) -> None:
         small_candidates({0: 1}, ["a"], policy)
     assert "small_sources should be 'auto', a list of source names, or none" in str(caught.value)
     assert repr(policy) in str(caught.value)
+
+
+@pytest.mark.parametrize("cap", [0, -0.5, 1.5, True, "half", float("nan")])
+def test_a_cap_that_is_none_is_an_error(cap: Any) -> None:
+    with pytest.raises(ConfigError, match="share of the budget in") as caught:
+        check_cap(cap, "auto")
+    assert repr(cap) in str(caught.value)
+
+
+def test_a_cap_without_small_sources_is_an_error() -> None:
+    check_cap(1, ["a"])
+    check_cap(None, None)
+    for call in (
+        lambda: check_cap(0.5, None),
+        lambda: select(torch.ones(4, 1), 2, ["a", "a", "b", "b"], "stratified", small_sources_cap=0.5),
+        lambda: CoresetConfig(small_sources_cap=0.5),
+    ):
+        with pytest.raises(ConfigError, match=r"small_sources_cap 0\.5 needs small_sources\. Found none"):
+            call()
 
 
 @pytest.mark.parametrize(

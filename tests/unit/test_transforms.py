@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corebatch.errors import CorebatchError, UnsupportedModelError
+from corebatch.errors import CheckpointError, CorebatchError, UnsupportedModelError
 from corebatch.model.moments import second_moments
 from corebatch.scoring import LastLayer, ZerothOrder
 from corebatch.transforms import (
@@ -34,11 +34,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.75), (0.0, 0.0)])
 def test_adams_map_is_the_step_that_adam_would_take(steps: int, betas: tuple[float, float]) -> None:
-    """With the history in the optimizer, the next step by row g is -lr u(g)."""
+    """With one row a step in the history and in the optimizer, the next step by row g is -lr u(g)."""
     history, rows = AdamHistory(beta1=betas[0], beta2=betas[1], eps=1e-6), random(3, 5, seed=9)
     means = random(steps, 5)
     for mean in means:
-        history.update(mean)
+        history.update(mean.unsqueeze(0))
     mapped = history(rows)
     for row, u in zip(rows, mapped, strict=True):
         weight = torch.nn.Parameter(torch.zeros(5, dtype=torch.float64))
@@ -48,6 +48,41 @@ def test_adams_map_is_the_step_that_adam_would_take(steps: int, betas: tuple[flo
             weight.grad = gradient.clone()
             adam.step()
         torch.testing.assert_close((before - weight.detach()) / 0.5, u, rtol=1e-10, atol=1e-12)
+
+
+def test_the_history_is_the_mean_of_each_chosen_rows_own() -> None:
+    """Of squares too: two rows that cancel leave a large second moment behind, and not none."""
+    history, rows = AdamHistory(beta1=0.5, beta2=0.75), torch.tensor([[3.0, 1.0], [-3.0, 1.0]])
+    m, v = torch.zeros(2), torch.zeros(2)
+    for _ in range(3):
+        each = [(0.5 * m + 0.5 * row, 0.75 * v + 0.25 * row**2) for row in rows]
+        m, v = (torch.stack(part).mean(dim=0) for part in zip(*each, strict=True))
+        history.update(rows)
+        state = history.state_dict()
+        torch.testing.assert_close((state["m"], state["mean_square"]), (m, v))
+    assert float(v[0]) > 5.0
+
+
+def test_a_step_without_rows_counts_and_leaves_the_history() -> None:
+    """Small sources may take the whole budget; the correction for the start goes by the run's step, as theirs does."""
+    one, other = AdamHistory(), AdamHistory()
+    for history in (one, other):
+        history.update(torch.ones(2, 3))
+    one.update(torch.ones(0, 3))
+    assert (one.steps, other.steps) == (2, 1)
+    assert torch.equal(one.state_dict()["mean_square"], other.state_dict()["mean_square"])
+    assert not torch.equal(one(torch.ones(1, 3)), other(torch.ones(1, 3)))
+    empty = AdamHistory()
+    empty.update(torch.ones(0, 3))
+    other.load_state_dict(empty.state_dict())
+    assert other.steps == 1
+    assert torch.equal(other(torch.ones(1, 3)), torch.ones(1, 3))
+
+
+def test_a_history_of_squares_of_means_is_refused_by_name() -> None:
+    state = {"m": torch.ones(3), "v": torch.ones(3), "steps": torch.tensor(4)}
+    with pytest.raises(CheckpointError, match=r"means of squares, `mean_square`\. Found `v`, squares of means"):
+        AdamHistory().load_state_dict(state)
 
 
 def test_an_empty_history_passes_features_as_they_are() -> None:
@@ -60,10 +95,10 @@ def test_the_history_survives_a_checkpoint() -> None:
     assert one.state_dict() == {}
     other.load_state_dict({})
     for seed in range(3):
-        one.update(random(4, seed=seed))
+        one.update(random(3, 4, seed=seed))
     other.load_state_dict({key: value.clone() for key, value in one.state_dict().items()})
     for history in (one, other):
-        history.update(random(4, seed=8))
+        history.update(random(3, 4, seed=8))
     assert one.steps == other.steps == 4
     assert torch.equal(one(random(6, 4, seed=3)), other(random(6, 4, seed=3)))
 
@@ -71,16 +106,16 @@ def test_the_history_survives_a_checkpoint() -> None:
 def test_a_history_from_a_checkpoint_goes_where_the_features_are() -> None:
     """Here to another type, since there may be one device only."""
     history = AdamHistory()
-    history.update(torch.ones(2, dtype=torch.float32))
-    history.update(torch.ones(2, dtype=torch.float64))
+    history.update(torch.ones(1, 2, dtype=torch.float32))
+    history.update(torch.ones(1, 2, dtype=torch.float64))
     assert history(torch.ones(3, 2, dtype=torch.float64)).dtype == torch.float64
     assert history.state_dict()["m"].dtype == torch.float64
 
 
 def test_a_history_of_another_width_is_an_error() -> None:
     history = AdamHistory()
-    history.update(torch.ones(3))
-    for call in (lambda: history(torch.ones(2, 4)), lambda: history.update(torch.ones(4))):
+    history.update(torch.ones(1, 3))
+    for call in (lambda: history(torch.ones(2, 4)), lambda: history.update(torch.ones(1, 4))):
         with pytest.raises(CorebatchError, match=r"history is of 3 features. Found 4"):
             call()
 

@@ -1,6 +1,6 @@
 """The method of a step: what is done with features and sources to choose the small batch.
 
-    1 groups    = split(source_ids, budget)      small sources may be kept whole
+    1 groups    = split(source_ids, budget)      small sources are kept whole, if asked for
     2 features  = scorer(model, batch)           one row an example; the model is left as it was
     3 features  = normalise(features)            as the optimizer will
     4 features  = sparsify(features)             per source
@@ -27,7 +27,7 @@ from corebatch.errors import ConfigError, InputError, NonFiniteError
 from corebatch.scoring import Scorer, Scores
 from corebatch.seeds import seeded
 from corebatch.selectors import Selector, make_selector
-from corebatch.sources import SmallSources, encode_sources, small_candidates, split
+from corebatch.sources import Keeping, Leftovers, SmallSources, check_cap, encode_sources, small_candidates, split
 from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
 
@@ -57,7 +57,9 @@ class CoresetStep:
         selector: stage 5.
         normalise: stage 3, or None.
         sparsify: stage 4, or None.
-        small_sources: ids of the sources that may be kept whole.
+        small_sources: ids of the sources that are kept whole.
+        small_sources_cap: the share of the budget that they take together, at most; None: all are kept.
+        leftovers: who gets the rows that shares of sources, rounded down, leave over.
         source_names: names[s] is the name of source s; None where sources go by their numbers.
         seed: of all randomness, together with the number of the step.
     """
@@ -67,6 +69,8 @@ class CoresetStep:
     normalise: Normaliser | None = None
     sparsify: Sparsifier | None = None
     small_sources: frozenset[int] = frozenset()
+    small_sources_cap: float | None = None
+    leftovers: Leftovers = "random"
     source_names: Sequence[str] | Mapping[int, str] | None = None
     seed: int = 0
 
@@ -117,9 +121,10 @@ class CoresetStep:
         groups = split(
             source_ids,
             budget,
-            candidates=self.small_sources,
+            keeping=Keeping(self.small_sources, self.small_sources_cap, self.selector.weighted),
             names=self.source_names,
             per_source=self.selector.per_source,
+            generator=seeded(self.seed, step, "split") if self.leftovers == "random" else None,
         )
         features = scores.features
         check_finite(features, scores.losses)
@@ -136,14 +141,13 @@ class CoresetStep:
         return Choice(selection=selection, groups=groups)
 
     def _remember(self, features: Tensor, selection: Selection, groups: Sequence[SourceGroup]) -> None:
-        """The normaliser's history takes the mean over the chosen examples of the large sources only (CoLM)."""
+        """The normaliser's history takes the chosen examples of the large sources only (CoLM)."""
         assert self.normalise is not None
         kept = [group.members for group in groups if group.keep]
         chosen = selection.indices.cpu()
         if kept:
             chosen = chosen[~torch.isin(chosen, torch.cat(kept))]
-        if len(chosen):
-            self.normalise.update(features[chosen.to(features.device)].mean(dim=0))
+        self.normalise.update(features[chosen.to(features.device)])
 
 
 def check_finite(features: Tensor, losses: Tensor | None) -> None:
@@ -166,6 +170,7 @@ def select(
     *,
     selector_options: Mapping[str, Any] | None = None,
     small_sources: SmallSources = None,
+    small_sources_cap: float | None = None,
     losses: Tensor | None = None,
     validation: Tensor | None = None,
     seed: int = 0,
@@ -180,9 +185,9 @@ def select(
         source_ids: the source of each row: integer Tensor [N] or a list of N names. None: one source.
         selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
         selector_options: keyword arguments for a selector that is given by name.
-        small_sources: "auto" keeps whole the sources whose share of the rows is below 1 / (number of sources), from
-            the smallest up while together they take at most half of the budget; a list names the candidates
-            instead; None keeps none.
+        small_sources: "auto" keeps whole all sources whose share of the rows is below 1 / (number of sources); a list
+            names them instead; None keeps none. For more of them than the budget see `corebatch.sources.Keeping`.
+        small_sources_cap: the share of the budget, in (0, 1], that they take together, at most; None: no cap.
         losses: float Tensor [N], for selectors that choose by loss.
         validation: float Tensor [V, P], for selectors that are guided by validation gradients.
         seed: of the random selectors; the same seed, the same choice. The global random state is not touched.
@@ -199,6 +204,7 @@ def select(
     if not isinstance(features, Tensor) or features.ndim != 2:
         found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else repr(type(features).__name__)
         raise InputError(f"Parameter `features` should be a Tensor [N, P]. Found {found}.")
+    check_cap(small_sources_cap, small_sources)
     groups = None
     if source_ids is not None and isinstance(budget, int) and 0 <= budget <= len(features):
         ids, names = encode_sources(source_ids, len(features))
@@ -206,9 +212,10 @@ def select(
         groups = split(
             ids,
             budget,
-            candidates=small_candidates(counts, names, small_sources),
+            keeping=Keeping(small_candidates(counts, names, small_sources), small_sources_cap, chosen_by.weighted),
             names=names,
             per_source=chosen_by.per_source,
+            generator=seeded(seed, "split"),
         )
     elif small_sources is not None:
         small_candidates({}, [], small_sources)  # an error in the policy is an error without sources too

@@ -73,5 +73,5 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
         {"what": "steps in all", "value": steps},
         {"what": "scorer", "value": str(coreset.scorer)},
         {"what": "selector", "value": str(coreset.selector)},
-        {"what": "small sources that may be kept whole", "value": ", ".join(kept) or "none"},
+        {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
     ]

@@ -197,8 +197,8 @@ def _read_marker(folder: Path) -> dict[str, Any]:
 
 def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that may change on the way: how scoring uses memory, as its error advises, and what
-    is only measured."""
-    settings = {key: value for key, value in settings.items() if key != "track_error"}
+    is only measured; with a key that checkpoints from before it lack."""
+    settings = {"leftovers": "random"} | {key: value for key, value in settings.items() if key != "track_error"}
     scoring = settings.get("scoring")
     if isinstance(scoring, dict):
         kept = {key: value for key, value in scoring.items() if key not in ("rows", "reuse_place", "reuse_gb")}

@@ -25,7 +25,7 @@ def describe(
         coreset: plain values of the CoresetConfig.
         model: the model without its wrappers.
         sources: of the train set.
-        small: the sources that may be kept whole.
+        small: the sources that are kept whole.
         started: when, in ISO 8601.
     """
     total = max(sum(sources.counts.values()), 1)

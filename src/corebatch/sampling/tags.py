@@ -57,7 +57,7 @@ class Sources:
     note: str = ""
 
     def small(self, policy: SmallSources) -> frozenset[int]:
-        """Those that may be kept whole, counted over the data set; see `corebatch.sources.small_candidates`."""
+        """Those that are to be kept whole, counted over the data set; see `corebatch.sources.small_candidates`."""
         return small_candidates(self.counts, self.names, policy)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
 from corebatch.batch.strategies import Strategy, make_strategy, shortest
@@ -14,7 +14,7 @@ from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
 from corebatch.scoring import LossUnit, Scorer, make_scorer
 from corebatch.selectors import Selector, make_selector
-from corebatch.sources import SmallSources, small_candidates
+from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
 MOST = 2**20
@@ -47,7 +47,12 @@ class CoresetConfig:
         sparsify: "topk" (CoLM's, per source; for uniform selectors), "projection", an integer h (topk with h
             coordinates), an instance, or none.
         small_sources: sources that are kept whole: "auto" (share of the data set below 1 / number of sources), a list
-            of names, or none. Keeping sources changes the mixture that is trained.
+            of names, or none. All of them are kept, as in the official code of CoLM; a weighted selector leaves one row
+            at least to the others. Keeping sources changes the mixture that is trained.
+        small_sources_cap: the share of the small batch, in (0, 1], that they take together, at most: they are kept from
+            the smallest up while they do. None: no cap.
+        leftovers: how selectors that choose per source round their budgets: "random", which is right in expectation, or
+            "smallest", by which leftovers go to the smallest budgets, as in the official code of CoLM.
         source_column: the data set's column that names an example's source. Without such a column, or with "none",
             there is one source.
         seed: of all randomness of scoring and selection.
@@ -71,6 +76,8 @@ class CoresetConfig:
     normalise: str | Normaliser | None = None
     sparsify: str | int | Sparsifier | None = None
     small_sources: SmallSources = None
+    small_sources_cap: float | None = None
+    leftovers: Leftovers = "random"
     source_column: str = "source"
     seed: int = 0
     loss: LossUnit = "token_mean"
@@ -96,6 +103,9 @@ class CoresetConfig:
         if isinstance(self.small_sources, str) and self.small_sources == "none":
             object.__setattr__(self, "small_sources", None)
         small_candidates({}, [], self.small_sources)
+        check_cap(self.small_sources_cap, self.small_sources)
+        if self.leftovers not in get_args(Leftovers):
+            raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")
         self._check_scoring(
             self.build()
         )  # an unknown name, option or combination is an error here, before anything is loaded
@@ -133,14 +143,16 @@ class CoresetConfig:
             selector=make_selector(self.selector, self.selector_options),
             normalise=make_normaliser(self.normalise),
             sparsify=make_sparsifier(self.sparsify),
+            small_sources_cap=self.small_sources_cap,
+            leftovers=self.leftovers,
             seed=self.seed,
         )
 
     @classmethod
     def colm(cls, **settings: Any) -> CoresetConfig:
         """The faithful recipe of CoLM (arXiv 2407.19580): zeroth order in one direction, the per-example Adam map, the
-        2,560 largest coordinates per source, facility location on l1 distances, small sources kept, uniform weights,
-        the mean of per-example means. `settings` replace single fields."""
+        2,560 largest coordinates per source, facility location on l1 distances, all small sources kept, uniform
+        weights, the mean of per-example means. `settings` replace single fields."""
         return cls(**{**RECIPES["colm"], **settings})
 
     @classmethod
@@ -179,6 +191,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "normalise": "adam",
         "sparsify": "topk",
         "small_sources": "auto",
+        "leftovers": "smallest",
         "loss": "example_mean",
     },
 }

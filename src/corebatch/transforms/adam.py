@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError, InputError
+from corebatch.errors import CheckpointError, ConfigError, InputError
 from corebatch.transforms.base import Normaliser, Shapes
 
 
 class AdamHistory(Normaliser):
     """u_i = m_i / (sqrt(v_i) + eps) with m_i = (b1 m + (1 - b1) g_i) / (1 - b1^t), v_i alike with squares.
 
-    CoLM, arXiv 2407.19580. m and v are histories of its own, updated after each step with the mean
-    feature of the chosen examples of the large sources. The map is not linear, so a weighted mean of u_i says nothing
-    of the mean gradient's u: it belongs to the faithful recipe alone. With an empty history (the first step) the map
-    would be sign(g_i) whatever the length; raw features are used then.
+    CoLM, arXiv 2407.19580. m and v are histories of its own: after each step they become the means, over the chosen
+    examples of the large sources, of what m_i and v_i are without the correction for t. So v is a mean of squares, of
+    single examples, and not the square of their mean as an optimizer's is. t counts all steps, also those that choose
+    from no large source and leave the histories as they are. The map is not linear, so a weighted mean of u_i says
+    nothing of the mean gradient's u: it belongs to the faithful recipe alone. With an empty history (the first step)
+    the map would be sign(g_i) whatever the length; raw features are used then.
     """
 
     name = "adam"
@@ -42,14 +44,16 @@ class AdamHistory(Normaliser):
         v = (self.beta2 * v + (1 - self.beta2) * features.square()) / (1 - self.beta2**t)
         return m / (v.sqrt() + self.eps)
 
-    def update(self, mean: Tensor) -> None:
-        if self._m is None or self._v is None:
-            self._m, self._v = torch.zeros_like(mean), torch.zeros_like(mean)
-        self._check(len(mean))
-        # A history that comes from a checkpoint lies on the CPU.
-        self._m = self.beta1 * self._m.to(mean) + (1 - self.beta1) * mean
-        self._v = self.beta2 * self._v.to(mean) + (1 - self.beta2) * mean.square()
+    def update(self, rows: Tensor) -> None:
         self.steps += 1
+        if len(rows) == 0:
+            return
+        if self._m is None or self._v is None:
+            self._m, self._v = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+        self._check(rows.shape[1])
+        # A history that comes from a checkpoint lies on the CPU.
+        self._m = self.beta1 * self._m.to(rows) + (1 - self.beta1) * rows.mean(dim=0)
+        self._v = self.beta2 * self._v.to(rows) + (1 - self.beta2) * rows.square().mean(dim=0)
 
     def _check(self, width: int) -> None:
         assert self._m is not None
@@ -57,12 +61,16 @@ class AdamHistory(Normaliser):
             raise InputError(f"adam's history is of {len(self._m)} features. Found {width}.")
 
     def state_dict(self) -> dict[str, Tensor]:
-        if self._m is None or self._v is None:
-            return {}
-        return {"m": self._m.cpu(), "v": self._v.cpu(), "steps": torch.tensor(self.steps)}
+        moments = {"m": self._m, "mean_square": self._v, "steps": torch.tensor(self.steps)}
+        return {key: value.cpu() for key, value in moments.items() if value is not None} if self.steps else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._m, self._v = state.get("m"), state.get("v")
+        if "v" in state:
+            raise CheckpointError(
+                "adam's history should hold means of squares, `mean_square`. Found `v`, squares of means, which "
+                "earlier versions kept: the map would be another one. Begin this run anew."
+            )
+        self._m, self._v = state.get("m"), state.get("mean_square")
         self.steps = int(state["steps"]) if "steps" in state else 0
 
 

@@ -50,8 +50,8 @@ class Normaliser(ABC):
     def __repr__(self) -> str:
         return _with_options(self)
 
-    def update(self, mean: Tensor) -> None:  # noqa: B027 (most have no history)
-        """Takes the mean feature [P] of what was trained into the history, after a choice."""
+    def update(self, rows: Tensor) -> None:  # noqa: B027 (most have no history)
+        """Takes the features [K, P] of what was chosen into the history, after each choice; K may be 0."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint must hold."""

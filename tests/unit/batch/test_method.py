@@ -13,8 +13,9 @@ from corebatch import CorebatchError, Selection, select
 from corebatch.batch.method import CoresetStep, check_finite
 from corebatch.errors import ConfigError, NonFiniteError
 from corebatch.scoring import Scores, Tokens
+from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS, make_selector
-from corebatch.sources import split
+from corebatch.sources import Keeping, split
 from corebatch.transforms import AdamHistory, OptimizerScale, Projection, TopK
 
 N, P, M = 40, 6, 16
@@ -224,7 +225,10 @@ def test_the_stages_in_order() -> None:
     moments = torch.linspace(0.01, 4.0, P)
     step = made(normalise=normalise, sparsify=TopK(h=2), small_sources=frozenset({2, 3}))
     choice = step.choose(scores(features()), SOURCES, M, step=4, second_moments=moments)
-    groups = split(SOURCES, M, candidates=frozenset({2, 3}), names=list("abcd"), per_source=True)
+    groups = split(
+        SOURCES, M, keeping=Keeping(frozenset({2, 3})), names=list("abcd"), per_source=True,
+        generator=seeded(0, 4, "split"),
+    )  # fmt: skip
     by_hand = TopK(h=2)(normalise(features(), moments), SOURCES)
     assert same(choice.selection, step.selector.select(by_hand, M, groups=groups))
     assert [(g.name, g.budget, g.keep) for g in choice.groups] == [

@@ -226,7 +226,7 @@ def test_a_history_is_that_of_the_steps_made_before(moment, population, pools):
 
 
 def test_draws_do_not_know_of_each_other(moment, population, pools):
-    pair = parse_method({"name": "a", "coreset": {**FL, "normalise": "adam"}})
+    pair = parse_method({"name": "a", "coreset": {**FL, "normalise": "adam", "leftovers": "smallest"}})
     arm = PopulationScoring(pair.coreset(), population)
     scores = arm.score(moment.model)
     history = arm.history(scores, BUDGET, large=LARGE, steps=2)

@@ -21,7 +21,7 @@ def stepped(config: CoresetConfig = COLM, updates: int = 3) -> CoresetStep:
     step = config.build()
     if step.normalise is not None:
         for number in range(updates):
-            step.normalise.update(torch.full((1,), float(number + 1)))
+            step.normalise.update(torch.full((2, 1), float(number + 1)))
     return step
 
 
@@ -136,6 +136,17 @@ def test_other_settings_are_named_and_change_nothing(tmp_path: Path) -> None:
     assert "selector was" not in message
     assert step.normalise is not None
     assert step.normalise.state_dict() == {}
+
+
+def test_a_checkpoint_from_before_leftovers_were_a_setting_loads(tmp_path: Path) -> None:
+    """They went by largest remainders then; the run goes on, and says with which version it began."""
+    config = CoresetConfig(selector="stratified")
+    folder = saved(tmp_path / "checkpoint-5", config)
+    rewrite(folder, coreset={key: value for key, value in config.to_dict().items() if key != "leftovers"})
+    assert load_state(folder, config.build(), config.to_dict()) == 5
+    other = CoresetConfig(selector="stratified", leftovers="smallest")
+    with pytest.raises(CheckpointError, match="leftovers was 'random' and is 'smallest'"):
+        load_state(folder, other.build(), other.to_dict())
 
 
 def test_what_scoring_does_with_memory_may_change_on_the_way(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ class PopulationScoring:
             return False
         probe = copy.deepcopy(self.step.normalise)
         probe.load_state_dict({})
-        probe.update(torch.ones(1))
+        probe.update(torch.ones(1, 1))
         return bool(probe.state_dict())
 
     def history(self, scores: Scores, budget: int, *, large: int, steps: int) -> History:
