@@ -1,20 +1,17 @@
 """Runs on two ranks in which something goes wrong on one of them; each leaves RANK.json with how it ended.
 
-A server that has imported everything and forks both ranks of a job. It reads jobs from standard input, a JSON object
-{"case", "folder", "port"} a line, and answers each with the exit codes of the ranks.
+A server of jobs (`forks.py`) with a "case".
 """
 
 import datetime
-import gc
 import json
 import os
 import signal
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
+from forks import serve
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from worker import Stream, watch_choices
@@ -46,7 +43,7 @@ def raises(batch):
 
 
 def sleeps(batch):
-    time.sleep(4 * TIMEOUT)
+    time.sleep(2.5 * TIMEOUT)
     return batch
 
 
@@ -137,8 +134,10 @@ def made_for(case, folder):
     )
 
 
-def main(case, folder):
-    torch.set_num_threads(1)
+def main(job, rank):
+    global RANK
+    RANK = rank
+    case, folder = job["case"], Path(job["folder"])
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=TIMEOUT))
     began, result = time.monotonic(), {"error": None, "message": None}
     made = made_for(case, folder / "run")
@@ -150,41 +149,8 @@ def main(case, folder):
     result |= {"step": made.state.global_step, "seconds": time.monotonic() - began, "choices": choices}
     result["moved"] = largest_difference(before, weights(made))
     result["weights"] = torch.cat([value.flatten() for value in weights(made).values()]).tolist()
-    (folder / f"{RANK}.json").write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def rank_of(job, rank):
-    """Never returns: this process, a fork, is one rank of a job."""
-    global RANK
-    RANK = rank
-    folder = Path(job["folder"])
-    log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
-    try:
-        main(job["case"], folder)
-    except BaseException:
-        traceback.print_exc()
-    os._exit(1)
-
-
-def serve():
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # the Trainer collects at each start; a child need not look through what was imported
-    for line in sys.stdin:
-        pids = []
-        for rank in (0, 1):
-            pids.append(os.fork())
-            if pids[-1] == 0:
-                rank_of(json.loads(line), rank)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        print(json.dumps(codes), flush=True)
+    (folder / f"{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    serve()
+    serve(main)

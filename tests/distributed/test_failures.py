@@ -1,47 +1,28 @@
 """What goes wrong on one of two ranks ends the run on both, at once, with a message that names the rank."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from forks import Server
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def both():
     """A function that runs a case on two ranks: how each ended, that is what it wrote, and its exit code."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(HERE.parent)])}
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "faulty.py")],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    server = Server("faulty.py")
 
     def run(case, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        server.stdin.write(json.dumps({"case": case, "folder": str(folder), "port": port}) + "\n")
-        server.stdin.flush()
         ends = []
-        for rank, code in enumerate(json.loads(server.stdout.readline())):
+        for rank, code in enumerate(server.run(folder, world=2, case=case)):
             path = folder / f"{rank}.json"
             ends.append((json.loads(path.read_text()) if path.exists() else {}) | {"code": code})
             assert code in (0, -9), (folder / f"{rank}.log").read_text()[-4000:]
         return ends
 
     yield run
-    server.stdin.close()
-    server.stdout.close()
-    assert server.wait(60) == 0
+    server.close()
 
 
 @pytest.mark.parametrize(

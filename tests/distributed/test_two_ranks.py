@@ -1,60 +1,12 @@
-"""Two ranks over gloo choose and train what one process does, in float64: by DDP and by FSDP2."""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Two ranks over gloo choose and train what one process does, in float64, by DDP."""
 
 import pytest
-import torch
-from worker import FSDP2, LONG, METHODS, SELECTED, SINGLE, STEPS, STREAMS
+from same_steps import assert_same_steps, both
+from worker import METHODS, SINGLE, STEPS, STREAMS
 
 from training import largest_difference
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Trains methods on so many ranks by an engine, once; gives their folder."""
-    done = {}
-
-    def train(ranks, engine, names):
-        key = (ranks, engine, names)
-        if key not in done:
-            done[key] = tmp_path_factory.mktemp(f"{engine}{ranks}")
-            start([*launcher(ranks), str(HERE / "worker.py"), str(done[key]), engine, *names])
-        return done[key]
-
-    return train
-
-
-def launcher(ranks):
-    return [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-
-
-def start(command):
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-
-
-def both(trained, engine, names, method, alone=None):
-    """(lines, weights) of a method on one rank and on two."""
-    folders = [trained(1, "ddp", alone or names), trained(2, engine, names)]
-    lines = [json.loads((folder / f"{method}.json").read_text()) for folder in folders]
-    return lines, [torch.load(folder / f"{method}.pt") for folder in folders]
-
-
-def assert_same_steps(one, two):
-    assert len(one) == len(two)
-    keys = ("ids", "drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
-    for alone, joint in zip(one, two, strict=True):
-        for key in keys:
-            assert alone[key] == joint[key]
-        assert joint["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,28 +20,12 @@ def test_two_ranks_train_what_one_does(trained, method):
     assert largest_difference(*states) < bound
 
 
-@pytest.mark.parametrize("method", SELECTED)
-def test_every_selector_chooses_the_same_for_fifty_steps(trained, method):
-    (one, two), states = both(trained, "ddp", tuple(SELECTED), method)
-    assert len(one) == LONG
-    assert_same_steps(one, two)
-    assert largest_difference(*states) < 1e-9
-
-
 @pytest.mark.parametrize("method", SINGLE)
 def test_eight_steps_in_float32(trained, method):
     (one, two), states = both(trained, "ddp", tuple(SINGLE), method)
     assert len(one) == STEPS
     assert_same_steps(one, two)
     assert largest_difference(*states) < 1e-5
-
-
-@pytest.mark.parametrize("method", FSDP2)
-def test_two_ranks_that_share_the_weights_train_what_one_does(trained, method):
-    """FSDP2 through Accelerate: features, weighted losses and moments of sharded weights."""
-    (one, two), states = both(trained, "fsdp2", FSDP2, method, alone=FSDP2)
-    assert_same_steps(one, two)
-    assert largest_difference(*states) < (2e-5 if method == "random" else 1e-9)
 
 
 @pytest.mark.parametrize("method", STREAMS)

@@ -1,18 +1,18 @@
-"""Trains with several methods, on however many ranks it is started; rank 0 leaves weights and choices.
+"""Trains with several methods, on however many ranks a job asks for; rank 0 leaves weights and choices.
 
-Usage: worker.py FOLDER ENGINE [METHOD ...], alone or under torch.distributed.run; ENGINE is `ddp` or `fsdp2`.
+A server of jobs (`forks.py`) with "engine", `ddp` or `fsdp2`, and "names" of methods.
 """
 
 import gc
 import json
-import os
-import sys
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from forks import serve
 
 from corebatch.selectors import SELECTORS
 from corebatch.trainer import CoresetConfig
@@ -133,15 +133,12 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def main(folder: Path, engine: str, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # each training begins with a full collection, which need not walk through what was imported
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    sharded = engine == "fsdp2" and world > 1
+def main(job: dict[str, Any], rank: int) -> None:
+    folder, world = Path(job["folder"]), job["world"]
+    sharded = job["engine"] == "fsdp2" and world > 1
     if sharded:
         take_for_an_accelerator()
-    for name in names:
+    for name in job["names"]:
         coreset, settings = ALL[name]
         settings = dict(settings)
         lora, rows = settings.pop("lora", True), settings.pop("rows", 96)
@@ -186,15 +183,14 @@ def main(folder: Path, engine: str, names: list[str]) -> None:
                 line["ids"] = ids
             (folder / f"{name}.json").write_text(json.dumps(short))
 
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     if torch.distributed.is_initialized():
         # Gloo's and DDP's threads may abort a process that is taken down while they run: everybody is done first, the
         # trainers go while the group is there, and nothing is left to the interpreter's exit.
         torch.distributed.barrier()
+        del made, model
         gc.collect()
         torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(main)

@@ -1,0 +1,19 @@
+import pytest
+from forks import Server
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Trains methods on so many ranks by an engine, once; gives their folder."""
+    server, done = Server("worker.py"), {}
+
+    def train(ranks, engine, names):
+        key = (ranks, engine, names)
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp(f"{engine}{ranks}")
+            codes = server.run(done[key], world=ranks, engine=engine, names=names)
+            assert not any(codes), "".join(path.read_text()[-6000:] for path in sorted(done[key].glob("*.log")))
+        return done[key]
+
+    yield train
+    server.close()
