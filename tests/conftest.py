@@ -3,6 +3,28 @@ import os
 
 import pytest
 
+SECONDS = {
+    "test_cli_compare.py": 127,
+    "test_scoring_ways.py": 95,
+    "test_two_ranks.py": 80,
+    "test_two_ranks_selectors.py": 75,
+    "test_pool_scoring.py": 63,
+    "test_killed_ranks.py": 63,
+    "test_streams.py": 60,
+    "test_search.py": 55,
+    "test_step_memory.py": 52,
+    "test_failures.py": 49,
+    "test_compile.py": 49,
+    "test_two_ranks_fsdp2.py": 30,
+}
+"""Of a file on a quiet core. Processes that share the files take the long ones first, so that none is left for the
+end; the others follow in their order."""
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        items.sort(key=lambda item: -SECONDS.get(item.path.name, 0))
+
 
 @pytest.fixture(autouse=True)
 def variables_of_its_own():

@@ -49,3 +49,9 @@ def test_another_run_replaces_the_table_alone():
     assert "old" not in written
     assert seam.write(written, [row]) == written
     assert re.search(r"\| x \| x ", written)
+
+
+def test_what_is_run_is_there():
+    for test in seam.TESTS:
+        path, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8")

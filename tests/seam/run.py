@@ -40,9 +40,9 @@ TESTS = [
     "tests/invariants/test_layout.py",
     "tests/invariants/test_resume.py",
     "tests/invariants/test_autocast.py",
-    "tests/unit/test_compat.py",
-    "tests/unit/test_tagging.py",
-    "tests/unit/test_checkpoint.py",
+    "tests/unit/sampling/test_epochs.py",
+    "tests/unit/sampling/test_tags.py",
+    "tests/unit/record/test_checkpoint.py",
     "tests/unit/trainer/test_trainer_refusals.py",
     "tests/unit/trainer/test_trainer_sft.py",
     # FSDP2 is left out: on a CPU it needs an Accelerate that is told that it has an accelerator
