@@ -1,4 +1,4 @@
-"""The paper's ablations and its reviewers' questions, measured: tables of docs/ablations.md.
+"""The paper's ablations and its reviewers' questions, measured: tables of docs/evidence/ablations.md.
 
     python benchmarks/small_llama.py
     python benchmarks/ablations.py --output benchmarks/results/ablations.jsonl

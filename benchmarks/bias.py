@@ -1,4 +1,4 @@
-"""Bias given the pool, of every selector: `python benchmarks/bias.py` measures it and writes it into docs/selectors.md.
+"""Bias given the pool, of every selector: `python benchmarks/bias.py` writes it into docs/methods/selectors.md.
 
 Exact gradients of every row of a small Llama, trained for some steps before, whose parameters and LoRA adapters are all
 trained; features are those of `last_layer`, with three blocks. For each pool the small batch is drawn again and again,
@@ -34,7 +34,7 @@ from corebatch.selectors import SELECTORS, make_selector
 from pages import ROOT, origin, provenance, table, write_between, write_lines
 
 SIZES = [(16, 8), (32, 16), (64, 16), (128, 64)]  # N, M
-PAGE, OUTPUT = ROOT / "docs" / "selectors.md", ROOT / "benchmarks" / "results" / "bias.jsonl"
+PAGE, OUTPUT = ROOT / "docs" / "methods" / "selectors.md", ROOT / "benchmarks" / "results" / "bias.jsonl"
 LENGTH, POPULATION, VALIDATION, STEPS, WINDOW = 160, 320, 16, 150, 50
 DETERMINISTIC = ("facility_location", "craig", "k_medoids", "herding", "gradient_matching", "greats", "hard")
 

@@ -1,4 +1,4 @@
-"""The comparisons that docs/results.md quotes, by `corebatch compare`; a killed one goes on where it was.
+"""The comparisons that docs/evidence/results.md quotes, by `corebatch compare`; a killed one goes on where it was.
 
     python benchmarks/compare.py mathmix --output runs/compare-mathmix
     python benchmarks/compare.py reasoning --output runs/compare-reasoning

@@ -1,4 +1,4 @@
-"""Every pair of arms of a comparison, paired by seed: what docs/results.md quotes beside the main tests.
+"""Every pair of arms of a comparison, paired by seed: what docs/evidence/results.md quotes beside the main tests.
 
     python benchmarks/compare_pairs.py benchmarks/results/compare-mathmix
 

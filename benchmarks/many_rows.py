@@ -1,4 +1,4 @@
-"""What choosing from many rows takes: `python benchmarks/many_rows.py` writes it into docs/selectors.md.
+"""What choosing from many rows takes: `python benchmarks/many_rows.py` writes it into docs/methods/selectors.md.
 
 Every selector in a process of its own, in one thread: seconds of processor time, and how much its peak of memory
 exceeds that of the process with the features (float32) and everything imported and compiled. `--table` writes the page
@@ -26,7 +26,7 @@ from corebatch import select
 from corebatch.selectors import SELECTORS
 from pages import ROOT, origin, provenance, table, write_between, write_lines
 
-PAGE, OUTPUT = ROOT / "docs" / "selectors.md", ROOT / "benchmarks" / "results" / "many_rows.jsonl"
+PAGE, OUTPUT = ROOT / "docs" / "methods" / "selectors.md", ROOT / "benchmarks" / "results" / "many_rows.jsonl"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Cheap stand-ins for gradient features that did not pay: the negative results that docs/measurements.md quotes.
+"""Cheap stand-ins for gradient features that did not pay: negative results in docs/evidence/measurements.md.
 
     python benchmarks/readouts.py --output benchmarks/results/readouts.jsonl
 

@@ -62,7 +62,7 @@ def main() -> None:
     else:
         readouts = [python, HERE / "readouts.py", "--model", model, "--data", f"{data}/train.jsonl"]
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
-        # These two write their tables into docs/selectors.md.
+        # These two write their tables into docs/methods/selectors.md.
         commands += [[python, HERE / f"{name}.py", "--output", args.output / f"{name}.jsonl"] for name in WRITTEN]
     ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
     commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])

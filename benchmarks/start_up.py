@@ -119,7 +119,7 @@ def measured(rows: int, processes: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def page(lines: Sequence[dict[str, Any]]) -> str:
-    """What docs/data.md says of it."""
+    """What docs/running/data.md says of it."""
     first, *later = lines
 
     def spread(key: str) -> str:
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="later starts")
-    parser.add_argument("--output", type=Path, help="file of lines; docs/data.md is written as well")
+    parser.add_argument("--output", type=Path, help="file of lines; docs/running/data.md is written as well")
     parser.add_argument("--folder", type=Path, help="of a start that this script begins")
     options = parser.parse_args()
     if options.folder:
@@ -148,7 +148,7 @@ def main() -> None:
     lines = measured(options.rows, options.processes, options.rounds)
     if options.output:
         pages.write_lines(options.output, lines)
-        pages.write_between(pages.ROOT / "docs" / "data.md", "start-up", page(lines))
+        pages.write_between(pages.ROOT / "docs" / "running" / "data.md", "start-up", page(lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Markdown tables of the lines in benchmarks/results, as docs/measurements.md quotes them.
+"""Markdown tables of the lines in benchmarks/results, as docs/evidence/measurements.md quotes them.
 
 python benchmarks/tables.py gradients [FILE]
 python benchmarks/tables.py training [FILE]

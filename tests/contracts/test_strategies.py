@@ -21,7 +21,7 @@ from corebatch.scoring import Scores
 from corebatch.trainer import CoresetConfig, ScoringConfig
 
 N, M, DRAWS = 24, 6, 300
-DOCS = Path(__file__).parents[2] / "docs" / "scoring.md"
+DOCS = Path(__file__).parents[2] / "docs" / "methods" / "scoring.md"
 SUPPOSED = {"age", "known", "visits", "cost"}
 
 GENERATOR = torch.Generator().manual_seed(2)

@@ -23,7 +23,7 @@ def written():
 
 
 def test_the_table_and_the_tests_are_in_step():
-    named = re.findall(r"`(test_\w+\.py::\w+)`", (ROOT / "docs" / "combinations.md").read_text())
+    named = re.findall(r"`(test_\w+\.py::\w+)`", (ROOT / "docs" / "running" / "combinations.md").read_text())
     assert len(named) == len(set(named))
     assert set(named) | UNNAMED == set(written())
     assert not set(named) & UNNAMED

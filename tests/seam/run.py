@@ -3,7 +3,7 @@
     python tests/seam/run.py [--torch torch==2.13.0] [--only 4.57 newest] [--write]
 
 Environments lie in .cache/seam/<version> and are made when they are missing; results in .cache/seam/results.json.
---write puts the results into docs/versions.md, which README quotes.
+--write puts the results into docs/running/versions.md, which README quotes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "seam"
-PAGE = ROOT / "docs" / "versions.md"
+PAGE = ROOT / "docs" / "running" / "versions.md"
 
 PINS = {
     # The lower bounds of pyproject.toml: what the oldest supported transformers was released with.

@@ -32,7 +32,7 @@ from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
 
 DEFAULT_SELECTOR = "cube"
-"""Exactly unbiased given the rows, whatever they look like, and the nearest of those that are (docs/selectors.md)."""
+"""Exactly unbiased given the rows, whatever they look like; the nearest of such (docs/methods/selectors.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,7 @@ def select(
 ) -> Selection:
     """Chooses `budget` rows of `features`, on plain tensors, without any trainer or model.
 
-    Above 4,096 rows some selectors work in blocks, so that time and memory grow with N (docs/selectors.md, Many rows).
+    Above 4,096 rows some selectors work in blocks: time and memory grow with N (docs/methods/selectors.md).
 
     Args:
         features: float Tensor [N, P]: one row an example, for instance its gradient.

@@ -14,7 +14,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="a run's folder, a model's folder, or a hub id", metavar="RUN|MODEL")],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="name:path,key=value (see docs/evaluation.md); may be repeated", metavar="TASK"),
+        typer.Option(help="name:path,key=value (see docs/running/evaluation.md); may be repeated", metavar="TASK"),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="at most so many items of each task")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch_size", "--batch-size", help="rows of a forward")] = None,

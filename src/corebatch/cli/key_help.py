@@ -17,7 +17,7 @@ from corebatch.rendering.rows import table
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
 
-PAGE = "docs/cli.md"
+PAGE = "docs/running/cli.md"
 
 
 def print_keys(console: Console) -> None:

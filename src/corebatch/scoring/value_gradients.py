@@ -50,7 +50,7 @@ class ValueGradients:
 class ValueGradientScorer(Scorer):
     """A scorer whose features come from the `ValueGradients` of the last `num_blocks` blocks (all, if the model has
     fewer). "auto" is one for every eight blocks of the model, from one to three: what it costs is a share of the
-    forward, and more than three add nothing (docs/measurements.md)."""
+    forward, and more than three add nothing (docs/evidence/measurements.md)."""
 
     def __init__(self, *, num_blocks: NumBlocks) -> None:
         if num_blocks != "auto":

@@ -31,7 +31,7 @@ class Balanced(Sampler):
     M / (N pi_i). Balanced sampling after Deville, Tille 2004, by exchange instead of the cube method: nearer
     to the mean in one step, and biased, since the swaps change the probabilities and the weights do not know: rows
     whose direction nothing else balances are taken too seldom or never, the more so the smaller the pool
-    (docs/selectors.md). Rows with pi = 1 stay in, as they would be missed in every draw otherwise.
+    (docs/methods/selectors.md). Rows with pi = 1 stay in, as they would be missed in every draw otherwise.
 
     Above 4,096 rows swaps stay within blocks, each a cross-section of all rows that also makes up for the blocks
     before it.

@@ -256,12 +256,12 @@ def test_help_lists_the_own_keys(monkeypatch, capsys, command):
     assert ("max_length", "int", "1024") in rows
     assert ("weight", "float", "1.0") in rows
     assert ("model_name_or_path", "str", "needed") in rows
-    assert "docs/cli.md" in out
+    assert "docs/running/cli.md" in out
     assert "TrainingArguments" in out
 
 
 def test_the_docs_page_names_every_own_key():
-    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "running" / "cli.md").read_text()
     for kind in (ModelSettings, DataSettings):
         for key in kind.__dataclass_fields__:
             assert f"`{key}`" in page, key

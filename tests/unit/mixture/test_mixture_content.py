@@ -336,6 +336,6 @@ def test_masks_of_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_the_docs_name_every_known_key() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "running" / "data.md").read_text(encoding="utf-8")
     names = {*KNOWN_OF_ROWS, *KNOWN_OF_TURNS}
     assert sorted(name for name in names if f"`{name}`" not in page) == []
