@@ -1,13 +1,19 @@
-"""Checked access to the fields of a JSON object; errors name the place and what was found."""
+"""JSON objects as dataclasses, each field checked by its annotation; errors name the place and what was found."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import types
+import typing
+from collections.abc import Hashable, Mapping
+from functools import cache
+from typing import Any, TypeVar
 
 from corebatch.errors import DataError
+
+T = TypeVar("T")
 
 
 def parse(text: str | bytes, where: str) -> Any:
@@ -21,100 +27,119 @@ def parse(text: str | bytes, where: str) -> Any:
         raise DataError(f"{where}: not valid JSON ({type(error).__name__}).") from error
 
 
-class Fields:
-    """A JSON object whose fields are asked for by kind."""
+def json_object(value: Any, where: str) -> dict[str, Any]:
+    """The value, or a DataError if it is no JSON object."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: should be a JSON object. Found {_shown(value)}.")
+    return value
 
-    def __init__(self, value: Any, where: str) -> None:
-        self.where = where
+
+def record(kind: type[T], value: Any, where: str, **given: Any) -> T:
+    """A dataclass out of a JSON object.
+
+    What is missing or null has its default, or is None where the annotation takes that; so has a number that is NaN
+    or infinite, and an empty object that stands for a dataclass or None. A field may have another name in the object:
+    `field(metadata={"key": ...})`.
+
+    Args:
+        given: fields that are not the object's.
+
+    Raises:
+        DataError: a field is missing or of another kind, or the dataclass refuses it with a ValueError.
+    """
+    found = json_object(value, where)
+    for field, hint in _fields(typing.cast(Hashable, kind)):
+        if field.name not in given:
+            key = field.metadata.get("key", field.name)
+            if (read := field_of(hint, found, key, where)) is not None:
+                given[field.name] = read
+            elif field.default is field.default_factory is dataclasses.MISSING:
+                if type(None) not in typing.get_args(hint):
+                    raise DataError(f"{where}: field {key!r} is missing.")
+                given[field.name] = None
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def field_of(hint: Any, found: Mapping[str, Any], key: str, where: str) -> Any:
+    """A field of an object as the type that it is annotated with; None if it says nothing, as in `record`."""
+    return None if found.get(key) is None else _read(hint, found[key], key, where)
+
+
+def is_not_finite(value: Any) -> bool:
+    """Whether it is NaN or infinite."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+@cache
+def _fields(kind: Hashable) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+
+
+def _read(hint: Any, value: Any, key: str, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = (each for each in inner if each is not type(None))
+        return None if value == {} and dataclasses.is_dataclass(kind) else _read(kind, value, key, where)
+    if dataclasses.is_dataclass(hint):
+        return record(hint, value, f"{where}{'.' if ': ' in where else ': '}{key}")  # type: ignore[arg-type]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
-            raise DataError(f"{where}: should be a JSON object. Found {_kind(value)}.")
-        self.value: dict[str, Any] = value
-
-    def count(self, key: str) -> int:
-        """A required whole number, 0 or more."""
-        found = self.count_or_none(key)
-        if found is None:
-            raise DataError(f"{self.where}: field {key!r} is missing.")
-        return found
-
-    def count_or_none(self, key: str) -> int | None:
-        """A whole number, 0 or more; None when the field is missing or null."""
-        found = self.value.get(key)
-        return None if found is None else self._whole(key, found)
-
-    def number(self, key: str) -> float | None:
-        """A finite number; None when the field is missing, null, NaN or infinite."""
-        found = self.value.get(key)
-        if found is None:
-            return None
-        number = self._real(key, found)
-        return number if math.isfinite(number) else None
-
-    def is_not_finite(self, key: str) -> bool:
-        """Whether the field is there and NaN or infinite."""
-        found = self.value.get(key)
-        return isinstance(found, float) and not math.isfinite(found)
-
-    def counts(self, key: str) -> dict[str, int]:
-        """An object of whole numbers; empty when the field is missing or null."""
-        return {name: self._whole(f"{key}.{name}", found) for name, found in self.object(key).items()}
-
-    def numbers(self, key: str) -> dict[str, float]:
-        """An object of finite numbers, without those that are null; empty when the field is missing."""
-        values = {name: v for name, v in self.object(key).items() if v is not None}
-        numbers = {name: self._real(f"{key}.{name}", found) for name, found in values.items()}
-        return {name: number for name, number in numbers.items() if math.isfinite(number)}
-
-    def text(self, key: str) -> str | None:
-        """A string; None when the field is missing or null."""
-        found = self.value.get(key)
-        if found is not None and not isinstance(found, str):
-            raise DataError(f"{self.where}: field {key!r} should be a string. Found {_kind(found)}.")
-        return found
-
-    def names(self, key: str) -> tuple[str, ...]:
-        """A list of strings; empty when the field is missing or null."""
-        found = self.value.get(key)
-        if found is None:
-            return ()
-        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise DataError(f"{self.where}: field {key!r} should be a list of names. Found {_kind(found)}.")
-        return tuple(found)
-
-    def list(self, key: str) -> list[Any]:
-        """A list; empty when the field is missing or null."""
-        found = self.value.get(key)
-        if found is None:
-            return []
-        if not isinstance(found, list):
-            raise DataError(f"{self.where}: field {key!r} should be a list. Found {_kind(found)}.")
-        return found
-
-    def object(self, key: str) -> Mapping[str, Any]:
-        """An object; empty when the field is missing or null."""
-        found = self.value.get(key)
-        if found is None:
-            return {}
-        if not isinstance(found, dict):
-            raise DataError(f"{self.where}: field {key!r} should be an object. Found {_kind(found)}.")
-        return found
-
-    def _whole(self, key: str, found: Any) -> int:
-        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-            message = f"{self.where}: field {key!r} should be a whole number, 0 or more. Found {_kind(found)}."
-            raise DataError(message)
-        return found
-
-    def _real(self, key: str, found: Any) -> float:
-        if isinstance(found, bool) or not isinstance(found, (int, float)):
-            raise DataError(f"{self.where}: field {key!r} should be a number. Found {_kind(found)}.")
-        try:
-            return float(found)
-        except OverflowError:
-            return math.inf
+            raise _wrong(where, key, "an object", value)
+        return value if inner[1] is Any else _read_all(inner[1], value, key, where)
+    if origin is tuple:
+        return _read_list(inner[0], value, key, where)
+    if hint is bool:
+        return bool(value)
+    if hint is str and not isinstance(value, str):
+        raise _wrong(where, key, "a string", value)
+    if hint is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise _wrong(where, key, "a whole number, 0 or more", value)
+    return _real(value, key, where) if hint is float else value
 
 
-def _kind(value: Any) -> str:
+def _read_all(kind: Any, values: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """An object of one kind of values; of numbers those that are null or not finite are left out."""
+    read = {
+        name: _read(kind, found, f"{key}.{name}", where)
+        for name, found in values.items()
+        if found is not None or kind is not float
+    }
+    return {name: found for name, found in read.items() if found is not None}
+
+
+def _read_list(kind: Any, value: Any, key: str, where: str) -> tuple[Any, ...]:
+    """A list of one kind of values; a number by itself is a list of one."""
+    value = [value] if kind is float and not isinstance(value, list) else value
+    if not isinstance(value, list) or (kind is str and not all(isinstance(name, str) for name in value)):
+        raise _wrong(where, key, "a list of names" if kind is str else "a list", value)
+    if dataclasses.is_dataclass(kind):
+        for each in value:
+            json_object(each, f"{where}: {key}")
+    read = tuple(_read(kind, each, f"{key}[{number}]", where) for number, each in enumerate(value))
+    if None in read:
+        raise DataError(f"{where}: field {key!r} should be finite numbers. Found {value!r}.")
+    return read
+
+
+def _real(value: Any, key: str, where: str) -> float | None:
+    """A finite number; None for one that is not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong(where, key, "a number", value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _wrong(where: str, key: str, wanted: str, found: Any) -> DataError:
+    return DataError(f"{where}: field {key!r} should be {wanted}. Found {_shown(found)}.")
+
+
+def _shown(value: Any) -> str:
     """The value itself when it is short, for messages; else its type."""
     text = repr(value)
     return text if len(text) <= 40 else f"{type(value).__name__} {text[:37]}..."

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from corebatch.errors import DataError
-from corebatch.intervals import wilson_interval
-from corebatch.report.fields import Fields, parse
-from corebatch.report.record import (
-    Accuracy,
-    Evaluated,
-    Example,
-    Examples,
-    RunRecord,
-)
-from corebatch.step_line import Distance, GradientError, StepLine
+from corebatch.report.fields import field_of, is_not_finite, json_object, parse, record
+from corebatch.report.record import Evaluated, Examples, PeakFlops, RunRecord
+from corebatch.step_line import StepLine
 
 _LOSSES = ("pool_loss", "chosen_loss", "train_loss")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    examples: int | None
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Info:
+    """What is read of `corebatch.json`; all of it may be missing."""
+
+    coreset: Mapping[str, Any] | None
+    training: Mapping[str, Any] | None
+    sources: Mapping[str, _Source] = field(default_factory=dict)
+    hardware: Mapping[str, Any] | None
+    versions: Mapping[str, Any] | None
+    dropped_rows: int | None
+    peak_flops: PeakFlops | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Evaluation:
+    before: Evaluated | None
+    after: Evaluated | None
 
 
 def read_run(folder: str | PathLike[str]) -> RunRecord:
@@ -37,22 +55,25 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
     if not folder.is_dir():
         raise DataError(f"A run folder was expected. Found no folder at {folder}.")
     notes: list[str] = []
-    steps = _read_steps(folder / "selection.jsonl", notes)
+    steps = read_steps(folder / "selection.jsonl", notes)
     info = _read_info(folder / "corebatch.json", notes)
-    before, after = _read_evaluation(folder / "evaluation.json")
+    path = folder / "evaluation.json"
+    evaluation = record(_Evaluation, _read_object(path) if path.is_file() else {}, str(path))
     return RunRecord(
         folder=folder,
         steps=steps,
         info=info,
         eval_losses=_read_eval_losses(folder, notes),
         examples=_read_examples(folder, steps[-1].step, notes),
-        before=before,
-        after=after,
+        before=evaluation.before,
+        after=evaluation.after,
         notes=tuple(notes),
     )
 
 
-def _read_steps(path: Path, notes: list[str]) -> tuple[StepLine, ...]:
+def read_steps(path: Path, notes: list[str] | None = None) -> tuple[StepLine, ...]:
+    """The lines of a `selection.jsonl`; what was left out is added to `notes`. Errors as `read_run`."""
+    notes = [] if notes is None else notes
     if not path.is_file():
         raise DataError(f"{path} is missing: the folder holds no corebatch run, or none that finished a step.")
     *lines, last = path.read_bytes().split(b"\n")  # `last` is what follows the last line end
@@ -69,13 +90,12 @@ def _read_steps(path: Path, notes: list[str]) -> tuple[StepLine, ...]:
                 raise
             notes.append(f"The last line of {path.name} (line {number}) is unfinished and was left out.")
             continue
-        fields = Fields(value, where)
-        step = _step(fields)
+        step = record(StepLine, value, where)
         if steps and step.step <= steps[-1].step:
             message = f"{where}: steps should ascend. Found step {step.step} after step {steps[-1].step}."
             raise DataError(message)
         steps.append(step)
-        not_finite += any(fields.is_not_finite(key) for key in _LOSSES)
+        not_finite += any(is_not_finite(value.get(key)) for key in _LOSSES)
     if not steps:
         raise DataError(f"{path} holds no complete step.")
     if not_finite:
@@ -83,34 +103,8 @@ def _read_steps(path: Path, notes: list[str]) -> tuple[StepLine, ...]:
     return tuple(steps)
 
 
-def _step(fields: Fields) -> StepLine:
-    """Each field by its kind, of which its annotation tells."""
-    return StepLine(**{each.name: _KINDS[str(each.type)](fields, each.name) for each in dataclasses.fields(StepLine)})
-
-
-def _gradient_error(fields: Fields, key: str) -> GradientError | None:
-    value = fields.object(key)
-    if not value:
-        return None
-    inner = Fields(value, f"{fields.where}: {key}")
-    beside = Fields(inner.object("random"), f"{inner.where}.random")
-    return GradientError(**_distance(inner), norm=inner.number("norm"), random=Distance(**_distance(beside)))
-
-
-def _distance(fields: Fields) -> dict[str, float | None]:
-    return {key: fields.number(key) for key in ("error", "cosine", "length")}
-
-
-_KINDS: Mapping[str, Callable[[Fields, str], Any]] = {
-    "int": Fields.count,
-    "int | None": Fields.count_or_none,
-    "float | None": Fields.number,
-    "str | None": Fields.text,
-    "tuple[str, ...]": Fields.names,
-    "Mapping[str, int]": Fields.counts,
-    "Mapping[str, float]": Fields.numbers,
-    "GradientError | None": _gradient_error,
-}
+def _read_object(path: Path) -> dict[str, Any]:
+    return json_object(parse(path.read_bytes(), str(path)), str(path))
 
 
 def _read_examples(folder: Path, last_step: int, notes: list[str]) -> Examples | None:
@@ -123,92 +117,21 @@ def _read_examples(folder: Path, last_step: int, notes: list[str]) -> Examples |
                 "chosen.jsonl."
             )
         return None
-    fields = Fields(parse(path.read_bytes(), str(path)), str(path))
-    if fields.count("last_step") != last_step:
-        notes.append(f"{path.name} ends at step {fields.count('last_step')}, not at {last_step}, and was left out.")
+    value = _read_object(path)
+    if (end := field_of(int, value, "last_step", str(path))) != last_step:
+        notes.append(f"{path.name} ends at step {end}, not at {last_step}, and was left out.")
         return None
-    draws = Fields({"draws": dict(enumerate(fields.list("draws")))}, str(path)).counts("draws")
-    low, high = min(draws.values(), default=0), max(draws.values(), default=0)
-    return Examples(
-        steps=fields.count("steps"),
-        drawn=fields.count("examples_drawn"),
-        in_data=fields.count_or_none("examples_in_data"),
-        draws=(low, high),
-        never_chosen=fields.count("never_chosen"),
-        never_chosen_by_chance=fields.number("never_chosen_by_chance"),
-        ranked_by=fields.text("ranked_by"),
-        most=_examples(fields, "most"),
-        least=_examples(fields, "least"),
-    )
-
-
-def _examples(fields: Fields, key: str) -> tuple[Example, ...]:
-    entries = [Fields(value, f"{fields.where}: {key}") for value in fields.list(key)]
-    return tuple(
-        Example(
-            id=entry.count("id"),
-            source=entry.text("source") or "unknown",
-            drawn=entry.count("drawn"),
-            chosen=entry.count("chosen"),
-            expected=entry.number("expected") or 0.0,
-            weight=entry.number("weight"),
-            text=entry.text("text"),
-        )
-        for entry in entries
-    )
+    found = record(Examples, value, str(path))
+    return replace(found, draws=(min(found.draws, default=0), max(found.draws, default=0)))
 
 
 def _read_info(path: Path, notes: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
         notes.append(f"{path.name} is missing: settings, model, hardware and versions are unknown.")
         return {}
-    fields = Fields(parse(path.read_bytes(), str(path)), str(path))
-    for key in ("coreset", "training", "sources", "hardware", "versions"):
-        fields.object(key)  # refuses what is not an object
-    for source in fields.object("sources"):
-        inner = Fields(fields.object("sources")[source], f"{path}: sources.{source}")
-        inner.count_or_none("examples")
-        inner.number("share")
-    fields.count_or_none("dropped_rows")
-    peak = Fields(fields.object("peak_flops"), f"{path}: peak_flops")
-    peak.number("value")
-    peak.text("how")
-    return fields.value
-
-
-def _read_evaluation(path: Path) -> tuple[Evaluated | None, Evaluated | None]:
-    if not path.is_file():
-        return None, None
-    fields = Fields(parse(path.read_bytes(), str(path)), str(path))
-    before, after = (
-        _evaluated(fields.object(when), f"{path}: {when}") if fields.object(when) else None
-        for when in ("before", "after")
-    )
-    return before, after
-
-
-def _evaluated(value: Mapping[str, Any], where: str) -> Evaluated:
-    fields = Fields(value, where)
-    per_source = {
-        name: _accuracy(Fields(found, f"{where}.per_source.{name}"))
-        for name, found in fields.object("per_source").items()
-    }
-    overall = fields.object("overall")
-    found = _accuracy(Fields(overall, f"{where}.overall")) if overall else None
-    return Evaluated(per_source=per_source, overall=found)
-
-
-def _accuracy(fields: Fields) -> Accuracy:
-    """Counts and interval; where the file gives no interval, Wilson's (1927) at 95 %."""
-    correct, total = fields.count("correct"), fields.count("total")
-    if correct > total:
-        raise DataError(f"{fields.where}: correct should be at most total. Found {correct} of {total}.")
-    low, high = fields.number("low"), fields.number("high")
-    if low is None or high is None:
-        low, high = wilson_interval(correct, total) if total else (0.0, 1.0)
-    if not 0 <= low <= high <= 1:
-        raise DataError(f"{fields.where}: low <= high should be shares from 0 to 1. Found {low} and {high}.")
-    return Accuracy(correct=correct, total=total, low=low, high=high)
+    value = _read_object(path)
+    record(_Info, value, str(path))  # refuses what is of another kind
+    return value
 
 
 def _read_eval_losses(folder: Path, notes: list[str]) -> dict[str, tuple[tuple[int, float], ...]]:
@@ -220,8 +143,8 @@ def _read_eval_losses(folder: Path, notes: list[str]) -> dict[str, tuple[tuple[i
             continue
         name = path.relative_to(folder)
         try:
-            state = Fields(parse(path.read_bytes(), str(name)), str(name))
-            step = state.count_or_none("global_step") or 0
+            state = json_object(parse(path.read_bytes(), str(name)), str(name))
+            step = field_of(int, state, "global_step", str(name)) or 0
         except DataError as error:
             notes.append(f"Left out: {error}")
             continue
@@ -230,7 +153,7 @@ def _read_eval_losses(folder: Path, notes: list[str]) -> dict[str, tuple[tuple[i
     if newest is None:
         return {}
     curves: dict[str, dict[int, float]] = {}
-    history = newest.value.get("log_history")
+    history = newest.get("log_history")
     for entry in history if isinstance(history, list) else []:
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
             continue

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from corebatch.intervals import wilson_interval
 from corebatch.step_line import StepLine
 
 PHASES = ("load", "score", "exchange", "select", "repack", "track", "train", "optimizer")
@@ -15,12 +17,23 @@ PHASES = ("load", "score", "exchange", "select", "repack", "track", "train", "op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Exact answers on held-out items, with the ends of an interval (shares between 0 and 1)."""
+    """Exact answers on held-out items, with the ends of an interval (shares between 0 and 1); where none is given,
+    Wilson's (1927) at 95 %."""
 
     correct: int
     total: int
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __post_init__(self) -> None:
+        if self.correct > self.total:
+            raise ValueError(f"correct should be at most total. Found {self.correct} of {self.total}.")
+        if math.isnan(self.low + self.high):
+            low, high = wilson_interval(self.correct, self.total) if self.total else (0.0, 1.0)
+            object.__setattr__(self, "low", low)
+            object.__setattr__(self, "high", high)
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"low <= high should be shares from 0 to 1. Found {self.low} and {self.high}.")
 
     @property
     def share(self) -> float | None:
@@ -32,7 +45,7 @@ class Accuracy:
 class Evaluated:
     """One evaluation: by source, and over all sources."""
 
-    per_source: Mapping[str, Accuracy]
+    per_source: Mapping[str, Accuracy] = field(default_factory=dict)
     overall: Accuracy | None
 
 
@@ -47,10 +60,10 @@ class Example:
     """
 
     id: int
-    source: str
+    source: str = "unknown"
     drawn: int
     chosen: int
-    expected: float
+    expected: float = 0.0
     weight: float | None
     text: str | None
 
@@ -69,14 +82,22 @@ class Examples:
     """
 
     steps: int
-    drawn: int
-    in_data: int | None
-    draws: tuple[int, int]
+    drawn: int = field(metadata={"key": "examples_drawn"})
+    in_data: int | None = field(metadata={"key": "examples_in_data"})
+    draws: tuple[int, ...] = (0, 0)
     never_chosen: int
     never_chosen_by_chance: float | None
     ranked_by: str | None
-    most: tuple[Example, ...]
-    least: tuple[Example, ...]
+    most: tuple[Example, ...] = ()
+    least: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakFlops:
+    """What a device could do (FLOP/s), and how that is known."""
+
+    value: float | None = None
+    how: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

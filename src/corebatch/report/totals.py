@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from corebatch.report.fields import Fields
-from corebatch.report.record import PHASES, RunRecord
+from corebatch.report.fields import record
+from corebatch.report.record import PHASES, PeakFlops, RunRecord
 from corebatch.report.summary import GradientSummary, LossSummary, PhaseSummary, SourceSummary, Summary
 from corebatch.step_line import Distance, StepLine
 
@@ -25,7 +25,7 @@ def summarise(run: RunRecord) -> Summary:
     weights = [s.weight_max for s in steps if s.weight_max is not None]
     sizes = [s.effective_sample_size for s in steps if s.effective_sample_size is not None]
     epochs = [s.epoch for s in steps if s.epoch is not None]
-    peak = Fields(run.info.get("peak_flops") or {}, "peak_flops")
+    peak = record(PeakFlops, run.info.get("peak_flops") or {}, "peak_flops")
     return Summary(
         name=run.folder.resolve().name,
         model=_text(run.info.get("model")),
@@ -50,8 +50,8 @@ def summarise(run: RunRecord) -> Summary:
         padding_scored=_padding((s.tokens_scored, s.positions_scored) for s in steps),
         padding_trained=_padding((s.tokens_trained, s.positions_trained) for s in steps),
         mfu=_utilisation(steps),
-        peak_flops=peak.number("value"),
-        peak_how=peak.text("how"),
+        peak_flops=peak.value,
+        peak_how=peak.how,
         reuse_mb=max((s.reuse_mb for s in steps if s.reuse_mb is not None), default=None),
         bytes_sent=dict(sum((Counter(s.bytes_sent) for s in steps), Counter())),
         rows_moved=_total(s.rows_moved for s in steps),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ class PlannedArm:
         edge_of_grid: the learning rate is the least or the greatest that was tried.
     """
 
-    name: str
-    method: str
-    budget: str
-    title: str
-    baseline: bool
+    name: str = field(metadata={"key": "arm"})
+    method: str = ""
+    budget: str = ""
+    title: str = ""
+    baseline: bool = False
     rows_drawn_per_step: int
     rows_trained_per_step: int
     steps: int
@@ -41,7 +41,12 @@ class PlannedArm:
     learning_rate: float | None = None
     adam_beta2: float | None = None
     edge_of_grid: bool = False
-    coreset: Mapping[str, Any]
+    coreset: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        method, _, budget = self.name.partition("@")
+        for key, value in (("method", method), ("budget", budget), ("title", self.name)):
+            object.__setattr__(self, key, getattr(self, key) or value)
 
     @property
     def plain(self) -> bool:
@@ -58,16 +63,16 @@ class ComparisonPlan:
         seconds, flops: the budgets of the arms at equal wall-clock and at equal FLOPs.
     """
 
-    reference: str
+    reference: str = "coreset"
     seconds: float | None
     flops: float | None
     seeds: tuple[int, ...]
     arms: tuple[PlannedArm, ...]
-    tuning: Mapping[str, Any]
-    timing: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    hardware: Mapping[str, Any]
-    versions: Mapping[str, Any]
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
     commit: str | None
 
     def arm(self, name: str) -> PlannedArm | None:
@@ -86,25 +91,42 @@ class ComparisonPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """Held-out losses (nats a token) on a part of the held-out rows, and what was spent until then.
+class Losses:
+    """Held-out losses (nats a token) by three means and by source; what is not finite is None or left out."""
 
-    A loss that is missing or not finite is left out of `losses`.
-    """
+    token: float | None = None
+    example: float | None = None
+    source: float | None = None
+    sources: Mapping[str, float] = field(default_factory=dict)
 
-    step: int
-    spent: Mapping[str, float]  # by AXES; "steps" is the step
-    losses: Mapping[str, float]  # by MEANS
-    sources: Mapping[str, float]
+    @property
+    def losses(self) -> dict[str, float]:
+        """By MEANS, those that are known."""
+        return {mean: loss for mean in MEANS if (loss := getattr(self, mean)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Final:
-    """Held-out losses (nats a token) on all held-out rows, and accuracies (shares)."""
+class Point(Losses):
+    """Losses on a part of the held-out rows, and what was spent until then."""
 
-    losses: Mapping[str, float]
-    sources: Mapping[str, float]
-    tasks: Mapping[str, float]
+    step: int
+    tokens_trained: float | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """By AXES, as far as it is known."""
+        spent = {"steps": float(self.step), "tokens": self.tokens_trained}
+        spent |= {"flops": self.flops, "seconds": self.seconds}
+        return {axis: number for axis, number in spent.items() if number is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Final(Losses):
+    """Losses on all held-out rows, and accuracies (shares)."""
+
+    tasks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +148,7 @@ class Run:
     seed: int
     ok: bool
     error: str | None = None
-    planned: Mapping[str, int]
+    planned: Mapping[str, int] = field(default_factory=dict)
     steps: int | None = None
     rows_drawn: int | None = None
     rows_trained: int | None = None
@@ -142,8 +164,8 @@ class Run:
     curve: tuple[Point, ...] = ()
     final: Final | None = None
     not_finite: tuple[str, ...] = ()
-    hardware: Mapping[str, Any]
-    versions: Mapping[str, Any]
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
     commit: str | None = None
     time: str | None = None
 

@@ -18,6 +18,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from corebatch.bench.runs.arms import Arm
 from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.bench.runs.run_data import RunData
+from corebatch.record.step_log import LOG
+from corebatch.report.reading import read_steps
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 
@@ -168,9 +170,9 @@ def train_arm(
         if arm.coreset.pool_factor == 1:
             counts.rows_drawn = counts.rows_trained
         else:
-            lines = [json.loads(line) for line in (Path(folder) / "selection.jsonl").read_text().splitlines()]
-            counts.rows_drawn = sum(line["pool_examples"] for line in lines)
-            counts.tokens_scored = sum(line["tokens_scored"] for line in lines)
+            lines = read_steps(Path(folder) / LOG)
+            counts.rows_drawn = sum(line.pool_examples for line in lines)
+            counts.tokens_scored = sum(line.tokens_scored or 0 for line in lines)
         reached = int(trainer.state.global_step)
     counts.tokens_drawn = sum(tokens for _, tokens in watched.rows[: counts.rows_drawn])
     counts.order = watched.order(counts.rows_drawn)

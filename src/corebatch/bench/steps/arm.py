@@ -29,9 +29,9 @@ from corebatch.bench.steps.plan import (
     StepArm,
     StepSettings,
 )
-from corebatch.files import read_objects
 from corebatch.model.rows import trained_tokens
 from corebatch.record.step_log import LOG
+from corebatch.report.reading import read_steps
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 from corebatch.types import IGNORED
@@ -296,16 +296,15 @@ def _record(folder: Path, steps: int) -> dict[str, Any]:
     path = folder / LOG
     if not path.is_file():
         return {}
-    lines = [line for _, line in read_objects(path)]
+    lines = read_steps(path)
     measured = lines[1 : 1 + steps]
-    phases = [line["ms"] for line in measured]
-    total = sum(sum(ms.values()) for ms in phases)
+    total = sum(sum(line.ms.values()) for line in measured)
     return {
-        "scored": statistics.mean(line["tokens_scored"] for line in measured),
-        "score_share": sum(ms.get("score", 0.0) for ms in phases) / total,
-        "overhead_share": sum(ms.get(phase, 0.0) for ms in phases for phase in OVERHEAD) / total,
-        "padding_scored": mean_known(line.get("padding_scored") for line in measured),
-        "mfu": mean_known(line.get("mfu") for line in measured),
-        "reuse_mb": lines[-1].get("reuse_mb"),
-        "memory_mb": [mb for line in measured for mb in line["memory_mb"].values()],
+        "scored": statistics.mean(line.tokens_scored or 0 for line in measured),
+        "score_share": sum(line.ms.get("score", 0.0) for line in measured) / total,
+        "overhead_share": sum(line.ms.get(phase, 0.0) for line in measured for phase in OVERHEAD) / total,
+        "padding_scored": mean_known(line.padding_scored for line in measured),
+        "mfu": mean_known(line.mfu for line in measured),
+        "reuse_mb": lines[-1].reuse_mb,
+        "memory_mb": [mb for line in measured for mb in line.memory_mb.values()],
     }
