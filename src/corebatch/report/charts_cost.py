@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
 
 from corebatch.rendering import formats, svg
 from corebatch.rendering.chart import Chart, Key
 from corebatch.report import series, words
+from corebatch.report.lines import Line, lines
 from corebatch.report.record import PHASES
 from corebatch.report.summary import Summary
 from corebatch.step_line import StepLine
 
-_Curve = tuple[str, list[float | None], str]  # name, one value a step, colour
 _COLORS = dict(
     zip(
         PHASES,
@@ -25,7 +24,6 @@ _COLORS = dict(
 )
 _UNKNOWN = svg.MUTED
 _MOST_BARS = 80
-_MOST_POINTS = 300
 
 
 def _color(phase: str) -> str:
@@ -120,16 +118,14 @@ def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None
 def tokens(steps: Sequence[StepLine]) -> Chart | None:
     """Tokens scored and tokens trained in each step; None when neither was counted."""
     both = (("scored", "tokens_scored", svg.POOL), ("trained", "tokens_trained", svg.TRAINED))
-    found: list[_Curve] = [(name, [getattr(step, field) for step in steps], color) for name, field, color in both]
-    found = [entry for entry in found if any(entry[1])]
-    return _over_steps("tokens", "Tokens of a step (number)", steps, found)
+    found = [Line(name, [getattr(step, field) for step in steps], color) for name, field, color in both]
+    return lines("tokens", "Tokens of a step (number)", steps, [line for line in found if any(line.values)])
 
 
 def largest_weight(steps: Sequence[StepLine]) -> Chart | None:
     """The largest weight in each step; None when weights were not recorded."""
-    weights = [s.weight_max for s in steps]
-    found = [("largest weight", weights, svg.CHOSEN)] if any(w is not None for w in weights) else []
-    return _over_steps("weight", "Largest weight of a chosen row (factor on its loss)", steps, found, 1.0)
+    found = [Line("largest weight", [s.weight_max for s in steps], svg.CHOSEN)]
+    return lines("weight", "Largest weight of a chosen row (factor on its loss)", steps, found, line_at=1.0)
 
 
 def effective_sample_size(steps: Sequence[StepLine]) -> Chart | None:
@@ -137,44 +133,8 @@ def effective_sample_size(steps: Sequence[StepLine]) -> Chart | None:
     sizes = [s.effective_sample_size for s in steps]
     if all(size is None for size in sizes):
         return None
-    found: list[_Curve] = [
-        ("rows trained", [float(s.chosen_examples) for s in steps], svg.EXTRA[4]),
-        ("effective sample size", sizes, svg.CHOSEN),
+    found = [
+        Line("rows trained", [float(s.chosen_examples) for s in steps], svg.EXTRA[4]),
+        Line("effective sample size", sizes, svg.CHOSEN),
     ]
-    return _over_steps("ess", "Rows trained, and effective sample size of their weights (rows)", steps, found)
-
-
-def _over_steps(
-    name: str,
-    title: str,
-    steps: Sequence[StepLine],
-    found: Sequence[_Curve],
-    line_at: float | None = None,
-) -> Chart | None:
-    """Smoothed lines with the raw values faint, from 0 on; None without curves."""
-    if not found:
-        return None
-    parts = series.bins(len(steps), _MOST_POINTS)
-    x = series.thin(series.values([float(step.step) for step in steps]), parts)
-    width = series.window(len(parts))
-
-    def paint(axes: Axes) -> None:
-        for _, numbers, color in found:
-            raw = series.thin(series.values(numbers), parts)
-            if width > 1:
-                axes.plot(x, raw, color=color, alpha=0.35, linewidth=0.9)
-            marker = "o" if len(x) < 20 else None
-            axes.plot(x, series.smooth(raw, width), color=color, linewidth=2, marker=marker, markersize=3.5)
-        if line_at is not None:
-            axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        svg.step_limits(axes, steps[0].step, steps[-1].step)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: svg.tick(value)))
-        svg.step_axis(axes)
-
-    return Chart(
-        title=title,
-        svg=svg.draw(name, title, svg.Frame(), paint),
-        keys=tuple(Key(name=label, variable=svg.VARIABLES[color]) for label, _, color in found),
-        caption=f"Bold: moving mean over {width} points; faint: raw." if width > 1 else "",
-    )
+    return lines("ess", "Rows trained, and effective sample size of their weights (rows)", steps, found)
