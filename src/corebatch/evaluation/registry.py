@@ -57,11 +57,8 @@ def parse_task(
     """A task of `name:path,key=value,...`, or of a mapping with the keys `task`, `path` and options.
 
     Values are read as YAML; commas inside brackets or quotes do not separate. Beside the options of its class each task
-    takes `batch_size`, `max_new_tokens`, `stop` and `limit` (see `RunOptions`), which become its `defaults`.
-
-    Raises:
-        ConfigError: an unknown name or option, or something that is neither.
-        DataError: the task's rows cannot be used.
+    takes `batch_size`, `max_new_tokens`, `stop` and `limit` (see `RunOptions`), which become its `defaults`. Raises
+    ConfigError: an unknown name or option, or something that is neither; DataError: the task's rows cannot be used.
     """
     if isinstance(what, Task):
         return what

@@ -73,11 +73,8 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Exact answers on a task; everything is counted from `answers`, which follow the task's order.
-
-    Attributes:
-        metrics: what a task reports beside the share of right answers: a score from 0 to 1, or a count of its own.
-    """
+    """Exact answers on a task; everything is counted from `answers`, which follow the task's order. `metrics`: what a
+    task reports beside the share of right answers: a score from 0 to 1, or a count of its own."""
 
     task: str
     answers: tuple[Answer, ...]

@@ -155,10 +155,8 @@ def read_items(path: str | PathLike[str]) -> tuple[Item, ...]:
     """Items of a JSONL file with the keys `prompt`, `answer` and, optional, `source` and `metadata`.
 
     A missing `source` is the file's name without suffix. An answer may be a string or a number, and `metadata` an
-    object or a string that holds one as JSON (objects of unlike shape do not go into one Arrow column).
-
-    Raises:
-        DataError: no such file, no item, or a bad line; it names the file and the line.
+    object or a string that holds one as JSON (objects of unlike shape do not go into one Arrow column). Raises
+    DataError: no such file, no item, or a bad line; it names the file and the line.
     """
     file = Path(path)
     items = tuple(_read_item(row.where, row.values, file.stem) for row in read_lines(file))

@@ -61,14 +61,8 @@ class CacheEntry:
 
 
 class RowCache:
-    """The kept rows below a folder.
-
-    Args:
-        folder: None: what COREBATCH_CACHE names, else ~/.cache/corebatch.
-
-    Raises:
-        ConfigError: COREBATCH_CACHE_GB is no number of at least 0.
-    """
+    """The kept rows below a folder. `folder`: None: what COREBATCH_CACHE names, else ~/.cache/corebatch. Raises
+    ConfigError: COREBATCH_CACHE_GB is no number of at least 0."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         chosen = folder or os.environ.get(FOLDER_VARIABLE) or "~/.cache/corebatch"

@@ -27,11 +27,9 @@ _OPEN_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
 def render_chat(chat: Chat, where: str, template: ChatTemplate, train_turns: str) -> tuple[str, dict[int, Span]]:
     """The whole text, and position of a turn -> (start, stop) of its trained characters.
 
-    Trained are the assistant's turns that say something and have something before them: all from
-    `chat.first_trained` on but `chat.untrained`; with `train_turns="last"` the last of the former, if trained.
-
-    Raises:
-        DataError: the template refuses the conversation, or turns cannot be found in its text.
+    Trained are the assistant's turns that say something and have something before them: all from `chat.first_trained`
+    on but `chat.untrained`; with `train_turns="last"` the last of the former, if trained. Raises DataError: the
+    template refuses the conversation, or turns cannot be found in its text.
     """
     turns = answers(chat)
     if train_turns == "last":

@@ -30,11 +30,8 @@ class Conversations:
         """The text, and the ascending (start, stop) of its trained characters.
 
         Each text is searched for what the row gives. Words as short as "4" may stand in it by chance; so the first
-        conversation of each shape is also tried with words that cannot.
-
-        Raises:
-            DataError: the template refuses the conversation, or drops a part of it.
-            ConfigError: there is no template.
+        conversation of each shape is also tried with words that cannot. Raises DataError: the template refuses the
+        conversation, or drops a part of it; ConfigError: there is no template.
         """
         if self._template is None:
             self._template = ChatTemplate(self._tokenizer, self._given)

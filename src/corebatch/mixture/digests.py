@@ -38,10 +38,8 @@ class Memo:
     every start.
 
     A file is believed to be unchanged only if it had been still for two seconds when it was read; and the time of the
-    last change of its inode, which no program can set back, is compared as well as that of its content.
-
-    Args:
-        folder: of the notes; None: none are kept.
+    last change of its inode, which no program can set back, is compared as well as that of its content. `folder`: of
+    the notes; None: none are kept.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -37,14 +37,12 @@ def read_examples(
 ) -> Iterator[Example]:
     """All rows of a spec.
 
-    A row's source is `spec.source` if given; else the row's own `source_column` where it is there and not
-    null; else the file's or data set's name. `unused`, once all rows are read: the spec's label -> its columns
-    (and "messages.NAME" of turns) to which nothing here gives a meaning.
+    A row's source is `spec.source` if given; else the row's own `source_column` where it is there and not null; else
+    the file's or data set's name. `unused`, once all rows are read: the spec's label -> its columns (and
+    "messages.NAME" of turns) to which nothing here gives a meaning.
 
-    A file without rows among others with rows (Spark writes such shards) is told of.
-
-    Raises:
-        DataError: whatever cannot be read or used, or a spec without any row.
+    A file without rows among others with rows (Spark writes such shards) is told of. Raises DataError: whatever cannot
+    be read or used, or a spec without any row.
     """
     columns, parts = Columns.of(spec, source_column), read_parts(spec)
     empty, empty_files = True, []

@@ -12,10 +12,8 @@ from corebatch.types import IGNORED
 def parts(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> Iterator[tuple[str, bool]]:
     """The row's text in parts, special tokens included, and whether each is trained.
 
-    A part is what the text grows by: tokenizers that drop the first blank of a text do so once.
-
-    Args:
-        input_ids, labels: [T] each.
+    A part is what the text grows by: tokenizers that drop the first blank of a text do so once. `input_ids`, `labels`:
+    [T] each.
     """
     ids, before = list(input_ids), ""
     start = 0

@@ -58,11 +58,8 @@ class RowReader(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A run of rows of one reader, and the source that they have unless something else says so.
-
-    Attributes:
-        start, stop: positions of the reader's rows, from 0, `stop` not included; None: to the end.
-    """
+    """A run of rows of one reader, and the source that they have unless something else says so. `start`, `stop`:
+    positions of the reader's rows, from 0, `stop` not included; None: to the end."""
 
     reader: RowReader
     default_source: str

@@ -14,11 +14,8 @@ GUARDS = ("\n", ":", "a", "0", "\u4e2d")
 
 
 class Seam:
-    """Whether a tokenizer needs this, found out by a trial, and the ids of texts that stand behind others.
-
-    Args:
-        encode: texts -> ids of each, without special tokens.
-    """
+    """Whether a tokenizer needs this, found out by a trial, and the ids of texts that stand behind others. `encode`:
+    texts -> ids of each, without special tokens."""
 
     def __init__(self, encode: Encode) -> None:
         self._guards = dict(zip(GUARDS, encode(list(GUARDS)), strict=True))

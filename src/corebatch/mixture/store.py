@@ -29,11 +29,8 @@ FILE = "rows.arrow"
 
 
 class RowStore:
-    """Takes Arrow batches with the columns of SCHEMA, and writes them into a folder. A context manager.
-
-    Raises:
-        DataError: the folder cannot be written, for instance since the disk is full.
-    """
+    """Takes Arrow batches with the columns of SCHEMA, and writes them into a folder. A context manager. Raises
+    DataError: the folder cannot be written, for instance since the disk is full."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / FILE

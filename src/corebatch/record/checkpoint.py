@@ -226,11 +226,9 @@ def last_complete(output_dir: Path) -> Path:
     """The checkpoint with the highest step that is complete, by the names and sizes of its files.
 
     One that was cut off is passed over, with a warning if it was complete once: so do a kill, a full disk and an
-    unfinished copy leave it. One whose marker says what corebatch does not write is an error, and so are changed
-    files when it is loaded: nothing but a hand or a bad disk does that.
-
-    Raises:
-        CheckpointError: there is none; says what there is.
+    unfinished copy leave it. One whose marker says what corebatch does not write is an error, and so are changed files
+    when it is loaded: nothing but a hand or a bad disk does that. Raises CheckpointError: there is none; says what
+    there is.
     """
     passed = []
     for _, folder in reversed(_checkpoints(output_dir)):

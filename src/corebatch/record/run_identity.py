@@ -95,11 +95,9 @@ def check_same_run(folder: Path, found: Any, expected: dict[str, Any]) -> None:
     """Compares what a checkpoint says of its run with the run that is to go on.
 
     The number of ranks and the micro-batch may differ if the large batch keeps its size: the same rows are drawn and
-    chosen, though not bit for bit the same numbers, and a warning says so.
-
-    Raises:
-        CheckpointError: another model, base model's weights, adapter, tokenizer, collator, data set, seed, optimizer,
-            way of sampling, or size of the large batch; names what differs.
+    chosen, though not bit for bit the same numbers, and a warning says so. Raises CheckpointError: another model, base
+    model's weights, adapter, tokenizer, collator, data set, seed, optimizer, way of sampling, or size of the large
+    batch; names what differs.
     """
     try:
         groups = {name: dict(found[name]) for name in ("model", "data", "settings", "batch")}

@@ -18,11 +18,8 @@ from corebatch.record.checkpoint import last_complete
 
 
 class Saving:
-    """What the Trainer's own saving is asked to leave to us while one checkpoint is written.
-
-    Args:
-        args: the TrainingArguments.
-    """
+    """What the Trainer's own saving is asked to leave to us while one checkpoint is written. `args`: the
+    TrainingArguments."""
 
     def __init__(self, args: Any) -> None:
         self._args = args

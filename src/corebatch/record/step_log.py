@@ -61,11 +61,9 @@ class TimedLine:
 class StepLog:
     """Writes lines in the order of the steps, each as soon as it is timed: on CPU at once, on a GPU up to a step late.
 
-    A line that cannot be written ends no step by itself, since other ranks would wait for this one: `failure` keeps
-    the error until all ranks can be told, and nothing is written after it.
-
-    Args:
-        path: of `selection.jsonl`, beside which `chosen.jsonl` lies; None on the ranks that write nothing.
+    A line that cannot be written ends no step by itself, since other ranks would wait for this one: `failure` keeps the
+    error until all ranks can be told, and nothing is written after it. `path`: of `selection.jsonl`, beside which
+    `chosen.jsonl` lies; None on the ranks that write nothing.
     """
 
     held: ClassVar[weakref.WeakSet[StepLog]] = weakref.WeakSet()

@@ -37,15 +37,10 @@ def json_object(value: Any, where: str) -> dict[str, Any]:
 def record(kind: type[T], value: Any, where: str, **given: Any) -> T:
     """A dataclass out of a JSON object.
 
-    What is missing or null has its default, or is None where the annotation takes that; so has a number that is NaN
-    or infinite, and an empty object that stands for a dataclass or None. A field may have another name in the object:
-    `field(metadata={"key": ...})`.
-
-    Args:
-        given: fields that are not the object's.
-
-    Raises:
-        DataError: a field is missing or of another kind, or the dataclass refuses it with a ValueError.
+    What is missing or null has its default, or is None where the annotation takes that; so has a number that is NaN or
+    infinite, and an empty object that stands for a dataclass or None. A field may have another name in the object:
+    `field(metadata={"key": ...})`. `given`: fields that are not the object's. Raises DataError: a field is missing or
+    of another kind, or the dataclass refuses it with a ValueError.
     """
     found = json_object(value, where)
     for field, hint in _fields(typing.cast(Hashable, kind)):

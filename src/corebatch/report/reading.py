@@ -45,11 +45,8 @@ class _Evaluation:
 def read_run(folder: str | PathLike[str]) -> RunRecord:
     """Read what a run left behind.
 
-    An unfinished last line of `selection.jsonl` (a killed run) is left out and noted.
-
-    Raises:
-        DataError: there is no such folder, no complete step, or a file is broken; the message names the
-            file and, for `selection.jsonl`, the line.
+    An unfinished last line of `selection.jsonl` (a killed run) is left out and noted. Raises DataError: there is no
+    such folder, no complete step, or a file is broken; the message names the file and, for `selection.jsonl`, the line.
     """
     folder = Path(folder)
     if not folder.is_dir():

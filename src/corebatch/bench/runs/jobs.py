@@ -25,11 +25,7 @@ FLOPS_POOLS = 3
 
 
 class Workplace:
-    """What a process has to run jobs; the data are read by the first job.
-
-    Args:
-        device: of the models, "cpu" or "cuda:0".
-    """
+    """What a process has to run jobs; the data are read by the first job. `device`: of the models, "cpu" or "cuda:0"."""
 
     def __init__(self, parts: Parts, device: str) -> None:
         self.settings, self.device = parts.own, device
@@ -97,11 +93,7 @@ class TuneJob(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class RunJob(Schedule):
-    """A whole run of an arm.
-
-    Attributes:
-        seconds, flops: what its steps cost, by which it is accounted for.
-    """
+    """A whole run of an arm. `seconds`, `flops`: what its steps cost, by which it is accounted for."""
 
     arm: Arm
     seconds: StepCost

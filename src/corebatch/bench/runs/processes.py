@@ -24,11 +24,8 @@ from corebatch.errors import ConfigError, CorebatchError
 
 
 class Processes:
-    """Worker processes for the jobs of a comparison; they start when there is a job.
-
-    Raises:
-        ConfigError: `devices` names a GPU that is not there.
-    """
+    """Worker processes for the jobs of a comparison; they start when there is a job. Raises ConfigError: `devices`
+    names a GPU that is not there."""
 
     def __init__(self, parts: Parts) -> None:
         own = parts.own

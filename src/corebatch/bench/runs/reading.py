@@ -17,11 +17,8 @@ def read_comparison(folder: str | PathLike[str]) -> Comparison:
     """Read what `corebatch compare` left so far; a comparison without any run is one, too.
 
     Of several lines of an arm and seed the last one that is ok counts, else the last. Lines that are no JSON, such as
-    the unfinished last one of a killed run, are left out. Both are noted.
-
-    Raises:
-        DataError: no such folder, no `plan.json`, or a field is not what it should be; the message names file, line
-            and field.
+    the unfinished last one of a killed run, are left out. Both are noted. Raises DataError: no such folder, no
+    `plan.json`, or a field is not what it should be; the message names file, line and field.
     """
     folder = Path(folder)
     if not (folder / "plan.json").is_file():

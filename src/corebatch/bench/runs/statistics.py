@@ -128,11 +128,8 @@ def paired_tests(comparison: Comparison, metric: Metric, arm: str | None = None)
     """Paired t-tests of an arm (the reference by default) against each baseline, in the plan's order.
 
     Holm's correction counts all baselines of the plan, also those that cannot be tested (yet): a comparison does not
-    become more certain because a baseline failed. Empty where the plan has no reference arm.
-
-    Raises:
-        InputError: the plan has no arm of that name.
-        MissingExtraError: scipy is not installed.
+    become more certain because a baseline failed. Empty where the plan has no reference arm. Raises InputError: the
+    plan has no arm of that name; MissingExtraError: scipy is not installed.
     """
     plan = comparison.plan
     if arm is None:

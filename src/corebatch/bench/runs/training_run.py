@@ -103,11 +103,8 @@ class _Stamps(TrainerCallback):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long a run is, and the values that it has of what is tuned.
-
-    Attributes:
-        learning_rate, adam_beta2: None leaves the config's.
-    """
+    """How long a run is, and the values that it has of what is tuned. `learning_rate`, `adam_beta2`: None leaves the
+    config's."""
 
     steps: int
     seed: int

@@ -60,11 +60,7 @@ def rungs(count: int, steps: int, shortest: float) -> list[tuple[int, int]]:
 
 @dataclass
 class _Race:
-    """One method's candidates, of which one is left in the end.
-
-    Attributes:
-        plan: by `rungs`.
-    """
+    """One method's candidates, of which one is left in the end. `plan`: by `rungs`."""
 
     method: str
     plan: list[tuple[int, int]]

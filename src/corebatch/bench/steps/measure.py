@@ -32,10 +32,8 @@ from corebatch.record.provenance import provenance
 def bench_step(made: StepPlan, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Runs all arms, `rounds` times in turn; one record an arm and ratio, with settings, hardware, versions, commit.
 
-    A corebatch arm that the model does not go with is left out in the first round.
-
-    Args:
-        say: takes a line of progress; names the error of an arm that is left out, as a new note of the plan does.
+    A corebatch arm that the model does not go with is left out in the first round. `say`: takes a line of progress;
+    names the error of an arm that is left out, as a new note of the plan does.
     """
     settings, arms = made.settings, list(made.arms)
     model = build_model(

@@ -213,11 +213,8 @@ def read_shapes(path: Path, max_length: int, tokenizer: Any = None) -> list[Shap
     """The shapes of a file's rows, as many as have a trained token after cutting.
 
     A row has `input_ids` (with `labels`, -100 where not trained), `prompt` and `completion` (which alone is trained),
-    or `text`. Texts are tokenised, or without a tokenizer count a token for four characters.
-
-    Raises:
-        ConfigError: the file cannot be read.
-        DataError: a line is no JSON object or has none of these, or no row has a trained token.
+    or `text`. Texts are tokenised, or without a tokenizer count a token for four characters. Raises ConfigError: the
+    file cannot be read; DataError: a line is no JSON object or has none of these, or no row has a trained token.
     """
 
     def count(text: Any, line: int) -> int:
