@@ -54,7 +54,7 @@ def main() -> None:
         gradients,
         training,
         [python, HERE / "ranks.py", "--lengths", f"{data}/train.jsonl", "--output", args.output / "ranks.jsonl"],
-        [python, HERE / "batch/method.py", "--lengths", f"{data}/train.jsonl", "--output", args.output],
+        [python, HERE / "step.py", "--lengths", f"{data}/train.jsonl", "--output", args.output],
     ]
     if quick:
         commands[-1].append("--quick")

@@ -17,38 +17,27 @@ ADAPTERS = ("lora", "full")
 PRECISIONS = ("float32", "bfloat16")
 LORA_RANK = 16
 
-_LLAMA = {"model_type": "llama", "tie_word_embeddings": True}
+
+def _llama(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        **more,
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # 10.1 M and 30.3 M parameters: an optimizer step takes seconds on two CPU cores
-    "llama-10m": {
-        **_LLAMA,
-        "vocab_size": 4096,
-        "hidden_size": 320,
-        "intermediate_size": 720,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 5,
-        "max_position_embeddings": 2048,
-    },
-    "llama-30m": {
-        **_LLAMA,
-        "vocab_size": 4096,
-        "hidden_size": 512,
-        "intermediate_size": 1152,
-        "num_hidden_layers": 10,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 2048,
-    },
+    "llama-10m": _llama(4096, 320, 720, 8, 5),
+    "llama-30m": _llama(4096, 512, 1152, 10, 8),
     # 1.24 B, the shape of meta-llama/Llama-3.2-1B
-    "llama-3.2-1b": {
-        **_LLAMA,
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-    },
+    "llama-3.2-1b": _llama(128256, 2048, 8192, 16, 32, num_key_value_heads=8, max_position_embeddings=8192),
     # 2.78 B, the shape of microsoft/phi-2, the model of most of CoLM's experiments
     "phi-2": {
         "model_type": "phi",
@@ -64,16 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Configurations by name; every key but `model_type` is the configuration class's own."""
 
 ATTENTION = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "out_proj",
-    "dense",
-    "qkv_proj",
-    "query_key_value",
-    "c_attn",
-    "Wqkv",
+    *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense", "qkv_proj", "query_key_value", "c_attn", "Wqkv"),
 )
 """Names of the projections of attention in transformers' decoders: what LoRA adapts here, where a model has them."""
 

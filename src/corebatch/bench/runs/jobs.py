@@ -25,7 +25,7 @@ FLOPS_POOLS = 3
 
 
 class Workplace:
-    """What a process has to run jobs; the data are read by the first job. `device`: of the models, "cpu" or "cuda:0"."""
+    """What a process has to run jobs on a `device`, "cpu" or "cuda:0"; the data are read by the first job."""
 
     def __init__(self, parts: Parts, device: str) -> None:
         self.settings, self.device = parts.own, device
