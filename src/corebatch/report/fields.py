@@ -80,6 +80,8 @@ def _read(hint: Any, value: Any, key: str, where: str) -> Any:
         (kind,) = (each for each in inner if each is not type(None))
         return None if value == {} and dataclasses.is_dataclass(kind) else _read(kind, value, key, where)
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise _wrong(where, key, "an object", value)
         return record(hint, value, f"{where}{'.' if ': ' in where else ': '}{key}")  # type: ignore[arg-type]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
