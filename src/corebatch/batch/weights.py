@@ -14,6 +14,10 @@ groups; rows that are known and rows that are not) have the part's weights times
 phase that drew E of N have theirs times E / (N pi1_i) (Saerndal, Swensson and Wretman 1992, chapter 9). A uniform
 selector claims its own rows alone: w_i = 1, and the denominator is their own tokens.
 
+A selector's weights are at most (1 + floor) / floor, 11 by default. That does not bound what a row is trained with: two
+phases multiply two such weights (121), and parts have `part_scale` besides, which is large where many rows share few
+places: 100 of 128 rows that share one place of 16 have 12.5 times their weight (137).
+
 Behind this file a loss is multiplied by what the engine and the Trainer divide by: the number of ranks, and perhaps of
 micro-batches (`as_the_trainer_wants` in the trainer).
 """

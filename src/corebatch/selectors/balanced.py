@@ -36,8 +36,8 @@ class Balanced(Sampler):
     Above 4,096 rows swaps stay within blocks, each a cross-section of all rows that also makes up for the blocks
     before it.
 
-    A constant column, the mean norm, is added to the features, so that the weights keep averaging about 1;
-    with that scale an error of the mean weight counts as much as one along a typical row.
+    A constant column, the mean norm of the rows that are not certain, is added to the features, so that the weights
+    keep averaging about 1; with that scale an error of the mean weight counts as much as one along a typical row.
 
     Args:
         floor: as in `importance`.
@@ -68,8 +68,9 @@ class Balanced(Sampler):
 def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
     """Improve a sample by swaps.
 
-    Minimises ||sum_S z_i - sum_N pi_i z_i|| for z_i = (f_i, c) / pi_i, with c the mean norm. Above 4,096 rows block by
-    block: rows are swapped within a block, which makes up for what the blocks before it are off by.
+    Minimises ||sum_S z_i - sum_N pi_i z_i|| for z_i = (f_i, c) / pi_i, with c the mean norm of the rows that are not
+    certain. Above 4,096 rows block by block: rows are swapped within a block, which makes up for what the blocks
+    before it are off by.
 
     Args:
         features_NP: float64.
@@ -82,7 +83,8 @@ def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps
     """
     chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
     chosen_N[start_M] = True
-    constant = mean_norm(features_NP)
+    open_N = (inclusion_N < 1.0).nonzero().flatten()  # rows that are certain say nothing of the size of what is swapped
+    constant = mean_norm(some(features_NP, open_N)) if len(open_N) else 1.0
     off_P, off = features_NP.new_zeros(features_NP.shape[1]), 0.0  # sum_S f_i / pi_i - sum f_i so far; and of c
     found: list[Tensor] = []
     for inside, swaps in blocks.with_shares(blocks.dealt(features_NP), max_swaps):
@@ -111,7 +113,7 @@ def swapped(expanded_NN: Tensor, inclusion_N: Tensor, chosen_N: Tensor, carried_
         LongTensor, the rows taken, ascending and as many as before.
     """
     slope_N = expanded_NN @ (chosen_N.double() - inclusion_N) + carried_N
-    scale = float(inclusion_N @ expanded_NN.diagonal())
     fixed_N = inclusion_N == 1.0
+    scale = float((inclusion_N * ~fixed_N) @ expanded_NN.diagonal())
     taken_N = swap(expanded_NN.numpy(), slope_N.numpy(), chosen_N.numpy(), fixed_N.numpy(), max_swaps, _STOP * scale)
     return torch.from_numpy(np.flatnonzero(taken_N))

@@ -30,7 +30,7 @@ class GramSchmidtWalk(Sampler):
     design", JASA 2024, arXiv 1911.03071. The vector of inclusion probabilities walks to a corner of the cube
     [0, 1]^N, with expected change zero, so each row is taken with exactly its probability. A pivot row moves by
     one, and the others so that ||sum_i change_i f_i / pi_i||^2 + lambda ||change||^2 is least. Here the changes
-    also sum to zero, so that exactly M rows come out (their section on fixed size has a penalty instead).
+    also sum to zero, so that exactly M rows come out, as in the authors' code with `balanced=true` (GSWDesign.jl).
 
     The cube method balances a few directions exactly; this one balances all of them, by their size. Above 2,048 rows
     only rows of one block of near rows make up for each other, and then what the blocks leave undecided: as unbiased,

@@ -21,8 +21,9 @@ class Importance(Sampler):
     probability is met exactly.
 
     Args:
-        floor: norms below this share of the mean norm are raised to it, 0.001 to 1. A weight is at most
-            (1 + floor) / floor, so 0.1 bounds the weights by 11 and changes few probabilities.
+        floor: norms below this share of the mean norm are raised to it, 0.001 to 1; a norm counts in that mean as far
+            as it makes a row certain. A weight is at most (1 + floor) / floor, so 0.1 bounds this selector's weights by
+            11 and changes few probabilities; what a trainer makes of them has other bounds (`corebatch.batch.weights`).
         calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
             default. Nearer in one step, and no longer unbiased.
 

@@ -19,7 +19,7 @@ class Sampler(Selector):
     """A selector that draws rows with inclusion probabilities. Subclasses give `_draw`, and options as fields.
 
     Attributes:
-        floor: norms below this share of the mean norm are raised to it.
+        floor: as in `importance`.
         max_weight: the largest weight of a calibrated sample.
     """
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from corebatch.selectors import SELECTORS, Selector, make_selector
+from corebatch.selectors.balanced import balance
 from corebatch.selectors.cube import balancing_variables
 from corebatch.selectors.gradient_matching import pursue
 from corebatch.selectors.gram_schmidt_walk import cheapest_change
@@ -82,6 +83,32 @@ def test_inclusion_sums_to_the_budget_and_bounds_the_weights(floor: float, budge
         assert float(found.min()) > 0.0
         assert float(found.max()) <= 1.0
         assert float((budget / (len(features) * found)).max()) <= (1 + floor) / floor + 1e-9
+
+
+@pytest.mark.parametrize("huge", [1e2, 1e4, 1e8, 1e14])
+@pytest.mark.parametrize("budget", [2, 8, 15])
+def test_one_enormous_row_does_not_make_all_others_alike(huge: float, budget: int) -> None:
+    """It is taken for certain; the others are drawn as they are without it, but for a floor a bit higher."""
+    features = _features(40)
+    features[7] *= huge
+    others = torch.arange(40) != 7
+    found = inclusion_probabilities(features, budget, 0.01)
+    alone = inclusion_probabilities(features[others], budget - 1, 0.01)
+    assert float(found[7]) == 1.0
+    torch.testing.assert_close(found[others], alone, rtol=0.01, atol=0.0)
+    assert float((budget / (40 * found)).max()) <= 1.01 / 0.01
+
+
+@pytest.mark.parametrize("certain", [1, 5, 11, 12, 18])
+@pytest.mark.parametrize("floor", [0.001, 0.1, 1.0])
+def test_weights_are_bounded_with_enormous_rows(certain: int, floor: float) -> None:
+    features = _features(40)
+    features[:certain] *= 1e9
+    for budget in (1, 12, 39):
+        found = inclusion_probabilities(features, budget, floor)
+        assert float(found.sum()) == pytest.approx(budget, abs=1e-9)
+        assert float(found.max()) <= 1.0
+        assert float((budget / (40 * found)).max()) <= (1 + floor) / floor + 1e-6
 
 
 @pytest.mark.parametrize("value", [0.5, 1 / 3, 0.7, 0.9, 1.0 - 1 / 30, 1 / 30])
@@ -205,6 +232,24 @@ def test_certain_rows_are_never_swapped_out() -> None:
     features[3] *= 1000.0
     for selection in draws(make_selector("balanced"), features, 5, 30):
         assert 3 in selection.indices.tolist()
+
+
+def test_balanced_swaps_beside_an_enormous_row() -> None:
+    """Which is certain, and so no measure of what is still to be balanced."""
+    features = _features(40, 6)
+    features[3] = features[3] / features[3].norm() * 1e9
+    inclusion = inclusion_probabilities(features, 12, 0.1)
+    assert float(inclusion[3]) == 1.0
+    others = torch.arange(40) != 3
+
+    def error(rows: Tensor) -> float:
+        rows = rows[rows != 3]
+        missing = (features[rows] / inclusion[rows, None]).sum(0) - features[others].sum(0)
+        return float(missing.square().sum())
+
+    for seed in range(5):
+        start = systematic_sample(inclusion, 12, _generator(seed))
+        assert error(balance(features, inclusion, start, 12)) < 0.5 * error(start)
 
 
 def test_random_and_stratified_draw_every_row_alike() -> None:

@@ -13,6 +13,7 @@ from corebatch.selectors.checks import check_number
 # A row this near to certain is made certain, so that rounding never puts two points of a systematic sample
 # into one row.
 _CERTAIN = 1.0 - 1e-10
+_ROUNDS = 100  # in which the mean norm settles: few, but where the budget is hardly more than the rows that are certain
 
 DEFAULT_FLOOR = 0.1
 LOWEST_FLOOR = 1e-3
@@ -32,10 +33,11 @@ def inclusion_probabilities(features_NP: Tensor, budget: int, floor: float) -> T
     The variance of a weighted mean is smallest when inclusion is in proportion to the size of what is summed
     (Horvitz, Thompson 1952; for gradients Katharopoulos, Fleuret 2018, arXiv 1803.00942, equation 8).
 
-    Norms below `floor` times the mean norm are raised to it. A weight M / (N pi) is then at most
-    (1 + floor) / floor: 11 for the default 0.1. The features are only a stand-in for what is trained, so a
-    row that they call unimportant must not get a weight without bound; raising the floor costs little
-    variance, since the rows that it touches are small.
+    Norms below `floor` times the mean norm are raised to it. Norms count in that mean as far as they make a row
+    certain, so that one row of enormous norm does not make all others equally likely. A weight M / (N pi) is then at
+    most (1 + floor) / floor: 11 for the default 0.1. The features are only a stand-in for what is trained, so a row
+    that they call unimportant must not get a weight without bound; raising the floor costs little variance, since the
+    rows that it touches are small.
 
     Args:
         features_NP: float64 [N, P].
@@ -46,17 +48,34 @@ def inclusion_probabilities(features_NP: Tensor, budget: int, floor: float) -> T
         float64 [N] on the CPU, in (0, 1].
     """
     sizes_N = torch.linalg.vector_norm(features_NP, dim=1).cpu()
-    mean = sizes_N.mean()
-    sizes_N = sizes_N.clamp(min=float(floor * mean)) if mean > 0 else torch.ones_like(sizes_N)
+    mean = float(sizes_N.mean())
+    if mean == 0.0:
+        return _in_proportion(torch.ones_like(sizes_N), budget)[0]
+    for _ in range(_ROUNDS):
+        result_N, certain = _in_proportion(sizes_N.clamp(min=floor * mean), budget)
+        # From above, and the bound holds for every mean on the way.
+        lower = float(sizes_N.clamp(max=certain).mean())
+        if lower >= mean * (1.0 - 1e-9):
+            break
+        mean = lower
+    return result_N
+
+
+def _in_proportion(sizes_N: Tensor, budget: int) -> tuple[Tensor, float]:
+    """Probabilities in proportion to positive sizes, at most 1, that sum to the budget; and the size that is certain:
+    the least with probability 1, infinite if no row has that."""
     certain_N = torch.zeros(len(sizes_N), dtype=torch.bool)
+    least = torch.inf
     while True:
         left = budget - int(certain_N.sum())
         shares_N = sizes_N.where(~certain_N, torch.zeros_like(sizes_N))
         result_N = (left * shares_N / shares_N.sum()).where(~certain_N, torch.ones_like(sizes_N))
         above_N = (result_N >= _CERTAIN) & ~certain_N
         if not bool(above_N.any()):
-            return result_N
+            return result_N, least
         certain_N |= above_N
+        left = budget - int(certain_N.sum())
+        least = float(sizes_N[~certain_N].sum()) / left if left else float(sizes_N[certain_N].min())
 
 
 def expansion_weights(inclusion_N: Tensor, rows_M: Tensor) -> Tensor:
