@@ -34,7 +34,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-seam:  ## the seam's tests on transformers 4.57, 5.5, 5.14 and the newest; the results go into docs/running/versions.md
+seam:  ## the seam's tests on transformers 4.57, 5.5, 5.14 and the newest; the results go into docs/running/combinations.md
 	$(PYTHON) tests/seam/run.py --torch "$(TORCH)" --write
 
 bench: setup  ## the measurements that README and docs quote

@@ -88,7 +88,7 @@ ALL["llama_full"] = (CoresetConfig(), {"lora": False})
 
 
 def focal(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-    """A `compute_loss` of one's own, by docs/running/own_loss.md."""
+    """A `compute_loss` of one's own, by docs/running/trainer.md."""
     weights = self.row_weights(inputs)
     labels = inputs.pop("labels")[:, 1:]
     logits = model(**inputs).logits[:, :-1]

@@ -12,7 +12,7 @@ ROW = dict[str, str]
 
 
 def rows() -> list[ROW]:
-    page = (ROOT / "docs" / "running" / "versions.md").read_text(encoding="utf-8")
+    page = seam.PAGE.read_text(encoding="utf-8").partition(seam.BEGIN)[2].partition(seam.END)[0]
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     assert tuple(lines[0]) == seam.HEAD
     return [dict(zip(seam.HEAD, line, strict=True)) for line in lines[2:]]

@@ -3,7 +3,7 @@
     python tests/seam/run.py [--torch torch==2.13.0] [--only 4.57 newest] [--write]
 
 Environments lie in .cache/seam/<version> and are made when they are missing; results in .cache/seam/results.json.
---write puts the results into docs/running/versions.md, which README quotes.
+--write puts the results into docs/running/combinations.md, which README quotes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "seam"
-PAGE = ROOT / "docs" / "running" / "versions.md"
+PAGE = ROOT / "docs" / "running" / "combinations.md"
+BEGIN, END = "<!-- table of make seam -->\n", "<!-- end of the table -->\n"
 
 PINS = {
     # The lower bounds of pyproject.toml: what the oldest supported transformers was released with.
@@ -131,9 +132,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def write(page: str, rows: list[dict[str, Any]]) -> str:
     """The page with another table between its two marks."""
-    start, end = "<!-- table of make seam -->\n", "<!-- end of the table -->\n"
-    before, rest = page.split(start)
-    return before + start + table(rows) + end + rest.split(end)[1]
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + table(rows) + END + rest.split(END)[1]
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ class CoresetMixin(_Base):
         return loss
 
     def row_weights(self, inputs: dict[str, Any]) -> Tensor:
-        """The weights of a micro-batch's rows, for a `compute_loss` of one's own; see docs/running/own_loss.md.
+        """The weights of a micro-batch's rows, for a `compute_loss` of one's own; see docs/running/trainer.md.
 
         Returns:
             [B], by which each row's summed loss is to be multiplied, before the sum is divided by
