@@ -104,7 +104,6 @@ LONGER_FUNCTIONS = {
 LARGER_CLASSES: dict[str, int] = {}
 NAMES_OF_SEVERAL_CLASSES = {
     "Choice": 2,
-    "Clock": 2,
     "Example": 2,
     "Place": 2,
     "Recalled": 2,

@@ -25,43 +25,30 @@ class DemoSource:
 
 _TWO_SMALL_TERMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
+
+def _source(generator: str, examples: int, **options: Any) -> DemoSource:
+    return DemoSource(generator=generator, examples=examples, options=options)
+
+
 DEMO_SOURCES: tuple[DemoSource, ...] = (
     # Four large sources hold 63 % of the examples.
-    DemoSource(generator="chain_sum", examples=400, options={**_TWO_SMALL_TERMS, "max_digits": 2}),
-    DemoSource(generator="word_sequence_reversal", examples=300, options={"min_words": 2, "max_words": 3}),
-    DemoSource(generator="letter_counting", examples=300, options={"min_words": 2, "max_words": 3}),
-    DemoSource(generator="needle_haystack", examples=260, options={"min_num_statements": 2, "max_num_statements": 2}),
+    _source("chain_sum", 400, **{**_TWO_SMALL_TERMS, "max_digits": 2}),
+    _source("word_sequence_reversal", 300, min_words=2, max_words=3),
+    _source("letter_counting", 300, min_words=2, max_words=3),
+    _source("needle_haystack", 260, min_num_statements=2, max_num_statements=2),
     # Seven small ones hold the rest, each less than 1/11.
-    DemoSource(
-        generator="decimal_chain_sum",
-        examples=130,
-        options={**_TWO_SMALL_TERMS, "min_decimal_places": 1, "max_decimal_places": 1},
+    _source("decimal_chain_sum", 130, **_TWO_SMALL_TERMS, min_decimal_places=1, max_decimal_places=1),
+    _source("products", 130, min_digits=1, max_digits=2),
+    _source("family_relationships", 110, min_family_size=3, max_family_size=3),
+    _source("basic_arithmetic", 100, **_TWO_SMALL_TERMS, allow_parentheses=False, operators=["+", "-", "*"]),
+    _source("number_sequence", 110, min_terms=4, max_terms=5, max_complexity=1, min_value=0, max_value=20),
+    _source(
+        "simple_equations",
+        80,
+        **{"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 10},
+        **{"operators": ["+", "-"], "operators_weights": [0.5, 0.5]},
     ),
-    DemoSource(generator="products", examples=130, options={"min_digits": 1, "max_digits": 2}),
-    DemoSource(generator="family_relationships", examples=110, options={"min_family_size": 3, "max_family_size": 3}),
-    DemoSource(
-        generator="basic_arithmetic",
-        examples=100,
-        options={**_TWO_SMALL_TERMS, "allow_parentheses": False, "operators": ["+", "-", "*"]},
-    ),
-    DemoSource(
-        generator="number_sequence",
-        examples=110,
-        options={"min_terms": 4, "max_terms": 5, "max_complexity": 1, "min_value": 0, "max_value": 20},
-    ),
-    DemoSource(
-        generator="simple_equations",
-        examples=80,
-        options={
-            "min_terms": 2,
-            "max_terms": 2,
-            "min_value": 1,
-            "max_value": 10,
-            "operators": ["+", "-"],
-            "operators_weights": [0.5, 0.5],
-        },
-    ),
-    DemoSource(generator="calendar_arithmetic", examples=80, options={"tasks": ["is_leap_year"]}),
+    _source("calendar_arithmetic", 80, tasks=["is_leap_year"]),
 )
 """Eleven sources with short questions and answers, all new to the model as tasks; see `DemoSettings` for the gains."""
 

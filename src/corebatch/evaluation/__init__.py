@@ -27,7 +27,6 @@ from corebatch.evaluation.result import (
     write_json,
 )
 from corebatch.evaluation.rows import Row, read_rows
-from corebatch.evaluation.run import evaluate
 from corebatch.evaluation.superglue import SUPERGLUE, GlueSpec, SuperGlueTask
 from corebatch.evaluation.tasks import (
     FILE_TASKS,
@@ -40,6 +39,7 @@ from corebatch.evaluation.tasks import (
     NumericTask,
     RunOptions,
     Task,
+    evaluate,
     read_items,
 )
 from corebatch.intervals import wilson_interval

@@ -88,6 +88,12 @@ class Task(ABC, Generic[R]):
         return dataclasses.replace(RunOptions(description=description), **{**self.defaults, **own})
 
 
+def evaluate(model: Any, tokenizer: Any, task: Task[R], **options: Any) -> R:
+    """Runs `task` and counts; options as in `RunOptions`, where None leaves it to the task. Raises InputError: an
+    option out of range, or data that the model or its tokenizer cannot take."""
+    return task.run(model, tokenizer, task.options(**options))
+
+
 class GenerationTask(Task[EvaluationResult]):
     """The model writes an answer greedily, and the answer is checked exactly."""
 

@@ -75,7 +75,11 @@ def check_files(folder: Path, files: Any, *, marker: str, hashes: bool) -> None:
         CutOffError: files are missing, or shorter or longer than they were written; names up to four of them.
         CheckpointError: files were changed, or the marker is not as corebatch writes it.
     """
-    entries = {name: _entry(folder, marker, name, about) for name, about in _pairs(folder, marker, files)}
+    if not isinstance(files, Mapping):
+        raise CheckpointError(
+            f"{folder} cannot be read: 'files' in {marker} should list files. Found {type(files).__name__}."
+        )
+    entries = {name: _entry(folder, marker, name, about) for name, about in files.items()}
     cut_off, changed = [], []
     for name, (size, kind, wanted) in entries.items():
         path = folder / name
@@ -96,14 +100,6 @@ def check_files(folder: Path, files: Any, *, marker: str, hashes: bool) -> None:
             "%s was written by an earlier version: of %d files (%s) only the size is known and was compared.",
             *(folder, len(unhashed), ", ".join(unhashed[:4]) + (", ..." if len(unhashed) > 4 else "")),
         )
-
-
-def _pairs(folder: Path, marker: str, files: Any) -> list[tuple[str, Any]]:
-    if not isinstance(files, Mapping):
-        raise CheckpointError(
-            f"{folder} cannot be read: 'files' in {marker} should list files. Found {type(files).__name__}."
-        )
-    return list(files.items())
 
 
 def _entry(folder: Path, marker: str, name: str, about: Any) -> tuple[int, str | None, Any]:

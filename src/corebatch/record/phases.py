@@ -10,7 +10,7 @@ the milliseconds are known once the device has passed the events.
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
@@ -18,54 +18,37 @@ import torch
 MB = 2**20
 
 
-class Clock(Protocol):
-    """Marks moments on a device, tells the milliseconds between two, and watches the memory from reset to reading."""
+class HostClock:
+    """Marks moments, tells the milliseconds between two, and watches the memory: wall clock and the process's resident
+    set, which has no peak by phase: it is read where the phase ends."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
 
     def mark(self) -> Any:
         """This moment, in the order of the device's work. Waits for nothing."""
+        return time.perf_counter()
 
     def passed(self, mark: Any) -> bool:
         """Whether the device has come to the mark. Waits for nothing."""
+        return True
 
     def wait(self, mark: Any) -> None:
         """Returns once the device has come to the mark."""
 
     def ms(self, first: Any, last: Any) -> float:
         """Milliseconds between two marks that the device has passed."""
+        return float(1000 * (last - first))
 
     def reset_peak(self) -> None:
         """Begins to watch the memory."""
 
     def peak_mb(self) -> float:
         """The memory held since `reset_peak`, in MB (2^20 bytes)."""
-
-
-class HostClock:
-    """Wall clock and the process's resident set, which has no peak by phase: it is read where the phase ends."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def passed(self, mark: float) -> bool:
-        return True
-
-    def wait(self, mark: float) -> None:
-        pass
-
-    def ms(self, first: float, last: float) -> float:
-        return 1000 * (last - first)
-
-    def reset_peak(self) -> None:
-        pass
-
-    def peak_mb(self) -> float:
         return float(self._process.memory_info().rss / MB)
 
 
-class CudaClock:
+class CudaClock(HostClock):
     """Events on the current CUDA stream, and the peak of PyTorch's allocator.
 
     Nothing here but `wait` synchronises. The allocator's figures are the host's own: memory counts in the phase that
@@ -101,7 +84,7 @@ class CudaClock:
         return float(self._memory.max_memory_allocated() / MB)
 
 
-def clock_for(device: torch.device | None = None) -> Clock:
+def clock_for(device: torch.device | None = None) -> HostClock:
     """The clock of a device; by default of the GPU where there is one."""
     gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     return CudaClock() if gpu else HostClock()
@@ -120,10 +103,10 @@ class Phases:
             resident set at the end of the phase on CPU.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: HostClock | None = None) -> None:
         self.ms: dict[str, float] = {}
         self.memory_mb: dict[str, float] = {}
-        self._clock: Clock = clock if clock is not None else clock_for()
+        self._clock = clock if clock is not None else clock_for()
         self._open: list[tuple[str, Any, Any]] = []
         self.start()
 

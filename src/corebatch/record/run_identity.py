@@ -27,15 +27,8 @@ logger = logging.getLogger(__name__)
 
 OPTIMISATION = (
     *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "max_grad_norm"),
-    *(
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "warmup_steps",
-        "warmup_ratio",
-        "neftune_noise_alpha",
-        "bf16",
-        "fp16",
-    ),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "neftune_noise_alpha"),
+    *("bf16", "fp16"),
 )
 """Training arguments of which a checkpoint keeps its own values (the optimizer's groups), or that make later steps
 other ones."""

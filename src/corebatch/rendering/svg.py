@@ -10,7 +10,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -21,6 +21,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D
+from rich.cells import cell_len
 
 from corebatch.rendering import formats
 
@@ -100,6 +101,29 @@ def _style(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def named_frame(names: Sequence[str], cells: int, row: int, *, right: int = 12, wide: float = 6.4) -> Frame:
+    """A frame with a row of a height for each name, and room for the names, which `name_rows` cuts to so many cells.
+    `wide`: pixels of a cell."""
+    left = 14 + round(wide * max(cell_len(formats.shorten(name, cells)) for name in names))
+    return Frame(height=46 + row * len(names), left=left, right=right)
+
+
+def name_rows(axes: Axes, names: Sequence[str], cells: int, least: int = 1) -> None:
+    """Names the rows of the vertical axis, from the top; it has room for at least so many."""
+    axes.set_yticks(range(len(names)), [formats.shorten(name, cells) for name in names])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(max(len(names), least) - 0.4, -0.6)
+
+
+def value_axis(axes: Axes, text: Callable[[float, object], str], ticks: int) -> None:
+    """Gives the horizontal axis the grid lines, and at most so many numbers, as `text` writes them."""
+    axes.grid(False)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(text))
 
 
 def step_axis(axes: Axes) -> None:

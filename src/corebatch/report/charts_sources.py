@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.path import Path
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-from rich.cells import cell_len
+from matplotlib.ticker import FuncFormatter
 
 from corebatch.rendering import formats, svg
 from corebatch.rendering.chart import Chart, Key, Scale
@@ -27,8 +27,8 @@ _LEVELS = ((1.1, 0.22), (1.25, 0.45), (1.6, 0.7), (2.0, 1.0))
 
 
 def _frame(names: Sequence[str], row: int = 22) -> svg.Frame:
-    left = 14 + round(6.4 * max(cell_len(formats.shorten(name, _NAME_CELLS)) for name in names))
-    return svg.Frame(height=46 + row * len(names) + (24 if len(names) < 3 else 0), left=left)
+    frame = svg.named_frame(names, _NAME_CELLS, row)
+    return replace(frame, height=frame.height + (24 if len(names) < 3 else 0))
 
 
 def _row(summary: Summary) -> int:
@@ -36,18 +36,8 @@ def _row(summary: Summary) -> int:
     return 28 if summary.weighted else 22
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [formats.shorten(name, _NAME_CELLS) for name in names])
-    axes.tick_params(axis="y", labelcolor=svg.INK)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _percent_axis(axes: Axes) -> None:
-    axes.grid(False)
-    axes.grid(axis="x", color=svg.GRID, linewidth=0.8)
-    axes.spines["bottom"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+def _percent(value: float, _: object) -> str:
+    return f"{100 * value:.4g} %"
 
 
 def shares(summary: Summary) -> Chart | None:
@@ -62,8 +52,8 @@ def shares(summary: Summary) -> Chart | None:
         for i, (_, key, color) in enumerate(bars):
             place = y + (i - (len(bars) - 1) / 2) * (height + 0.03)
             axes.barh(place, [getattr(s, key) or 0.0 for s in sources], height=height, color=color)
-        _percent_axis(axes)
-        _name_rows(axes, [s.name for s in sources])
+        svg.value_axis(axes, _percent, 5)
+        svg.name_rows(axes, [s.name for s in sources], _NAME_CELLS)
 
     bars = [("drawn", "drawn_share", svg.POOL), ("chosen", "chosen_share", svg.CHOSEN)]
     weighted = ""
@@ -174,8 +164,7 @@ def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
                         PathCollection([path], facecolor=color, alpha=opacity, linewidth=0), autolim=False
                     )
         axes.set_xlim(edges[0], edges[-1])
-        all_names = [*names, *([other.name] if other else [])]
-        _name_rows(axes, all_names)
+        svg.name_rows(axes, all_names, _NAME_CELLS)
         svg.step_axis(axes)
 
     all_names = [*names, *([other.name] if other else [])]
@@ -199,19 +188,9 @@ def shares_over_time(run: RunRecord, summary: Summary) -> Chart | None:
 
 def _ratios(run: RunRecord, names: list[str], parts: list[slice], with_other: bool) -> Floats:
     """Ratio of shares [sources, parts]; 1 where nothing was drawn."""
-    drawn, chosen = (
-        np.array([[sum(getattr(s, key).get(n, 0) for s in run.steps[p]) for p in parts] for n in names], float)
-        for key in ("drawn", "chosen")
-    )
-    totals = [
-        np.array([sum(sum(getattr(s, key).values()) for s in run.steps[p]) for p in parts], float)
-        for key in ("drawn", "chosen")
-    ]
-    if with_other:
-        drawn = np.vstack([drawn, totals[0] - drawn.sum(axis=0)])
-        chosen = np.vstack([chosen, totals[1] - chosen.sum(axis=0)])
-    share_drawn, share_chosen = drawn / np.maximum(totals[0], 1), chosen / np.maximum(totals[1], 1)
-    return np.divide(share_chosen, share_drawn, out=np.ones_like(drawn), where=share_drawn > 0)
+    rows = len(names) + with_other
+    drawn, chosen = (np.nan_to_num(_shares(run, key, names, parts))[:rows] for key in ("drawn", "chosen"))
+    return np.divide(chosen, drawn, out=np.ones_like(drawn), where=drawn > 0)
 
 
 def _level(ratios: Floats) -> series.Floats:
@@ -240,9 +219,9 @@ def answers(summary: Summary) -> Chart | None:
         for offset, color, which in ((-0.17, svg.POOL, 1), (0.17, svg.CHOSEN, 2)):
             for row, entry in enumerate(shown):
                 _interval(axes, row + offset, entry[which], color)  # type: ignore[arg-type]
-        _percent_axis(axes)
+        svg.value_axis(axes, _percent, 5)
         axes.set_xlim(-0.01, 1.01)
-        _name_rows(axes, [name for name, *_ in shown])
+        svg.name_rows(axes, [name for name, *_ in shown], _NAME_CELLS)
 
     names = [name for name, *_ in shown]
     left_out = len(found) - len(shown)

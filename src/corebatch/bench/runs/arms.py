@@ -17,7 +17,7 @@ REFERENCE = "coreset"
 """The method of the user's `coreset:` block. Its steps set the budget of all others."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ComparedMethod:
     """A way to choose what a step trains.
 
@@ -32,8 +32,8 @@ class ComparedMethod:
 
     name: str
     title: str
-    baseline: bool = False
     coreset: Mapping[str, Any] = field(default_factory=dict)
+    baseline: bool = False
     large: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -41,31 +41,24 @@ class ComparedMethod:
 METHODS: dict[str, ComparedMethod] = {
     method.name: method
     for method in (
-        ComparedMethod(name="plain_large", title="plain, large batch (accumulated)", baseline=True, large=True),
-        ComparedMethod(name="plain_small", title="plain, small batch", baseline=True),
+        ComparedMethod("plain_large", "plain, large batch (accumulated)", baseline=True, large=True),
+        ComparedMethod("plain_small", "plain, small batch", baseline=True),
+        ComparedMethod("random", "random out of the pool", {"scorer": "tokens", "selector": "random"}, baseline=True),
         ComparedMethod(
-            name="random",
-            title="random out of the pool",
+            "tokens_importance",
+            "importance by the square root of trained tokens, no scoring",
+            {"scorer": "tokens", "selector": "importance"},
             baseline=True,
-            coreset={"scorer": "tokens", "selector": "random"},
         ),
         ComparedMethod(
-            name="tokens_importance",
-            title="importance by the square root of trained tokens, no scoring",
-            baseline=True,
-            coreset={"scorer": "tokens", "selector": "importance"},
+            "random_small_kept",
+            "random, small sources kept",
+            {"scorer": "tokens", "selector": "random", "small_sources": "auto"},
         ),
-        ComparedMethod(
-            name="random_small_kept",
-            title="random, small sources kept",
-            coreset={"scorer": "tokens", "selector": "random", "small_sources": "auto"},
-        ),
-        ComparedMethod(
-            name="stratified", title="stratified by source", coreset={"scorer": "tokens", "selector": "stratified"}
-        ),
-        ComparedMethod(name="hard", title="largest loss", coreset={"scorer": "loss", "selector": "hard"}),
-        ComparedMethod(name="length", title="longest", coreset={"scorer": "length", "selector": "hard"}),
-        ComparedMethod(name="colm", title="CoLM as published", coreset={"recipe": "colm"}),
+        ComparedMethod("stratified", "stratified by source", {"scorer": "tokens", "selector": "stratified"}),
+        ComparedMethod("hard", "largest loss", {"scorer": "loss", "selector": "hard"}),
+        ComparedMethod("length", "longest", {"scorer": "length", "selector": "hard"}),
+        ComparedMethod("colm", "CoLM as published", {"recipe": "colm"}),
     )
 }
 """The built-in methods beside the user's own."""

@@ -7,12 +7,11 @@ so that a page can hide it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from rich.cells import cell_len
 
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs.comparison import Comparison
@@ -158,7 +157,7 @@ def _dots(name: str, label: str, dots: Sequence[_Dot], metric: Metric, zero: boo
     def paint(axes: Axes) -> None:
         for row, (_, value, look, filled) in enumerate(dots):
             _dot(axes, row, value, look, filled)
-        _rows(axes, [dot[0] for dot in dots])
+        svg.name_rows(axes, [dot[0] for dot in dots], _NAME_CELLS, least=2)
         _value_axis(axes, zero, (lambda x, _: f"{100 * x:.4g} %") if metric.task else (lambda x, _: svg.tick(x)))
 
     return svg.draw(name, label, _frame([dot[0] for dot in dots]), paint)
@@ -177,23 +176,13 @@ def _dot(
 
 
 def _frame(names: Sequence[str]) -> svg.Frame:
-    left = 14 + round(6.1 * max(cell_len(shorten(name, _NAME_CELLS)) for name in names))
-    return svg.Frame(height=46 + 24 * max(len(names), 2), left=left, right=16)
+    frame = svg.named_frame(names, _NAME_CELLS, 24, right=16, wide=6.1)
+    return replace(frame, height=46 + 24 * max(len(names), 2))
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [shorten(name, _NAME_CELLS) for name in names])
-    axes.tick_params(axis="y", labelcolor=svg.INK)
-    axes.set_ylim(max(len(names), 2) - 0.4, -0.6)
-
-
-def _value_axis(axes: Axes, zero: bool, text: Callable[[float, Any], str]) -> None:
-    axes.grid(False)
-    axes.grid(axis="x", color=svg.GRID, linewidth=0.8)
-    axes.spines["bottom"].set_visible(False)
+def _value_axis(axes: Axes, zero: bool, text: Callable[[float, object], str]) -> None:
+    svg.value_axis(axes, text, 4)
     axes.margins(x=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(text))
     if zero:
         axes.axvline(0, color=svg.MUTED, linewidth=1)
 
@@ -235,7 +224,7 @@ def source_differences(comparison: Comparison) -> Chart | None:
             main = reference is not None and arms[i] == reference.name
             shown = value if main else Estimate(n=value.n, mean=value.mean, low=None, high=None)
             _dot(axes, row, shown, styles[arms[i]], main, 8 if main else 5.5, arm=i)
-        _rows(axes, names[:MOST_SOURCES])
+        svg.name_rows(axes, names[:MOST_SOURCES], _NAME_CELLS, least=2)
         _value_axis(axes, True, lambda x, _: svg.tick(x))
         room = 0.12 * (max(*ends, 0.0) - min(*ends, 0.0)) or 0.1
         axes.set_xlim(min(*ends, 0.0) - room, max(*ends, 0.0) + room)
