@@ -40,6 +40,12 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def near(word: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' within a sentence, if something known is close, else nothing."""
+    close = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def check_count(what: str, value: object, *, least: int = 1, more: str = "") -> None:
     """Raise ConfigError unless `value` is an integer of at least `least`; `more` says what else would do."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -11,7 +11,7 @@ from rich.text import Text
 from corebatch.config.settings import Settings
 from corebatch.launch.telling import tell_mixture, tell_unused
 from corebatch.mixture import row_sources
-from corebatch.mixture.marked import parts, shortened
+from corebatch.mixture.notices import parts, shortened
 from corebatch.rendering.rows import table
 from corebatch.text import say, terminal
 

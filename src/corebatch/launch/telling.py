@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from corebatch.config.settings import Settings
-from corebatch.mixture.ends import endless_sources
-from corebatch.mixture.leaks import rows_in_both
+from corebatch.mixture.notices import endless_sources, rows_in_both
 from corebatch.rendering.rows import MOST_SOURCES, source_rows, table
 from corebatch.text import say
 

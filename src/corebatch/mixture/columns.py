@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,10 @@ from corebatch.mixture.cells import given, without_nulls
 from corebatch.mixture.formats import FORMS, Form, detect_form
 from corebatch.mixture.keys import KNOWN_OF_ROWS, KNOWN_OF_TURNS, TEMPLATE_OPTIONS, TOOLS, refusal
 from corebatch.mixture.names import SPLIT_WORDS
-from corebatch.mixture.rivals import refuse_rivals
 from corebatch.mixture.rows import RawRow
 from corebatch.mixture.spec import DatasetSpec
-from corebatch.mixture.spelling import otherwise_written
 from corebatch.mixture.turns import as_list
+from corebatch.options import near
 
 OF_FORMS = frozenset(name for form in FORMS for name in form.columns + form.optional)
 KNOWN = OF_FORMS | frozenset(KNOWN_OF_ROWS) | {"split"}
@@ -54,7 +53,7 @@ class Columns:
             if name not in known:
                 raise ConfigError(
                     f"datasets: `columns` of {spec.label} should map names known here, such as prompt: question. "
-                    f"Found {name!r}{_near(name, known)}. Known are {', '.join(sorted(known))}."
+                    f"Found {name!r}{near(name, known)}. Known are {', '.join(sorted(known))}."
                 )
         return cls(dict(spec.columns), frozenset(spec.ignore_columns), source_column)
 
@@ -68,7 +67,7 @@ class Columns:
         for ours, theirs in self.columns.items():
             if theirs not in found:
                 raise DataError(
-                    f"{where}: `columns` maps {ours} to {theirs!r}, which is not there{_near(theirs, found)}. "
+                    f"{where}: `columns` maps {ours} to {theirs!r}, which is not there{near(theirs, found)}. "
                     f"Found {', '.join(map(repr, found)) or 'none'}."
                 )
         self.split = None
@@ -149,7 +148,7 @@ class Columns:
         """Once all rows are read: raises DataError for a name of `ignore_columns` that none of them had."""
         for name in sorted(self.ignored - self.found):
             raise DataError(
-                f"{label}: `ignore_columns` names {name!r}, which no row and no turn has{_near(name, self.found)}. "
+                f"{label}: `ignore_columns` names {name!r}, which no row and no turn has{near(name, self.found)}. "
                 f"Found {', '.join(map(repr, sorted(self.found))) or 'none'}."
             )
 
@@ -177,6 +176,57 @@ class Columns:
         return {key: value for key, value in turn.items() if key not in self.ignored} if self.ignored else turn
 
 
-def _near(name: str, names: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, [str(known) for known in names], n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def otherwise_written(names: Iterable[str], known: Collection[str]) -> tuple[str, str] | None:
+    """The first of the names that is not known as it stands, and the known name that it otherwise is; or None."""
+    meant = {_letters(name): name for name in known}
+    for name in names:
+        twin = meant.get(_letters(name))
+        if twin is not None and name not in known:
+            return name, twin
+    return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+CONTENTS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "text")
+"""The columns by which forms say what is read and trained."""
+
+
+def refuse_rivals(values: Mapping[str, Any], used: Collection[str], form: str, where: str) -> None:
+    """Raises DataError where a column of another form says something that the row's own columns do not.
+
+    White space aside, each of its texts should stand in the row's, or hold all of them, as the `text` of Alpaca does,
+    which is the row with a template around it.
+
+    Args:
+        values: the row's cells.
+        used: the columns that the row's form uses.
+        form: its name.
+    """
+    for name in CONTENTS:
+        if name in used or name not in values:
+            continue
+        own = [text for column in CONTENTS if column in used for text in _texts(values.get(column))]
+        everything = "".join(own)
+        for text in _texts(values[name]):
+            if text not in everything and not (own and all(part in text for part in own)):
+                raise DataError(
+                    f"{where}: the column {name!r} says something that the columns of the form {form} do not, and "
+                    f"would be lost. If it belongs to the row, write it there; or leave it out on purpose: "
+                    f"`ignore_columns: [{name}]` of the data set."
+                )
+
+
+def _texts(cell: Any) -> Iterator[str]:
+    """The texts of a cell, without white space: a string, turns, or parts of turns."""
+    if isinstance(cell, str):
+        if text := "".join(cell.split()):
+            yield text
+    elif isinstance(cell, list):
+        for item in cell:
+            yield from _texts(item)
+    elif isinstance(cell, Mapping):
+        for key in ("content", "value", "text"):
+            yield from _texts(cell.get(key))

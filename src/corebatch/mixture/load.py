@@ -10,11 +10,9 @@ from typing import Any
 
 from corebatch.mixture.blocks import tokenise_block
 from corebatch.mixture.cache import RowCache, read_record, temporary_rows, write_record
-from corebatch.mixture.counts import SourceCounts, table_row
+from corebatch.mixture.counts import SourceCounts, check_sources, table_row, warn_of_many
 from corebatch.mixture.digests import Memo, rows_key
-from corebatch.mixture.examples import batches, one_answer_each, read_examples
-from corebatch.mixture.injected import Found, counted, special_texts
-from corebatch.mixture.many_sources import check_sources, warn_of_many
+from corebatch.mixture.examples import Found, batches, counted, one_answer_each, read_examples, special_texts
 from corebatch.mixture.parallel import check_processes, in_order
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import RowStore, mapped_rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from corebatch.errors import ConfigError
+from corebatch.options import near
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def parse_spec(entry: DatasetSpec | Mapping[str, Any] | str, where: str = "datas
     for key in entry:
         if key not in SPEC_KEYS:
             raise ConfigError(
-                f"{where}: unknown key {key!r}{_did_you_mean(str(key))}. Known keys: {', '.join(SPEC_KEYS)}."
+                f"{where}: unknown key {key!r}{near(str(key), SPEC_KEYS)}. Known keys: {', '.join(SPEC_KEYS)}."
             )
     if "path" not in entry:
         raise ConfigError(f"{where}: the key 'path' is missing. Found {', '.join(map(repr, entry)) or 'none'}.")
@@ -119,8 +119,3 @@ def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str], where:
     if not entries:
         raise ConfigError(f"`{where}` should have at least one entry. Found an empty list.")
     return [parse_spec(entry, f"{where}[{i}]") for i, entry in enumerate(entries)]
-
-
-def _did_you_mean(key: str) -> str:
-    close = difflib.get_close_matches(key, SPEC_KEYS, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

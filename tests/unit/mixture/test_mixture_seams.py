@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from corebatch.errors import DataError
 from corebatch.mixture import load_mixture, preview_mixture, tokenise_row
-from corebatch.mixture.leaks import rows_in_both
+from corebatch.mixture.notices import rows_in_both
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
 TEMPLATE = (

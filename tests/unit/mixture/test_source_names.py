@@ -9,7 +9,7 @@ from mixture_rows import WriteLines, qa
 
 from corebatch.errors import DataError
 from corebatch.mixture import DatasetSpec, load_mixture
-from corebatch.mixture.many_sources import warn_of_many
+from corebatch.mixture.counts import warn_of_many
 from corebatch.mixture.names import source_of, split_of
 from corebatch.mixture.reading import read_parts
 
