@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import OverflowMethod
 from rich.table import Table
 
 from corebatch.text import markdown, terminal
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,12 @@ def sheet_of(header: tuple[str, ...], found: Iterable[tuple[str, ...]], title: s
     """A sheet, or None without rows."""
     found = tuple(found)
     return Sheet(title=title, header=header, rows=found) if found else None
+
+
+def sheet_by(columns: Sequence[tuple[str, Callable[[T], str]]], items: Iterable[T], title: str = "") -> Sheet | None:
+    """A sheet with a row for each item, of columns that are a name and what makes the cell; None without items."""
+    header = tuple(name for name, _ in columns)
+    return sheet_of(header, (tuple(cell(item) for _, cell in columns) for item in items), title)
 
 
 def without_repeats(found: Iterable[Sheet]) -> list[Sheet]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from corebatch.rendering import formats
 from corebatch.rendering.chart import Chart
-from corebatch.rendering.sheet import Sheet, flat, sheet_of
+from corebatch.rendering.sheet import Sheet, flat, sheet_by, sheet_of
 from corebatch.report import charts_cost as cost
 from corebatch.report import charts_gradient as gradient
 from corebatch.report import charts_loss as loss
 from corebatch.report import charts_sources as sources
 from corebatch.report import rows, series, words
 from corebatch.report.record import Example, Examples, RunRecord
-from corebatch.report.summary import Summary
+from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
+from corebatch.step_line import StepLine
 
 _MOST_SOURCES = 300
 _MOST_STEPS = 40
@@ -87,32 +89,18 @@ def _answers(summary: Summary) -> Sheet | None:
 def _sources(summary: Summary) -> Sheet | None:
     shown, other = rows.largest(summary, _MOST_SOURCES)
     weighted = summary.weighted and any(s.weight_share is not None for s in shown)
-    found = [
-        (
-            formats.shorten(s.name, 60),
-            formats.count(s.examples),
-            formats.count(s.drawn),
-            formats.percent(s.drawn_share),
-            formats.count(s.chosen),
-            formats.percent(s.chosen_share),
-            formats.times(s.ratio),
-            *([formats.percent(s.weight_share)] if weighted else []),
-            formats.count(s.kept_steps) if s.small or s.kept_steps else "",
-        )
-        for s in (*shown, *([other] if other else []))
+    columns: list[tuple[str, Callable[[SourceSummary], str]]] = [
+        ("source", lambda s: formats.shorten(s.name, 60)),
+        ("in data set", lambda s: formats.count(s.examples)),
+        ("drawn", lambda s: formats.count(s.drawn)),
+        ("share", lambda s: formats.percent(s.drawn_share)),
+        ("chosen", lambda s: formats.count(s.chosen)),
+        ("share", lambda s: formats.percent(s.chosen_share)),
+        ("ratio of shares", lambda s: formats.times(s.ratio)),
+        *([("share by weight", lambda s: formats.percent(s.weight_share))] if weighted else []),
+        ("steps kept whole", lambda s: formats.count(s.kept_steps) if s.small or s.kept_steps else ""),
     ]
-    header = (
-        "source",
-        "in data set",
-        "drawn",
-        "share",
-        "chosen",
-        "share",
-        "ratio of shares",
-        *(["share by weight"] if weighted else []),
-        "steps kept whole",
-    )
-    return sheet_of(header, found)
+    return sheet_by(columns, (*shown, *([other] if other else [])))
 
 
 def _examples(found: Examples, steps: int) -> dict[str, Any]:
@@ -169,18 +157,14 @@ def _gradient(summary: Summary) -> Sheet | None:
 
 
 def _phases(summary: Summary) -> Sheet | None:
-    found = [
-        (
-            words.phase(phase.name),
-            formats.milliseconds(phase.mean_ms),
-            formats.milliseconds(phase.median_ms),
-            formats.percent(phase.share),
-            formats.compact(phase.peak_memory_mb),
-        )
-        for phase in summary.phases
+    columns: list[tuple[str, Callable[[PhaseSummary], str]]] = [
+        ("phase", lambda phase: words.phase(phase.name)),
+        ("mean, ms", lambda phase: formats.milliseconds(phase.mean_ms)),
+        ("median, ms", lambda phase: formats.milliseconds(phase.median_ms)),
+        ("share of time", lambda phase: formats.percent(phase.share)),
+        ("peak memory, MB", lambda phase: formats.compact(phase.peak_memory_mb)),
     ]
-    header = ("phase", "mean, ms", "median, ms", "share of time", "peak memory, MB")
-    return sheet_of(header, found)
+    return sheet_by(columns, summary.phases)
 
 
 def _pace(summary: Summary) -> Sheet | None:
@@ -192,25 +176,18 @@ def _pace(summary: Summary) -> Sheet | None:
 def _steps(run: RunRecord) -> Sheet | None:
     parts = series.bins(len(run.steps), _MOST_STEPS)
     last = [run.steps[part][-1] for part in parts]
-    found = [
-        (
-            formats.count(s.step),
-            formats.number(s.epoch, 2),
-            formats.number(s.pool_loss),
-            formats.number(s.chosen_loss),
-            formats.number(s.train_loss),
-            formats.count(s.tokens_scored),
-            formats.count(s.tokens_trained),
-            formats.number(s.weight_max, 2),
-            formats.number(s.effective_sample_size, 1),
-            formats.milliseconds(sum(s.ms.values()) if s.ms else None),
-            formats.share(s.mfu),
-        )
-        for s in last
+    columns: list[tuple[str, Callable[[StepLine], str]]] = [
+        ("step", lambda s: formats.count(s.step)),
+        ("epoch", lambda s: formats.number(s.epoch, 2)),
+        ("pool loss", lambda s: formats.number(s.pool_loss)),
+        ("chosen loss", lambda s: formats.number(s.chosen_loss)),
+        ("trained loss", lambda s: formats.number(s.train_loss)),
+        ("tokens scored", lambda s: formats.count(s.tokens_scored)),
+        ("tokens trained", lambda s: formats.count(s.tokens_trained)),
+        ("largest weight", lambda s: formats.number(s.weight_max, 2)),
+        ("effective sample", lambda s: formats.number(s.effective_sample_size, 1)),
+        ("ms", lambda s: formats.milliseconds(sum(s.ms.values()) if s.ms else None)),
+        ("MFU", lambda s: formats.share(s.mfu)),
     ]
-    header = (
-        *("step", "epoch", "pool loss", "chosen loss", "trained loss", "tokens scored", "tokens trained"),
-        *("largest weight", "effective sample", "ms", "MFU"),
-    )
     each = "Every step." if len(last) == len(run.steps) else f"{len(last)} of {len(run.steps)} steps."
-    return sheet_of(header, found, each)
+    return sheet_by(columns, last, each)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from corebatch.rendering import formats
-from corebatch.rendering.sheet import Sheet, rich_table, sheet_of
+from corebatch.rendering.sheet import Sheet, rich_table, sheet_by, sheet_of
 from corebatch.report import rows, words
-from corebatch.report.summary import Summary
+from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
 
 _MOST_SOURCES = 20
 _PHASES = "Phases of a step"
@@ -56,34 +58,28 @@ def _losses(summary: Summary) -> Sheet | None:
 
 def _sources(summary: Summary) -> Sheet | None:
     shown, other = rows.largest(summary, _MOST_SOURCES)
-    found = (
-        (
-            formats.shorten(source.name, 26),
-            formats.count(source.drawn),
-            formats.percent(source.drawn_share),
-            formats.count(source.chosen),
-            formats.percent(source.chosen_share),
-            formats.times(source.ratio),
-            formats.count(source.kept_steps) if source.kept_steps else "",
-        )
-        for source in (*shown, *([other] if other else []))
-    )
-    return sheet_of(("source", "drawn", "share", "chosen", "share", "ratio", "kept"), found, "Sources")
+    columns: list[tuple[str, Callable[[SourceSummary], str]]] = [
+        ("source", lambda s: formats.shorten(s.name, 26)),
+        ("drawn", lambda s: formats.count(s.drawn)),
+        ("share", lambda s: formats.percent(s.drawn_share)),
+        ("chosen", lambda s: formats.count(s.chosen)),
+        ("share", lambda s: formats.percent(s.chosen_share)),
+        ("ratio", lambda s: formats.times(s.ratio)),
+        ("kept", lambda s: formats.count(s.kept_steps) if s.kept_steps else ""),
+    ]
+    return sheet_by(columns, (*shown, *([other] if other else [])), "Sources")
 
 
 def _phases(summary: Summary) -> Sheet | None:
-    found = (
-        (
-            formats.shorten(words.phase(phase.name), 20),
-            formats.milliseconds(phase.mean_ms),
-            formats.milliseconds(phase.median_ms),
-            formats.percent(phase.share),
-            "█" * round(16 * (phase.share or 0)),
-            formats.compact(phase.peak_memory_mb),
-        )
-        for phase in summary.phases
-    )
-    return sheet_of(("phase", "mean ms", "median ms", "share", "", "peak MB"), found, _PHASES)
+    columns: list[tuple[str, Callable[[PhaseSummary], str]]] = [
+        ("phase", lambda phase: formats.shorten(words.phase(phase.name), 20)),
+        ("mean ms", lambda phase: formats.milliseconds(phase.mean_ms)),
+        ("median ms", lambda phase: formats.milliseconds(phase.median_ms)),
+        ("share", lambda phase: formats.percent(phase.share)),
+        ("", lambda phase: "█" * round(16 * (phase.share or 0))),
+        ("peak MB", lambda phase: formats.compact(phase.peak_memory_mb)),
+    ]
+    return sheet_by(columns, summary.phases, _PHASES)
 
 
 def _answers(summary: Summary) -> Sheet | None:
