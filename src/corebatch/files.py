@@ -32,6 +32,11 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; what JSON does not know is written as text."""
+    write_text(path, json.dumps(value, indent=1, default=str, **options) + "\n")
+
+
 def sync(path: Path) -> None:
     """Return once a file's content, or a folder's list of names, has reached the disk."""
     handle = os.open(path, os.O_RDONLY)

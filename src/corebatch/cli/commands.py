@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from corebatch import __version__
-from corebatch.cli.bench import app as bench
+from corebatch.cli.bench_gradients import gradients
+from corebatch.cli.bench_step import step
 from corebatch.cli.cache import app as cache
 from corebatch.cli.console import console
 from corebatch.cli.evaluate import evaluate
@@ -72,6 +73,9 @@ def demo(
 
 app.command(context_settings=_PASS)(compare)
 app.command()(evaluate)
+bench = typer.Typer(no_args_is_help=True, help="Measure selection on your own model and data.")
+bench.command(context_settings=_PASS)(gradients)
+bench.command()(step)
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
 

@@ -17,7 +17,7 @@ from corebatch.bench.gradients.run import bench_gradients
 from corebatch.cli.option_values import cost_ratios, whole_numbers
 from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import load_settings
-from corebatch.config.yaml_file import read_config
+from corebatch.config.yaml_file import read_lines
 from corebatch.errors import ConfigError
 from corebatch.rendering.rows import table
 from corebatch.text import say
@@ -78,7 +78,7 @@ def run_gradients(
 
 def read_methods(path: Path) -> list[Any]:
     """The list `methods` of a YAML file. Raises ConfigError: the file cannot be read, or has no such list."""
-    values = read_config(path)
+    values = read_lines(path)[0]
     found = values.get("methods")
     if set(values) != {"methods"} or not isinstance(found, list) or not found:
         raise ConfigError(f"{path} should hold one key, methods, with a list. Found {', '.join(values) or 'nothing'}.")

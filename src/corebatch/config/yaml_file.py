@@ -18,11 +18,6 @@ MOST_VALUES = 100_000
 DEEPEST = 50
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; see `read_lines`."""
-    return read_lines(path)[0]
-
-
 def read_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The keys and values of a YAML file, and the line of each key, from 1. Raises ConfigError: missing, not YAML, a
     key given twice, too large (each with the line), or no block of keys."""

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from corebatch.errors import InputError
@@ -80,10 +81,9 @@ def generate_answers(
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, [B, T] both, with the padding before the tokens."""
-    width = max(len(row) for row in rows)
-    ids = [[pad_id] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids = [torch.tensor(row, device=device) for row in rows]
+    mask = pad_sequence([torch.ones_like(each) for each in ids], True, padding_side="left")
+    return pad_sequence(ids, True, pad_id, padding_side="left"), mask
 
 
 class _Cutter:

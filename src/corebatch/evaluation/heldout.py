@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from corebatch.errors import DataError
 from corebatch.evaluation.generate import progress_bar
@@ -79,11 +80,10 @@ def _row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _padded(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
-    width = max(len(row["input_ids"]) for row in rows)
-    ids, labels = torch.full((len(rows), width), pad), torch.full((len(rows), width), IGNORED)
-    mask = torch.zeros_like(ids)
-    for n, row in enumerate(rows):
-        length = len(row["input_ids"])
-        ids[n, :length], labels[n, :length] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
-        mask[n, :length] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "source": [row["source"] for row in rows]}
+    ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, True, pad),
+        "attention_mask": pad_sequence([torch.ones_like(each) for each in ids], True),
+        "labels": pad_sequence([torch.tensor(row["labels"], dtype=torch.long) for row in rows], True, IGNORED),
+        "source": [row["source"] for row in rows],
+    }

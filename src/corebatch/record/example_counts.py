@@ -9,7 +9,6 @@ which the selector chose.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from corebatch.files import read_objects, write_text
+from corebatch.files import read_objects, write_json
 from corebatch.sampling.tags import is_stream
 from corebatch.types import SOURCE
 
@@ -49,7 +48,7 @@ def write_examples(folder: Path, trainer: Any) -> None:
             entry["source"] = sources.names[int(row[SOURCE] if plain else row.source)]
             entry["text"] = text_of(row, getattr(trainer, "processing_class", None)) if plain else None
         found["examples_in_data"] = len(tagged)
-        write_text(folder / EXAMPLES, json.dumps(found, indent=1) + "\n")
+        write_json(folder / EXAMPLES, found)
     except Exception as error:  # of the user's data set and tokenizer too
         logger.warning("%s was not written: %s: %s", folder / EXAMPLES, type(error).__name__, error)
 

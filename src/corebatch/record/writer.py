@@ -4,7 +4,6 @@ a step each; `examples.json` when training ends."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -18,7 +17,7 @@ from transformers import TrainerCallback
 
 from corebatch.batch.small_batch import SmallBatch
 from corebatch.errors import NonFiniteError
-from corebatch.files import write_text
+from corebatch.files import write_json
 from corebatch.model.flops import ModelFlops, Peak, peak_flops
 from corebatch.model.model_flops import flops_or_reason, model_flops
 from corebatch.record.example_counts import write_examples
@@ -77,7 +76,7 @@ class Recorder(TrainerCallback):
                 folder.mkdir(parents=True, exist_ok=True)
                 run = self._trainer._run.record() | {"peak_flops": dataclasses.asdict(self._peak)}
                 try:
-                    write_text(folder / RUN, json.dumps(run, indent=1, default=str) + "\n")
+                    write_json(folder / RUN, run)
                 except OSError as error:
                     raise log_failed(error, folder / RUN) from error
         self._began = time.perf_counter()

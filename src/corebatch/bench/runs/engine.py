@@ -4,7 +4,6 @@ at once, and what has its line is not done again."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.tuning import Tuned, tune
 from corebatch.errors import ConfigError
-from corebatch.files import write_text
+from corebatch.files import write_json
 from corebatch.record.provenance import provenance
 
 
@@ -177,7 +176,7 @@ def write_plan(
         "settings": dict(setup.values),
         **provenance(),
     }
-    write_text(folder / PLAN, json.dumps(plan, indent=1, default=str) + "\n")
+    write_json(folder / PLAN, plan)
 
 
 def _run(

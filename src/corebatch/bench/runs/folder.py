@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import ConfigError
-from corebatch.files import write_text
+from corebatch.files import write_json, write_text
 from corebatch.record.folder_lock import LOCK, OWNER, owned
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
@@ -28,7 +28,7 @@ def begin(values: Mapping[str, Any], folder: Path) -> None:
                 f"output_dir: {folder} holds something else than a comparison, and nothing is overwritten."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(record, json.dumps({"config": values}, indent=1, default=str) + "\n")
+        write_json(record, {"config": values})
         return
     before = json.loads(record.read_text(encoding="utf-8"))["config"]
     now = json.loads(json.dumps(values, default=str))
