@@ -14,7 +14,8 @@ from rich.console import Console
 from corebatch.bench.runs.arms import REFERENCE, Arm, by_method
 from corebatch.bench.runs.costs import MethodCost, StepCost, side_by_side
 from corebatch.bench.runs.folder import PLAN, RUNS, TIMING, alone, append, begin, read_lines
-from corebatch.bench.runs.jobs import FlopsJob, RunJob, TimeJob, Workers, outcome
+from corebatch.bench.runs.jobs import FlopsJob, RunJob, TimeJob, outcome
+from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.tuning import Tuned, tune
@@ -47,7 +48,7 @@ class Setup:
         return by_method(self.arms)
 
 
-def compare(setup: Setup, folder: Path, workers: Workers, console: Console) -> None:
+def compare(setup: Setup, folder: Path, workers: Processes, console: Console) -> None:
     """Runs what is missing in `folder`. Raises ConfigError: the folder holds another comparison, or another process is
     at work there, or a budget buys no step."""
     with alone(folder):
@@ -60,7 +61,7 @@ def compare(setup: Setup, folder: Path, workers: Workers, console: Console) -> N
         _run(setup, folder, workers, console, costs, steps, tuned)
 
 
-def _time(setup: Setup, folder: Path, workers: Workers, console: Console) -> list[dict[str, Any]]:
+def _time(setup: Setup, folder: Path, workers: Processes, console: Console) -> list[dict[str, Any]]:
     """The lines of timing.jsonl: seconds of a step for each method in each round, and FLOPs once."""
     lines = read_lines(folder / TIMING)
     done = {(line["kind"], line["method"], line.get("round")) for line in lines}
@@ -182,7 +183,7 @@ def write_plan(
 def _run(
     setup: Setup,
     folder: Path,
-    workers: Workers,
+    workers: Processes,
     console: Console,
     costs: Mapping[str, MethodCost],
     steps: Mapping[str, int],

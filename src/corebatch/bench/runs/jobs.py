@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -105,24 +104,8 @@ class RunJob(Schedule):
 
 
 Job = TimeJob | FlopsJob | TuneJob | RunJob
-SomeJob = TypeVar("SomeJob", TuneJob, RunJob)
-
-
-class Workers(Protocol):
-    """Processes that run jobs."""
-
-    def one(self) -> AbstractContextManager[Callable[[Job], dict[str, Any]]]:
-        """A single process alone, for timing: `run(job) -> result`."""
-
-    def all(self) -> AbstractContextManager[Each]:
-        """All processes."""
-
-
-class Each(Protocol):
-    """Runs jobs side by side."""
-
-    def __call__(self, jobs: Sequence[SomeJob]) -> Iterator[tuple[SomeJob, dict[str, Any] | Exception]]:
-        """(job, result) pairs as they end; a run that fails is a result, not the end."""
+Each = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
+"""Runs jobs side by side: (job, result) pairs as they end; a run that fails is a result, an Exception, not the end."""
 
 
 def failure(error: Exception) -> Exception:

@@ -18,7 +18,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from corebatch.bench.runs.from_config import Parts
-from corebatch.bench.runs.jobs import Each, Job, SomeJob, Workplace, failure
+from corebatch.bench.runs.jobs import Each, Job, Workplace, failure
 from corebatch.config.quiet import hush
 from corebatch.errors import ConfigError, CorebatchError
 
@@ -40,6 +40,7 @@ class Processes:
 
     @contextmanager
     def one(self) -> Iterator[Callable[[Job], dict[str, Any]]]:
+        """A single process alone, for timing: `run(job) -> result`."""
         with self._workers(1) as (worker,):
 
             def run(job: Job) -> dict[str, Any]:
@@ -53,11 +54,12 @@ class Processes:
 
     @contextmanager
     def all(self) -> Iterator[Each]:
+        """All processes."""
         with self._workers(len(self._gpus)) as workers:
 
-            def each(jobs: Sequence[SomeJob]) -> Iterator[tuple[SomeJob, dict[str, Any] | Exception]]:
+            def each(jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
                 waiting, idle = deque(jobs), list(workers)
-                busy: dict[Any, tuple[_Worker, SomeJob]] = {}
+                busy: dict[Any, tuple[_Worker, Job]] = {}
                 while waiting or busy:
                     while waiting and idle:
                         worker, job = idle.pop(), waiting.popleft()

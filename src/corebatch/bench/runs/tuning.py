@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from corebatch.bench.runs.folder import TUNING, append, read_lines
-from corebatch.bench.runs.jobs import TuneJob, Workers, outcome
+from corebatch.bench.runs.jobs import TuneJob, outcome
+from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import TuneSettings
 
@@ -98,7 +99,7 @@ def tune(
     learning_rate: float,
     lengths: Mapping[str, int],
     folder: Path,
-    workers: Workers,
+    workers: Processes,
     console: Console,
 ) -> tuple[dict[str, Tuned], int]:
     """By method, what won; and how many steps all of it took.
