@@ -34,8 +34,7 @@ def evaluate(
         bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="run code that comes with the model")
     ] = False,
     lm_eval: Annotated[
-        str | None,
-        typer.Option("--lm_eval", "--lm-eval", help="tasks of the lm-evaluation-harness, with commas"),
+        str | None, typer.Option("--lm_eval", "--lm-eval", help="tasks of the lm-evaluation-harness, with commas")
     ] = None,
     lm_eval_path: Annotated[
         Path | None, typer.Option("--lm_eval_path", "--lm-eval-path", help="a folder with task files (YAML) for it")

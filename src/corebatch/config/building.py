@@ -23,9 +23,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """Raises ConfigError that names the path if there is no tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            settings.model_name_or_path,
-            revision=settings.model_revision,
-            trust_remote_code=settings.trust_remote_code,
+            settings.model_name_or_path, revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
         )
     except Exception as error:  # whatever a damaged file makes other packages raise
         raise ConfigError(_missing("tokenizer", settings, error)) from error

@@ -45,8 +45,7 @@ def load_trained(
     own = folder.is_dir() and (folder / "tokenizer_config.json").is_file()
     where = model if own else base
     tokenizer = _loaded(
-        f"the tokenizer of {where}",
-        partial(AutoTokenizer.from_pretrained, where, trust_remote_code=trust_remote_code),
+        f"the tokenizer of {where}", partial(AutoTokenizer.from_pretrained, where, trust_remote_code=trust_remote_code)
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

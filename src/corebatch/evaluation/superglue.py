@@ -54,11 +54,7 @@ SUPERGLUE: dict[str, GlueSpec] = {
         labels=("entailment", "contradiction", "neutral"),
         words=(" yes", " no", " unclear"),
     ),
-    "copa": GlueSpec(
-        template="{premise} {link}",
-        fields={"premise": (), "link": ()},
-        labels=("choice1", "choice2"),
-    ),
+    "copa": GlueSpec(template="{premise} {link}", fields={"premise": (), "link": ()}, labels=("choice1", "choice2")),
     "multirc": GlueSpec(
         template="{paragraph}\nQuestion: {question}\nProposed answer: {answer}\nIs it right? Answer with yes or no:",
         fields={"paragraph": (), "question": (), "answer": ()},

@@ -52,12 +52,7 @@ def table_row(source: str, record: Any, **more: Any) -> dict[str, Any]:
     """A flat dictionary for one line of a table: the record's fields, `length_median` and so on."""
     fields = asdict(record)
     lengths = fields.pop("lengths")
-    return {
-        "source": source,
-        **fields,
-        **more,
-        **{f"length_{name}": value for name, value in lengths.items()},
-    }
+    return {"source": source, **fields, **more, **{f"length_{name}": value for name, value in lengths.items()}}
 
 
 logger = logging.getLogger(__name__)

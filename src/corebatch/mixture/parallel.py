@@ -74,10 +74,7 @@ def _pool(function: Callable[[Any], Any], processes: int) -> ProcessPoolExecutor
     """Forked where the system can, so that a script needs no guard and a tokenizer no pickling."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     pool = ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context(method),
-        initializer=_begin,
-        initargs=(function, os.getpid()),
+        processes, mp_context=multiprocessing.get_context(method), initializer=_begin, initargs=(function, os.getpid())
     )
     with warnings.catch_warnings():
         # Python 3.12 warns of forks beside threads; the workers use none of what the threads may hold

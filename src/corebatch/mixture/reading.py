@@ -20,14 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.folders import data_files, rows_among, stated_columns
 from corebatch.mixture.json_files import JsonDocumentReader, JsonLinesReader
-from corebatch.mixture.names import (
-    KINDS_IN_WORDS,
-    data_kind,
-    looks_local,
-    nearby,
-    source_of,
-    split_of,
-)
+from corebatch.mixture.names import KINDS_IN_WORDS, data_kind, looks_local, nearby, source_of, split_of
 from corebatch.mixture.rows import Part, RowReader
 from corebatch.mixture.spec import DatasetSpec
 from corebatch.mixture.table_files import (

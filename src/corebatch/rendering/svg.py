@@ -75,12 +75,7 @@ def draw(name: str, label: str, frame: Frame, paint: Callable[[Axes], None]) -> 
         canvas = FigureCanvasSVG(figure)
         inner = (frame.width - frame.left - frame.right, frame.height - frame.top - frame.bottom)
         axes = figure.add_axes(
-            (
-                frame.left / frame.width,
-                frame.bottom / frame.height,
-                inner[0] / frame.width,
-                inner[1] / frame.height,
-            )
+            (frame.left / frame.width, frame.bottom / frame.height, inner[0] / frame.width, inner[1] / frame.height)
         )
         _style(axes)
         paint(axes)

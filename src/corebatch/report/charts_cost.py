@@ -84,8 +84,7 @@ def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None
         return None
     parts = series.bins(len(steps), _MOST_BARS)
     stack = np.cumsum(
-        [series.thin(series.values([s.ms.get(name, 0.0) / 1000 for s in steps]), parts) for name in names],
-        axis=0,
+        [series.thin(series.values([s.ms.get(name, 0.0) / 1000 for s in steps]), parts) for name in names], axis=0
     )
     edges = np.linspace(steps[0].step - 0.5, steps[-1].step + 0.5, len(parts) + 1)
     tallest, usual = float(stack[-1].max()), float(np.quantile(stack[-1], 0.95))

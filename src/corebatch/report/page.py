@@ -73,11 +73,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     return [
         (formats.count(summary.steps), "optimizer steps", epochs),
         (formats.percent(share), "of the pool trained", rows.examples(summary)),
-        (
-            formats.compact(summary.tokens_trained),
-            "tokens trained",
-            f"{formats.compact(summary.tokens_scored)} scored",
-        ),
+        (formats.compact(summary.tokens_trained), "tokens trained", f"{formats.compact(summary.tokens_scored)} scored"),
         (formats.duration(mean), "per step", f"{speed} trained tokens/s"),
         (formats.percent(shares.get("score")), "of time for scoring", training),
         (f"{formats.compact(max(memory, default=None))} MB", "peak memory", "highest of all phases"),

@@ -200,10 +200,5 @@ def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, trainin
         except ConfigError as error:
             raise ConfigError(f"The arm {method.name}: {error}") from error
     return Arm(
-        method=method,
-        budget=budget,
-        coreset=chosen,
-        training=training,
-        micro_batch=micro,
-        accumulation=accumulation,
+        method=method, budget=budget, coreset=chosen, training=training, micro_batch=micro, accumulation=accumulation
     )

@@ -15,15 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs.comparison import Comparison
-from corebatch.bench.runs.statistics import (
-    Estimate,
-    MeanCurve,
-    Metric,
-    estimate,
-    mean_curve,
-    paired_tests,
-    values,
-)
+from corebatch.bench.runs.statistics import Estimate, MeanCurve, Metric, estimate, mean_curve, paired_tests, values
 from corebatch.bench.runs.styles import Look, looks, shown_first
 from corebatch.bench.runs.tables import source_values
 from corebatch.rendering import svg

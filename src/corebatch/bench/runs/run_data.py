@@ -41,12 +41,7 @@ class HeldOut:
 def loss_values(found: HeldoutLoss) -> dict[str, Any]:
     """As a line has it."""
     sources = {name: means.token_mean for name, means in sorted(found.sources.items())}
-    return {
-        "token": found.token_mean,
-        "example": found.example_mean,
-        "source": found.source_mean,
-        "sources": sources,
-    }
+    return {"token": found.token_mean, "example": found.example_mean, "source": found.source_mean, "sources": sources}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,9 +217,7 @@ def mean_curve(runs: Sequence[Run], axis: str, mean: str) -> MeanCurve | None:
     if not spent:
         return None
     return MeanCurve(
-        seeds=count,
-        spent=tuple(map(fmean, spent)),
-        losses=tuple(loss for loss in found if loss is not None),
+        seeds=count, spent=tuple(map(fmean, spent)), losses=tuple(loss for loss in found if loss is not None)
     )
 
 
@@ -256,10 +254,6 @@ class Reach:
         low, high: least and greatest share over the seeds that reach it.
     """
 
-    arm: str
-    baseline: str
-    mean: str
-    axis: str
     share: float | None
     n: int
     reached: int
@@ -285,17 +279,8 @@ def time_to_loss(comparison: Comparison, arm: str, baseline: str, mean: str, axi
         return None
     found = [share[0] for a, b in pairs if (share := _share([a], [b], axis, mean)) is not None]
     shares = [share for share in found if share is not None]
-    return Reach(
-        arm=arm,
-        baseline=baseline,
-        mean=mean,
-        axis=axis,
-        share=together[0],
-        n=len(pairs),
-        reached=len(shares),
-        low=min(shares, default=None),
-        high=max(shares, default=None),
-    )
+    ends = min(shares, default=None), max(shares, default=None)
+    return Reach(share=together[0], n=len(pairs), reached=len(shares), low=ends[0], high=ends[1])
 
 
 def _points(run: Run, axis: str, mean: str) -> list[Point]:
