@@ -11,7 +11,7 @@ Three parts, `--parts`, of which each adds its lines to --output when it is done
 - vocabulary: scoring and a training step of a tiny decoder with 131,072 words; seconds and live bytes.
 - memory: live bytes of a step against its batch, in one micro-batch and accumulated.
 
-One thread. About half an hour on a CPU core. --quick runs tiny sizes, to see that it runs.
+One thread. About an hour on a CPU core. --quick runs tiny sizes, to see that it runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 
 from corebatch.bench.gradients import parse_methods
-from corebatch.bench.gradients.lines import write_lines
+from corebatch.bench.gradients.lines import worth, write_lines
 from corebatch.bench.gradients.run import bench_gradients
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import build_model
@@ -224,7 +224,7 @@ def gradients(args: argparse.Namespace) -> list[dict[str, Any]]:
     moments = [int(moment) for moment in args.moments.split(",")]
     sizes: dict[str, Any] = {"moments": moments, "draws": args.draws, "cost_rows": 16, "cost_rounds": 3}
     if args.quick:
-        sizes = {"moments": (1,), "draws": 4, "population": 48, "large": 16, "budgets": (8, 4, 2), "warm_up": 1}
+        sizes = {"moments": (1,), "draws": 100, "population": 48, "large": 16, "budgets": (8, 4, 2), "warm_up": 1}
         sizes |= {"cost_rows": 4, "cost_rounds": 1}
     lines = bench_gradients(
         load_model(settings),
@@ -500,17 +500,27 @@ def _where(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _against(line: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Difference of two effective batches on the same draws, and its 95 % interval (bootstrap over draws)."""
-    n, p = line["large"], line["population"]
+    """Difference of two effective batches over the same windows of 50 steps, and its 95 % interval (bootstrap over
+    windows)."""
 
     def effective(errors: torch.Tensor) -> torch.Tensor:
-        return 1 / (errors * (1 / n - 1 / p) + 1 / p) / n
+        return 1 / (1 + errors)
 
     own, other = (torch.tensor(each["errors"], dtype=torch.float64) for each in (line, first))
     picks = torch.randint(len(own), (2000, len(own)), generator=torch.Generator().manual_seed(0))
     differences = effective(own[picks].mean(dim=1)) - effective(other[picks].mean(dim=1))
     low, high = torch.quantile(differences, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return float(effective(own.mean()) - effective(other.mean())), low, high
+
+
+def _effective(line: Mapping[str, Any]) -> str:
+    """Effective batch in one step, and over windows of 50."""
+    return " / ".join(f"{line['windows'][length]['effective']:.2f}" for length in ("1", "50"))
+
+
+def _worth(line: Mapping[str, Any]) -> str:
+    """Effective examples over the longest window by tokens."""
+    return f"{worth(line, line['cost_ratios'][f'{COST_RATIO:g}']['cost_tokens']):.2f}"
 
 
 def _mark(line: Mapping[str, Any], first: Mapping[str, Any]) -> str:
@@ -527,15 +537,17 @@ def print_gradients(lines: Sequence[Mapping[str, Any]]) -> None:
     moments = sorted({line["after_steps"] for line in lines})
     found = {(line["method"], line["after_steps"], line["budget"]): line for line in lines}
     any_line = lines[0]
+    if "windows" not in any_line:
+        sys.exit("These lines are of independent draws and know no windows of steps: measure again.")
     print(
-        f"N = {any_line['large']}, P = {any_line['population']}, {any_line['draws']} draws, seed {any_line['seed']}, "
+        f"N = {any_line['large']}, P = {any_line['population']}, {any_line['draws']} steps, seed {any_line['seed']}, "
         f"Adam's metric, {any_line['sources']} sources; c = {any_line['c']:.2f} ({any_line['c_low']:.2f} to "
         f"{any_line['c_high']:.2f}), with checkpointing {any_line['c_checkpointing']:.2f}. {_where(lines)}.\n"
     )
     last = moments[-1]
     for title, groups in ABLATIONS.items():
         print(f"### {title}\n")
-        titles = ["method", *(f"M = {b}: eff. | error | bias | length" for b in budgets)]
+        titles = ["method", *(f"M = {b}: eff. of 1 / 50 steps | error | bias | length" for b in budgets)]
         titles += [f"after {m} steps: {' / '.join(map(str, budgets))}" for m in moments[:-1]]
         small = "Small" in title
         titles += [f"kept of {budgets[0]} / {budgets[1]} / {budgets[2]}"] if small else []
@@ -547,15 +559,16 @@ def print_gradients(lines: Sequence[Mapping[str, Any]]) -> None:
                 for budget in budgets:
                     line = found[name, last, budget]
                     mark = _mark(line, found[first, last, budget])
-                    row += [f"{line['effective_batch']:.2f} ± {line['effective_batch_spread']:.2f}{mark}"]
-                    row += [f"{line['error_to_large']:.2f} ± {line['error_spread']:.2f}", _percent(line["bias_share"])]
-                    row += [f"{line['length']:.2f}"]
+                    window = line["windows"]["50"]
+                    row += [f"{_effective(line)} ± {window['effective_spread']:.2f}{mark}"]
+                    row += [f"{window['error']:.2f} ± {window['error_spread']:.2f}"]
+                    row += [_percent(line["bias_given_pool"]), f"{window['length']:.2f}"]
                 for moment in moments[:-1]:
                     cells = []
                     for budget in budgets:
                         line = found[name, moment, budget]
                         mark = _mark(line, found[first, moment, budget]).strip()
-                        cells.append(f"{line['effective_batch']:.2f}{mark}")
+                        cells.append(f"{line['windows']['50']['effective']:.2f}{mark}")
                     row.append(" / ".join(cells))
                 if small:
                     row.append(" / ".join(f"{found[name, last, budget]['kept']:.1f}" for budget in budgets))
@@ -563,18 +576,13 @@ def print_gradients(lines: Sequence[Mapping[str, Any]]) -> None:
         _table(" | ".join(titles).split(" | "), rows)
     print("### Ratios\n")
     titles = ["method"]
-    titles += [p for b in budgets for p in (f"1/{any_line['large'] // b}: eff. (95 %)", "bias", "worth")]
+    titles += [p for b in budgets for p in (f"1/{any_line['large'] // b}: eff. of 1 / 50 steps", "bias", "worth")]
     rows = []
     for name in RATIOS:
         row = [name]
         for budget in budgets:
             line = found[name, last, budget]
-            row += [
-                f"{line['effective_batch']:.2f} ({line['effective_batch_low']:.2f} to "
-                f"{line['effective_batch_high']:.2f})",
-                _percent(line["bias_share"]),
-                f"{line['per_cost_ratios'][f'{COST_RATIO:g}']['tokens']:.2f}",
-            ]
+            row += [_effective(line), _percent(line["bias_given_pool"]), _worth(line)]
         rows.append(row)
     _table(titles, rows)
     print("### First against zeroth order: cost\n")
@@ -585,10 +593,7 @@ def print_gradients(lines: Sequence[Mapping[str, Any]]) -> None:
             row = [name, f"{line['s']:.2f} ({line['s_low']:.2f} to {line['s_high']:.2f})", f"{line['select_ms']:.1f}"]
             for budget in budgets:
                 line = found[name, last, budget]
-                row += [
-                    f"{line['effective_batch']:.2f}",
-                    f"{line['per_cost_ratios'][f'{COST_RATIO:g}']['tokens']:.2f}",
-                ]
+                row += [_effective(line), _worth(line)]
             rows.append(row)
     titles = ["method", "s, forwards of scoring", "ms to choose"]
     _table([*titles, *(p for b in budgets for p in (f"M = {b}: eff.", "worth"))], rows)
@@ -675,7 +680,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--model", type=Path, default=ROOT / ".cache" / "small-llama")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mathmix")
-    parser.add_argument("--draws", type=int, default=40, help="of the part gradients")
+    parser.add_argument("--draws", type=int, default=400, help="steps of the part gradients")
     parser.add_argument("--moments", default="10,200", help="of the part gradients: after how many AdamW steps")
     parser.add_argument("--output", type=Path, default=None, help="JSON lines are added here")
     parser.add_argument("--print", type=Path, default=None, metavar="FILE", help="print the tables of a file, and end")

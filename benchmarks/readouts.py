@@ -3,8 +3,8 @@
     python benchmarks/readouts.py --output benchmarks/results/readouts.jsonl
 
 The model, data and population are those of `corebatch bench gradients examples/bench.yaml` after 200 steps. Each
-stand-in gives features for balanced sampling, with inclusion in proportion to a size; a line has the error of 64, 32
-and 16 of 128 to the large batch's gradient, the effective batch and the bias, in Adam's metric:
+stand-in gives features for balanced sampling, with inclusion in proportion to a size; a line has what 64, 32 and 16 of
+128 are worth in averages over 1 to 200 steps, in Adam's metric:
 
 - a bag of the trained tokens, or of pairs of tokens, sketched to 256 numbers;
 - an early exit after the first block, as it is, and through a ridge read-out fitted to the exact features of 1,536
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from corebatch.bench.gradients.errors import Errors, random_choices
+from corebatch.bench.gradients.errors import Gram
 from corebatch.bench.gradients.estimate import Snapshot, per_example_gradients
 from corebatch.bench.gradients.lines import write_lines
 from corebatch.bench.gradients.run import second_moments_of, train_step
+from corebatch.bench.gradients.series import Series
+from corebatch.bench.gradients.windows import windows
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.model.early_exit import EarlyExit
 from corebatch.record.provenance import provenance
@@ -38,7 +41,7 @@ from corebatch.selectors import SELECTORS
 from corebatch.selectors.balanced import balance
 from corebatch.selectors.kernels.inclusion import expansion_weights, inclusion_probabilities, systematic_sample
 
-POPULATION, LARGE, BUDGETS, DRAWS, STEPS, AGO, FITTED, WIDTH = 384, 128, (64, 32, 16), 60, 200, 32, 1536, 256
+POPULATION, LARGE, BUDGETS, DRAWS, STEPS, AGO, FITTED, WIDTH = 384, 128, (64, 32, 16), 400, 200, 32, 1536, 256
 Choose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 
 
@@ -146,10 +149,7 @@ def main() -> None:
     moments = second_moments_of(optimizer, trained)
     assert moments is not None
     gradients = per_example_gradients(Snapshot(model=model, batches=population)) / (moments.sqrt() + 1e-8)
-    pools = [
-        torch.randperm(POPULATION, generator=seeded(0, "pool", draw))[:LARGE].sort().values for draw in range(DRAWS)
-    ]
-    errors = Errors(gradients, pools)
+    series, gram = Series.of(POPULATION, LARGE, DRAWS, 0), Gram.of(gradients)
 
     root = tokens.double().sqrt()
     fitted = batches_of(others[:FITTED])
@@ -185,19 +185,16 @@ def main() -> None:
     lines = []
     for name, (choose, facts) in arms.items():
         for budget in BUDGETS:
-            plain = random_choices(pools, budget, POPULATION, 0)
             chosen = torch.zeros(DRAWS, POPULATION, dtype=torch.float64)
-            for draw, pool in enumerate(pools):
+            for draw, pool in enumerate(series.pools_TN):
                 rows, weights = choose(pool, budget, draw)
                 chosen[draw, pool[rows]] = weights.double() / budget
-            found = errors.of(chosen, plain, 0)
-            lines.append({"kind": "readouts", "arm": name, "seed": 0, "budget": budget, **facts, **found})
-            print(
-                f"{name:36s} {budget:3d}  error {found['error_to_large']:.2f}  effective "
-                f"{found['effective_batch']:.2f}  bias {100 * found['bias_share']:.0f} %  "
-                + "  ".join(f"{key} {value:.2f}" for key, value in facts.items()),
-                flush=True,
-            )
+            found = windows(gram, chosen, series.large_TP, budget, LARGE)
+            line = {"kind": "readouts", "arm": name, "seed": 0, "budget": budget, **facts}
+            lines.append({**line, "windows": {length: asdict(window) for length, window in found.items()}})
+            over = "  ".join(f"{length} {window.effective:.2f}" for length, window in found.items())
+            told = "  ".join(f"{key} {value:.2f}" for key, value in facts.items())
+            print(f"{name:36s} {budget:3d}  effective over {over}  {told}", flush=True)
     shared = provenance()
     write_lines(
         [{**line, "large": LARGE, "population": POPULATION, "draws": DRAWS, **shared} for line in lines], args.output

@@ -24,11 +24,12 @@ def gradients(
         Path | None,
         typer.Option(help="a YAML file with the list `methods`: texts as for --pair, or {name, coreset: {...}}"),
     ] = None,
-    moments: Annotated[str, typer.Option(help="after how many AdamW steps to measure")] = "10,200",
+    moments: Annotated[str, typer.Option(help="after how many AdamW steps to measure")] = "200",
     population: Annotated[int, typer.Option(help="examples with exact gradients")] = 384,
     large: Annotated[int, typer.Option(help="rows of the large batch")] = 128,
     budgets: Annotated[str, typer.Option(help="rows of the small batch")] = "64,32,16",
-    draws: Annotated[int, typer.Option(help="large batches drawn from the population")] = 60,
+    draws: Annotated[int, typer.Option(help="steps of the series, each with a large batch of its own")] = 1600,
+    objective: Annotated[str, typer.Option(help="what the large batch claims: tokens or sources")] = "tokens",
     cost_ratio: Annotated[
         str | None,
         typer.Option(help="values of (forward + backward) / forward, such as 2.85,3.6, in place of the measured ones"),
@@ -36,13 +37,16 @@ def gradients(
     cost_rows: Annotated[int, typer.Option(help="rows that forwards are timed on")] = 128,
     cost_rounds: Annotated[int, typer.Option(help="how often, all in turn")] = 5,
     warm_up: Annotated[
-        int | None, typer.Option(help="the most steps of a normaliser's own history (CoLM's Adam map); default: 100")
+        int | None,
+        typer.Option(help="the most steps before those that are measured; default: 100"),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines go here, and two plots beside them")] = None,
 ) -> None:
-    """Error, bias, length and cost of the small batch's gradient, for scorers, selectors and ways of scoring.
+    """Error, bias, weights and cost of the small batch's gradient over many steps: scorers, selectors, ways of scoring.
 
-    *per cost*: effective examples per unit of cost; accumulating random examples is 1.
+    *effective*: the share of the large batch that a random choice would need to be as near in averages over so many
+    steps: unbiased choices keep it, bias eats it up. *per cost*: effective examples by what a step costs; accumulating
+    random examples is 1. The longest window sorts.
 
     `--key value` pairs change the config's keys, as for `train`. Nothing of `output_dir` is written.
     """

@@ -35,9 +35,9 @@ def run_gradients(
     cost_ratio: str | None,
     warm_up: int | None,
     output: Path | None,
-    **sizes: int,
+    **others: Any,
 ) -> None:
-    """What `corebatch bench gradients` does; for the arguments see there. `sizes` are others of `bench_gradients`.
+    """What `corebatch bench gradients` does; for the arguments see there. `others` are settings of `bench_gradients`.
     Raises ConfigError: an argument that is out of range or cannot be read."""
     settings = load_settings(config, overrides)
     warm_up = WARM_UP if warm_up is None else warm_up
@@ -60,13 +60,15 @@ def run_gradients(
         skip_unfit=not asked,
         source_column=SOURCE_COLUMN,
         warm_up=warm_up,
+        micro_batch=int(settings.training.get("per_device_train_batch_size", 8)),
         seed=int(settings.training.get("seed", 0)),
         device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",
         console=console,
-        **sizes,
+        **others,
     )
-    for metric in dict.fromkeys(line["metric"] for line in lines):
-        console.print(table(f"Gradient of the small batch, {metric} metric", table_rows(lines, metric)))
+    for steps, metric in dict.fromkeys((line["after_steps"], line["metric"]) for line in lines):
+        here = [line for line in lines if (line["after_steps"], line["metric"]) == (steps, metric)]
+        console.print(table(f"Gradient of the small batch after {steps} steps, {metric} metric", table_rows(here)))
     if output is not None:
         write_lines(lines, output)
         picture = output.with_suffix(".png")

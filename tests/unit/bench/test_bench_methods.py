@@ -9,10 +9,9 @@ import torch
 
 from corebatch.bench.gradients import Snapshot, measure, parse_method, parse_methods
 from corebatch.bench.gradients.costs import Costs
-from corebatch.bench.gradients.draws import draw_all
-from corebatch.bench.gradients.errors import Errors
-from corebatch.bench.gradients.population import History, Population, PopulationScoring
+from corebatch.bench.gradients.population import Population, PopulationScoring
 from corebatch.bench.gradients.run import bench_gradients, second_moments_of
+from corebatch.bench.gradients.series import Chooses, Series
 from corebatch.bench.timing import Spread
 from corebatch.errors import ConfigError, InputError
 from corebatch.scoring import Scores
@@ -67,7 +66,7 @@ def prices(pairs):
 
 def measured(moment, *methods, **settings):
     pairs = parse_methods(methods)
-    settings = {"large": LARGE, "budgets": (BUDGET,), "draws": 40, "costs": prices(pairs), **settings}
+    settings = {"large": LARGE, "budgets": (BUDGET,), "draws": 40, "warm_up": 0, "costs": prices(pairs), **settings}
     return [line for line in measure(moment, pairs, **settings) if line.metric == "raw"]
 
 
@@ -182,8 +181,9 @@ def test_what_is_kept_on_purpose_counts_as_bias(moment):
         "tokens x random",
         draws=400,
     )
-    assert abs(free.bias_share) < 0.06
-    assert kept.bias_share > free.bias_share
+    assert abs(free.bias_given_pool) < 0.06
+    assert kept.bias_given_pool > 0.08 > abs(free.bias_given_pool)
+    assert kept.weights["sources"]["source 3"] > 1.5
 
 
 def test_a_source_for_each_row():
@@ -192,67 +192,37 @@ def test_a_source_for_each_row():
         Population.of([batch], torch.zeros(3, dtype=torch.long))
 
 
-# ---- normalisers and their history -----------------------------------------------------------------------------------
+# ---- what is carried from step to step -------------------------------------------------------------------------------
 
 
-def test_only_the_map_of_colm_has_a_history(population):
-    blocks = {None: {}, "adam": FL, "optimizer": {}, "sgd": {}, "muon": {}}
-    pairs = {name: parse_method({"name": "a", "coreset": {**b, "normalise": name}}) for name, b in blocks.items()}
-    found = {name: PopulationScoring(pair.coreset(), population).keeps_history for name, pair in pairs.items()}
-    assert found == {None: False, "adam": True, "optimizer": False, "sgd": False, "muon": False}
-
-
-def test_a_history_is_that_of_the_steps_made_before(moment, population, pools):
-    """Against the step itself, driven by hand as a trainer drives it."""
+def test_a_series_is_that_of_the_step_itself(moment, population):
+    """Driven by hand as a trainer drives it: the normaliser's history goes from one choice into the next."""
     pair = parse_method({"name": "a", "coreset": {"recipe": "colm", "loss": "token_mean"}})
     step = pair.coreset().build()
     step.small_sources = frozenset({RARE})
-    arm = PopulationScoring(pair.coreset(), population)
-    scores = arm.score(moment.model)
-
-    def by_hand(pool, number):
-        there = Scores(features=scores.features[pool], losses=scores.losses[pool], tokens=scores.tokens[pool])
-        choice = step.choose(there, moment.sources[pool], BUDGET, step=number, second_moments=None)
-        return pool[choice.selection.indices].tolist()
-
-    for number in range(4):
-        order = torch.randperm(POPULATION, generator=seeded(0, "warm-up", number))
-        by_hand(order[:LARGE].sort().values, number)
-    history = arm.history(scores, BUDGET, large=LARGE, steps=4)
-    assert history.steps == int(history.state["steps"]) == 4
-    for name, value in step.normalise.state_dict().items():
-        torch.testing.assert_close(history.state[name], value)
-    assert arm.choose(pools[4], scores, BUDGET, 4).rows.tolist() == by_hand(pools[4], 4)
+    scores = PopulationScoring(pair.coreset(), population).score(moment.model)
+    series = Series.of(POPULATION, LARGE, 4, 0, warm_up=2)
+    chosen = Chooses(make=lambda: PopulationScoring(pair.coreset(), population), scores=scores, loss="token_mean")
+    found = chosen.of(series, BUDGET).coefficients_TP > 0
+    for number, pool in enumerate(series.pools_TN):
+        choice = step.choose(
+            scores.take(pool), moment.sources[pool], BUDGET, step=number, second_moments=None
+        ).selection  # fmt: skip
+        if number >= 2:
+            assert pool[choice.indices].tolist() == found[number - 2].nonzero().flatten().tolist()
+    forgetful = chosen.again(series.pools_TN[5:], BUDGET, 2)
+    assert torch.equal(forgetful[0, 0], forgetful[0, 1])
 
 
-def test_draws_do_not_know_of_each_other(moment, population, pools):
-    pair = parse_method({"name": "a", "coreset": {**FL, "normalise": "adam", "leftovers": "smallest"}})
-    arm = PopulationScoring(pair.coreset(), population)
-    scores = arm.score(moment.model)
-    history = arm.history(scores, BUDGET, large=LARGE, steps=2)
-
-    def drawn(pools, history):
-        return draw_all(arm, scores, pools, BUDGET, "token_mean", history, None).coefficients_KP
-
-    with_history = drawn(pools, history)
-    assert torch.equal(with_history[4], drawn(pools[4:], history)[0])
-    assert not torch.equal(with_history, drawn(pools, History()))
-    assert arm.history(scores, BUDGET, large=LARGE, steps=2).state["m"].tolist() == history.state["m"].tolist()
-
-
-def test_the_length_of_a_history(moment):
+def test_warm_up_steps_come_before_those_that_are_measured(moment):
     method = {"name": "a", "coreset": {**FL, "normalise": "adam"}}
-    one, three = (measured(moment, method, draws=6, warm_up=steps)[0] for steps in (1, 3))
-    assert (one.history_steps, three.history_steps) == (1, 3)
-    assert one.errors != three.errors
-    several = measured(moment, method, draws=6, warm_up=3, budgets=(BUDGET, 4))
-    assert several[0].errors == three.errors  # each budget has a history of its own
-    assert [line.history_steps for line in several] == [3, 3]
-    (line,) = measured(moment, {"name": "a", "coreset": FL}, draws=4)
-    assert line.history_steps is None
+    none, some = (measured(moment, method, draws=6, warm_up=steps)[0] for steps in (0, 3))
+    assert (none.warm_up, some.warm_up) == (0, 3)
+    assert none.errors[3:] == some.errors[:3]  # the same series
+    assert len(some.errors) == 6
 
 
-def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population, pools):
+def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population):
     """The features are gradients by both blocks' lora_B, block after block."""
     block = {"selector": "importance", "scorer_options": {"num_blocks": 2}}
     pair = parse_method({"name": "a", "coreset": {**block, "normalise": "optimizer"}})
@@ -262,14 +232,15 @@ def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population
     scale = torch.cat([part for (name, _), part in zip(named, parts, strict=True) if "lora_B" in name]).sqrt() + 1e-8
     scaled = Scores(features=scores.features / scale, losses=scores.losses, tokens=scores.tokens)
     plain = PopulationScoring(parse_method({"name": "a", "coreset": block}).coreset(), population)
-    expected = draw_all(plain, scaled, pools, BUDGET, "token_mean", History(), None).coefficients_KP
-    (line,) = measured(moment, {"name": "a", "coreset": pair.block}, draws=6)
-    assert line.history_steps is None
+    series = Series.of(POPULATION, LARGE, 6, 5)
+
+    def drawn(arm, scores, moments=None):
+        return Chooses(make=lambda: arm, scores=scores, loss="token_mean", moments=moments).of(series, BUDGET)
+
     arm = PopulationScoring(pair.coreset(), population)
     arm.look(moment.model)
     torch.testing.assert_close(
-        draw_all(arm, scores, pools, BUDGET, "token_mean", History(), scale.sub(1e-8).square()).coefficients_KP,
-        expected,
+        drawn(arm, scores, scale.sub(1e-8).square()).coefficients_TP, drawn(plain, scaled).coefficients_TP
     )
     with pytest.raises(InputError, match=r"Snapshot\.optimizer"):
         measured(dataclasses.replace(moment, optimizer=None), {"name": "a", "coreset": pair.block})
@@ -284,7 +255,7 @@ def test_the_optimizers_scale_is_that_of_the_features_weights(moment, population
 )
 def test_every_transform_is_measured(moment, block):
     (line,) = measured(moment, {"name": "a", "coreset": block}, draws=6)
-    assert line.error_to_large > 0
+    assert line.windows["1"]["error"] > 0
     assert line.coreset == parse_method({"name": "a", "coreset": block}).block
 
 
@@ -296,39 +267,13 @@ def test_a_mean_over_examples_is_measured_by_its_own_gradient(moment, population
         {"name": loss, "coreset": {"selector": "random", "loss": loss}} for loss in ("token_mean", "example_mean")
     ]
     for line in measured(moment, *methods, budgets=(LARGE,)):
-        assert line.effective_batch == pytest.approx(1, abs=1e-6)
+        assert line.windows["1"]["effective"] == pytest.approx(1, abs=1e-6)
     tokens, examples = measured(moment, *methods, draws=300)
     assert (tokens.loss, examples.loss) == ("token_mean", "example_mean")
     # The plain mean of a random M is the yardstick itself: unbiased, error 1, M / N as good (finite population apart).
-    assert examples.error_to_large == pytest.approx(1, rel=0.15)
-    assert examples.effective_batch == pytest.approx(BUDGET / LARGE, rel=0.15)
-
-
-def test_scaled_errors_are_those_of_scaled_gradients():
-    generator = torch.Generator().manual_seed(1)
-    gradients = torch.randn(12, 30, generator=generator, dtype=torch.float64)
-    factors = torch.rand(12, generator=generator, dtype=torch.float64)
-    pools = [torch.randperm(12, generator=generator)[:6].sort().values for _ in range(5)]
-    choices = torch.zeros(5, 12, dtype=torch.float64)
-    for draw, pool in enumerate(pools):
-        choices[draw, pool[:3]] = 1 / 3
-    errors = Errors(gradients, pools)
-    before = errors.of(choices, choices, 0)
-    scaled = errors.scaled(factors).of(choices, choices, 0)
-    expected = Errors(gradients * factors[:, None], pools).of(choices, choices, 0)
-    assert scaled.pop("errors") == pytest.approx(expected.pop("errors"), rel=1e-3)  # four digits
-    assert scaled == pytest.approx(expected)
-    assert errors.of(choices, choices, 0) == before
-
-
-def test_the_interval_of_the_effective_batch(moment):
-    few, many = (measured(moment, "last_layer x importance", draws=draws)[0] for draws in (20, 320))
-    for line in (few, many):
-        assert line.effective_batch_low <= line.effective_batch <= line.effective_batch_high
-        assert len(line.errors) == line.draws
-        mean = sum(line.errors) / line.draws
-        assert mean == pytest.approx(1 / line.effective_batch_uncorrected, rel=1e-3)
-    assert 0 < many.effective_batch_spread < few.effective_batch_spread
+    for length in ("1", "10", "adam"):
+        assert examples.windows[length]["error"] == pytest.approx(1, rel=0.15)
+        assert examples.windows[length]["effective"] == pytest.approx(BUDGET / LARGE, rel=0.15)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -339,7 +284,7 @@ class Tokenizer:
 
 
 @pytest.mark.parametrize("warm_up, steps", [(2, {0: 0, 1: 1, 3: 2}), (0, {0: 0, 1: 0, 3: 0})])
-def test_a_run_has_histories_of_its_steps(warm_up, steps):
+def test_no_more_steps_come_before_than_were_trained(warm_up, steps):
     methods = ["colm={recipe: colm}", {"name": "raw", "coreset": {"recipe": "colm", "normalise": None}}]
     lines = bench_gradients(
         tiny_model(), Tokenizer(), mixture(80), parse_methods(methods), moments=(0, 1, 3), population=40, large=16,
@@ -349,9 +294,10 @@ def test_a_run_has_histories_of_its_steps(warm_up, steps):
     assert {line["sources"] for line in lines} == {4}
     assert all(line["loss"] == "example_mean" and line["kept"] > 0 for line in lines if line["budget"] == 8)
     for line in lines:
-        assert line["history_steps"] == (steps[line["after_steps"]] if line["method"] == "colm" else None)
+        assert line["warm_up"] == steps[line["after_steps"]]
     first = {line["method"]: line["errors"] for line in lines if line["after_steps"] == 0 and line["budget"] == 8}
-    assert first["colm"] == first["raw"]  # with an empty history the features are raw
+    assert first["colm"][0] == first["raw"][0]  # with an empty history the features are raw
+    assert first["colm"] != first["raw"]
 
 
 def test_a_source_column_that_is_not_there():

@@ -48,7 +48,7 @@ def test_bench_gradients_measures_ways_at_given_cost_ratios(monkeypatch, config,
         main()
     assert not stop.value.code
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [list(line["per_cost_ratios"]) for line in lines] == [["2.85", "3.6"]] * 4
+    assert [list(line["cost_ratios"]) for line in lines] == [["2.85", "3.6"]] * 4
     assert {(line["cost_rows"], line["cost_rounds"]) for line in lines} == {(6, 2)}
     assert {line["scoring"] for line in lines} == {"window(tokens=4)", "remembered(age=1, known=0.5)"}
     assert "c = 3.6" in " ".join(capsys.readouterr().out.split())
@@ -74,7 +74,7 @@ def test_bench_gradients_reads_methods_from_a_file(monkeypatch, config, tmp_path
     assert list(lines) == ["all", "tokens x importance", "published", "small kept"]
     assert lines["published"]["kept"] > lines["all"]["kept"] == 0
     assert lines["small kept"]["kept"] > 0
-    assert lines["published"]["history_steps"] == 1
+    assert lines["published"]["warm_up"] == 1
     assert lines["small kept"]["coreset"]["small_sources"] == ["rare"]
     assert {line["sources"] for line in lines.values()} == {4}
 

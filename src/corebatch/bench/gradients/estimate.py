@@ -1,55 +1,58 @@
-"""How near is the small batch's gradient to the large batch's, and is it biased?
+"""How near is the small batch's gradient to the large batch's over many steps, and is it biased?
 
-A fixed population of P examples has exact per-example gradients g_i of everything that is trained. In each of many
-draws a large batch of N is taken out of it at random, and each method chooses M of the N, through the trainer's own
-scoring and choosing. The method's estimate of the mean gradient is what a step would use: (1/M) sum_i w_i g_i, or for
-uniform selectors the mean over the chosen tokens.
+A fixed population of P examples has exact per-example gradients g_i of everything that is trained. In a series of steps
+large batches of N are taken out of it in epochs, as training takes them, and each method chooses M of the N, through
+the trainer's own scoring and choosing. The method's estimate of the mean gradient is what a step would use:
+(1/M) sum_i w_i g_i, or for uniform selectors the mean over the chosen tokens. It is judged by its averages over windows
+of steps (`windows.py`).
 
 What a method estimates is always the large batch's own mean gradient, in the unit of its loss: for a mean over examples
-the g_i are divided by the example's trained tokens, in the estimate, the large batch, the population and the yardstick
-alike. A method that keeps small sources whole changes the mixture that it trains on; its error to the mixture that was
-drawn is told all the same, and what it changed on purpose counts as bias.
+the g_i are divided by the example's trained tokens, in the estimate, the large batch and the population alike; under
+the objective "sources" they are multiplied by u_i. A method that keeps small sources whole changes the mixture that it
+trains on; its error to the mixture that was drawn is told all the same, and what it changed on purpose counts as bias.
 
-A normaliser with a history (CoLM's Adam map) has at every draw the same one. It is made by the method's own choices on
-other large batches out of the population, with the weights of the moment: in a run the weights, and so the gradients,
-would have moved between its steps.
+The weights of the model stand still, so what a normaliser (CoLM's Adam map) or a sum of past errors carries on is that
+of a run whose gradients do not move between its steps; features that are remembered have the age that is asked for.
 
 What that is worth: effective examples per unit of cost. The unit is the training of one random example, c forwards, so
-that accumulating gradients over a random batch gives 1 whatever its size (the finite population apart). A step costs
-M + N s / c, if scoring an example costs s forwards and chosen examples are no longer than others; counted by tokens it
-costs (tokens chosen) / (tokens of a mean example) + N s / c. Importance sampling prefers long examples, so the second
-is the honest one; optimizer, padding and choosing are in neither.
+that accumulating gradients over a random batch gives 1 whatever its size. A step costs M + N s / c, if scoring an
+example costs s forwards and chosen examples are no longer than others; counted by tokens it costs (tokens chosen) /
+(tokens of a mean example) + N s / c, and by positions the same of padded positions. Importance sampling prefers long
+examples, so these are the honest ones; optimizer and choosing are in none.
 
-Shape suffixes: P population, N large batch, M small batch, D trained numbers, K draws.
+Shape suffixes: P population, N large batch, M small batch, D trained parameters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from corebatch.bench.gradients.costs import Costs, measure_costs
-from corebatch.bench.gradients.draws import draw_all
-from corebatch.bench.gradients.errors import Errors, random_choices
+from corebatch.bench.gradients.errors import Gram
+from corebatch.bench.gradients.judge import Judge
 from corebatch.bench.gradients.measurement import Measurement
 from corebatch.bench.gradients.methods import Method
-from corebatch.bench.gradients.population import History, Population, PopulationScoring, remembered
-from corebatch.bench.gradients.prices import prices
+from corebatch.bench.gradients.population import Objective, Population, PopulationScoring, in_few_columns, remembered
+from corebatch.bench.gradients.series import Chooses, Series
 from corebatch.errors import InputError
 from corebatch.memory import FeatureMemory
 from corebatch.model.moments import second_moments
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.sampling.tags import Sources
 from corebatch.scoring import LossUnit, Scores
-from corebatch.seeds import seeded
+
+DRAWS = 1600
+"""Steps of a series: eight of the longest windows."""
 
 WARM_UP = 100
-"""Steps that a normaliser's history is made of, at most."""
+"""Steps before the first that is measured, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,41 +109,78 @@ def measure(
     *,
     large: int = 128,
     budgets: Sequence[int] = (64, 32, 16),
-    draws: int = 60,
+    draws: int = DRAWS,
     seed: int = 0,
+    objective: Objective = "tokens",
     costs: Costs | None = None,
     cost_ratios: Sequence[float] = (),
     past: Mapping[str, Past] | None = None,
     warm_up: int = WARM_UP,
+    micro_batch: int = 8,
 ) -> list[Measurement]:
     """Measures each method at each budget, in the raw and (after an optimizer step) in Adam's metric.
 
     Args:
+        draws: how many steps are measured.
+        objective: what the large batch claims.
         costs: of scoring and training; None: measured here.
-        cost_ratios: values of c, beside the measured ones, for which to tell what a step is worth.
+        cost_ratios: values of c, beside the measured ones, for which to tell what a step costs.
         past: for methods that remember features of an earlier moment, their memories by `Method.remembered`. Without an
             entry an age of 0 is filled here.
-        warm_up: how many steps a normaliser's history is of (CoLM's Adam map): the method itself, on so many large
-            batches out of the population, with the weights as they are.
+        warm_up: how many steps come before those that are measured.
+        micro_batch: rows of a training micro-batch, by which positions are counted.
 
     Raises:
-        InputError: the population is not larger than the large batch, or a budget than that; a c that is not above 1;
-            features of an earlier moment that are not in `past`; no optimizer for a method that scales by its moments.
+        InputError: the population is not larger than the large batch, or a budget than that; fewer than two steps; a c
+            that is not above 1; another objective than "tokens" with a loss that is a mean over examples; features of
+            an earlier moment that are not in `past`; no optimizer for a method that scales by its moments.
     """
     methods = list(methods)
-    population = Population.of(snapshot.batches, snapshot.sources, snapshot.table)
+    check_objective(objective, methods)
+    population = Population.of(snapshot.batches, snapshot.sources, snapshot.table, objective)
     _check_sizes(population, large, budgets, draws)
     check_cost_ratios(cost_ratios)
     memories = _memories(methods, snapshot, population, past or {}, seed)
     if costs is None:
         costs = measure_costs(snapshot.model, population, methods, seed=seed)
-    exact = _Exact.of(snapshot, population, large, budgets, draws, seed)
+    judge = Judge(
+        population=population,
+        series=Series.of(len(population), large, draws, seed, warm_up=warm_up, micro_batch=micro_batch),
+        metrics=_metrics(snapshot, population),
+        objective=objective,
+        costs=costs,
+        cost_ratios=cost_ratios,
+        seed=seed,
+    )
     scores: dict[str, Scores] = {}
-    found = [
-        _of_method(method, snapshot, exact, costs, scores, memories, budgets, cost_ratios, warm_up)
-        for method in methods
-    ]
+    found = [_of_method(method, snapshot, judge, memories, scores, budgets) for method in methods]
     return [line for place in range(len(budgets)) for lines in found for line in lines[place]]
+
+
+def _of_method(
+    method: Method,
+    snapshot: Snapshot,
+    judge: Judge,
+    memories: Mapping[str, Past],
+    scores: dict[str, Scores],
+    budgets: Sequence[int],
+) -> list[list[Measurement]]:
+    """For each budget, a measurement in each metric.
+
+    Args:
+        scores: by `Method.forward`; what is missing is added.
+    """
+    past = None if method.remembered is None else memories[method.remembered]
+    scorer, _ = method.build()  # one, which will have seen the model; all else is made anew for every series
+    settings = replace(method.coreset(judge.seed), scorer=scorer, scorer_options={})
+    make = partial(PopulationScoring, settings, judge.population, None if past is None else past.memory)
+    arm, given = make(), None
+    if arm.looks_at_scores(judge.series.pools_TN[0], budgets[0]):
+        if method.forward not in scores:
+            scores[method.forward] = arm.score(snapshot.model)
+        given = in_few_columns(scores[method.forward]) if arm.by_inner_products else scores[method.forward]
+    chooses = Chooses(make=make, scores=given, loss=method.loss, moments=_feature_moments(method, arm, snapshot))
+    return [judge.measure(method, chooses, budget, None if past is None else past.age) for budget in budgets]
 
 
 def _check_sizes(population: Population, large: int, budgets: Sequence[int], draws: int) -> None:
@@ -148,111 +188,21 @@ def _check_sizes(population: Population, large: int, budgets: Sequence[int], dra
         raise InputError(f"The population should be larger than the large batch of {large}. Found {len(population)}.")
     if not budgets or not all(0 < budget <= large for budget in budgets):
         raise InputError(f"Budgets should be between 1 and {large}. Found {list(budgets) or 'none'}.")
-    if draws < 1:
-        raise InputError(f"draws should be at least 1. Found {draws}.")
+    if draws < 2:
+        raise InputError(f"draws should be at least 2. Found {draws}.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Exact:
-    """The large batches that are drawn, and what every method is measured by on them.
-
-    Attributes:
-        pools: of each draw, LongTensor [N] of numbers in the population, ascending.
-        errors: by the unit of the loss and by metric.
-        plain: by budget, what random choices of as many rows give.
-    """
-
-    population: Population
-    pools: Sequence[Tensor]
-    errors: Mapping[LossUnit, Mapping[str, Errors]]
-    plain: Mapping[int, Tensor]
-    seed: int
-
-    @classmethod
-    def of(
-        cls, snapshot: Snapshot, population: Population, large: int, budgets: Sequence[int], draws: int, seed: int
-    ) -> _Exact:
-        gradients_PD = per_example_gradients(snapshot)
-        pools = [
-            torch.randperm(len(population), generator=seeded(seed, "pool", number))[:large].sort().values
-            for number in range(draws)
-        ]
-        token_mean = {"raw": Errors(gradients_PD, pools)}
-        if snapshot.second_moments is not None:
-            scale = 1 / (snapshot.second_moments.sqrt() + snapshot.eps)
-            token_mean["adam"] = Errors(gradients_PD * scale, pools)
-        by_tokens = 1 / population.tokens.clamp(min=1)
-        example_mean = {name: errors.scaled(by_tokens) for name, errors in token_mean.items()}
-        return cls(
-            population=population,
-            pools=pools,
-            errors={"token_mean": token_mean, "example_mean": example_mean},
-            plain={budget: random_choices(pools, budget, len(population), seed) for budget in budgets},
-            seed=seed,
+def check_objective(objective: str, methods: Iterable[Method]) -> None:
+    """Raises InputError for an unknown objective, or one that a mean over examples does not have."""
+    known = get_args(Objective)
+    if objective not in known:
+        raise InputError(f"The objective should be one of {', '.join(known)}. Found {objective!r}.")
+    others = [method.name for method in methods if method.loss != "token_mean"]
+    if objective != "tokens" and others:
+        raise InputError(
+            f"The objective {objective!r} weighs the losses of tokens, so it goes with loss token_mean. Found "
+            f"example_mean in {', '.join(others)}."
         )
-
-
-def _of_method(
-    method: Method,
-    snapshot: Snapshot,
-    exact: _Exact,
-    costs: Costs,
-    scores: dict[str, Scores],
-    memories: Mapping[str, Past],
-    budgets: Sequence[int],
-    cost_ratios: Sequence[float],
-    warm_up: int,
-) -> list[list[Measurement]]:
-    """For each budget, a measurement in each metric.
-
-    Args:
-        scores: by `Method.forward`; what is missing is added.
-    """
-    arm = PopulationScoring(method.coreset(exact.seed), exact.population)
-    memory = None if method.remembered is None else memories[method.remembered]
-    if memory is not None:
-        arm.scoring.memory = memory.memory
-    large = len(exact.pools[0])
-    if arm.looks_at_scores(exact.pools[0], budgets[0]) and method.forward not in scores:
-        scores[method.forward] = arm.score(snapshot.model)
-    moments = _feature_moments(method, arm, snapshot)
-    found = []
-    for budget in budgets:
-        history = None
-        if arm.keeps_history:
-            history = arm.history(scores[method.forward], budget, large=large, steps=warm_up)
-        drawn = draw_all(
-            arm, scores.get(method.forward), exact.pools, budget, method.loss, history or History(), moments
-        )
-        paid = prices(method, arm, drawn, costs, large=large, budget=budget)
-        common = {
-            **_settings(method, exact, budget),
-            "score_ms": paid.s.value * costs.forward_ms * large,
-            **drawn.fields(budget),
-            "history_steps": None if history is None else history.steps,
-            "scoring": method.scoring_text,
-            "feature_age": None if memory is None else memory.age,
-        }
-        lines = []
-        for metric, errors in exact.errors[method.loss].items():
-            numbers = errors.of(drawn.coefficients_KP, exact.plain[budget], exact.seed)
-            worth = paid.worth(numbers["effective_batch"] * large, costs, cost_ratios)
-            lines.append(Measurement(metric=metric, **common, **numbers, **worth))
-        found.append(lines)
-    return found
-
-
-def _settings(method: Method, exact: _Exact, budget: int) -> dict[str, Any]:
-    """The fields of a measurement that say what was measured."""
-    return {
-        "method": method.name,
-        "coreset": method.block,
-        "loss": method.loss,
-        "budget": budget,
-        "large": len(exact.pools[0]),
-        "population": len(exact.population),
-        "draws": len(exact.pools),
-    }
 
 
 def check_cost_ratios(ratios: Sequence[float]) -> None:
@@ -275,6 +225,19 @@ def _memories(
             )
     now = remembered(missing, snapshot.model, population, seed)
     return {**past, **{key: Past(memory, 0) for key, memory in now.items()}}
+
+
+def _metrics(snapshot: Snapshot, population: Population) -> dict[LossUnit, dict[str, Gram]]:
+    """By the unit of the loss, and by name."""
+    gradients_PD = per_example_gradients(snapshot)
+    plain = {"raw": Gram.of(gradients_PD)}
+    if snapshot.second_moments is not None:
+        plain["adam"] = Gram.of(gradients_PD / (snapshot.second_moments.sqrt() + snapshot.eps))
+    factors: dict[LossUnit, Tensor] = {
+        "token_mean": population.weights,
+        "example_mean": 1 / population.tokens.clamp(min=1),
+    }
+    return {unit: {name: metric.scaled(each) for name, metric in plain.items()} for unit, each in factors.items()}
 
 
 def _feature_moments(method: Method, arm: PopulationScoring, snapshot: Snapshot) -> Tensor | None:

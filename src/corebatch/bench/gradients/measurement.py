@@ -8,33 +8,26 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One method at one budget in one metric; errors are squared distances, in units of random's error.
+    """One method at one budget in one metric, over a series of steps (`Series`).
 
     Attributes:
         method, metric: names; metric is "raw" or "adam".
         coreset: the method's settings, a `coreset:` block.
         loss: the unit of the loss, and so of all gradients: "token_mean" or "example_mean".
-        budget, large, population, draws: M, N, P, K.
-        error_to_large: mean of |estimate - large batch's mean|^2 by that of a random M (its mean of gradients).
-        error_spread: standard error of it over the draws (bootstrap).
-        effective_batch: n_eff / N, with 1/n_eff - 1/P = (error / error of N)(1/N - 1/P): the finite population is
-            corrected for.
-        effective_batch_spread, effective_batch_low, effective_batch_high: its standard error and 95 % interval over
-            the draws (bootstrap; the population is given).
-        errors: of each draw, |estimate - population's mean|^2 by the mean of the large batches', for paired
-            comparisons: draw k has the same large batch for all methods.
-        effective_batch_uncorrected: error of N to the population / error of the estimate to it.
-        effective_batch_averaged: the same for the mean of 50 independent steps; bias does not average out.
-        bias_share: bias^2 / (bias^2 + variance) of the error to the population's mean, by cross-products of
-            independent draws (may be slightly negative for an unbiased method).
-        length: mean of <estimate, true> / <true, true>.
-        length_to_large: mean of <estimate, large batch's mean> / |large batch's mean|^2.
-        cosine: mean cosine of estimate and true.
+        objective: what the large batch claims: "tokens" or "sources".
+        budget, large, population, draws: M, N, P, T: as many steps, each with a large batch of its own, are measured.
+        warm_up: steps before them, in which what is carried from step to step fills.
+        windows: by length in steps ("1" to "200") and for the exponential average that Adam steps along ("adam") the
+            fields of `Averages`, and
+            per_cost_tokens, per_cost_positions: effective examples (effective N) by cost_tokens, cost_positions.
+        errors: of each window of 50 steps (of 1 in a shorter series) the error to the large batches, in units by which
+            the effective batch is 1 / (1 + mean): for paired comparisons, as all methods have the same large batches.
+        bias_given_pool: bias^2 as a share of the error given the pool; see `Gram.bias_share`.
+        weights: the fields of `MeanWeights`: what examples and sources are trained with on average.
         score_ms: milliseconds of scoring N examples.
         select_ms: milliseconds of choosing, median.
-        weight_max, effective_sample_size: of the weights, means over draws; the latter as a share of M.
-        kept: rows taken with their whole small source, mean over draws.
-        history_steps: how many steps the normaliser's history is of; None for one without.
+        weight_max, effective_sample_size: of the weights, means over steps; the latter as a share of M.
+        kept: rows taken with their whole small source, mean over steps.
         scoring: the way of scoring.
         feature_age: how many optimizer steps ago remembered features were computed; None where there are none.
         s: forwards that scoring one example of the large batch costs, in the mean; s_low and s_high by the least and
@@ -43,44 +36,37 @@ class Measurement:
         s_all_logits: the same in forwards that build all logits.
         c, c_low, c_high: (forward + backward) / forward, and the least and greatest of the rounds.
         c_checkpointing: with activation checkpointing; None for a model without it.
-        tokens_cost: mean over draws of the tokens of the chosen by M times the mean of the large batch.
-        cost_examples, cost_tokens: of a step, in trainings of one random example, at c.
+        tokens_cost: mean over steps of the tokens of the chosen by M times the mean of the large batch.
+        positions_cost: the same of padded positions, the rows of both sorted by length and cut into micro-batches of
+            `micro_batch` rows.
+        cost_examples, cost_tokens, cost_positions: of a step, in trainings of one random example (of mean tokens, of
+            mean positions), at c.
         cost_tokens_checkpointing: at c_checkpointing.
         cost_tokens_reuse: at c_checkpointing, if the scoring forward serves as the first one of those that are
             trained, so that they pay c - 1: N s / c + M tokens_cost (c - 1) / c. None but for full with a forward.
-        per_cost_examples, per_cost_tokens: effective examples (effective_batch N) by the cost of the step at c.
-        per_cost_examples_checkpointing, per_cost_tokens_checkpointing, per_cost_tokens_reuse: at c_checkpointing.
-        per_cost_ratios: for each c that was given, the same: "cost_examples", "cost_tokens", "cost_tokens_reuse",
-            and what is effective by each, "examples", "tokens", "tokens_reuse".
+        cost_ratios: for each c that was given: cost_examples, cost_tokens, cost_positions, cost_tokens_reuse.
     """
 
     method: str
     coreset: dict[str, Any]
     loss: str
+    objective: str
     metric: str
     budget: int
     large: int
     population: int
     draws: int
-    error_to_large: float
-    error_spread: float
-    effective_batch: float
-    effective_batch_spread: float
-    effective_batch_low: float
-    effective_batch_high: float
+    warm_up: int
+    micro_batch: int
+    windows: dict[str, dict[str, float | None]]
     errors: list[float]
-    effective_batch_uncorrected: float
-    effective_batch_averaged: float
-    bias_share: float
-    length: float
-    length_to_large: float
-    cosine: float
+    bias_given_pool: float
+    weights: dict[str, Any]
     score_ms: float
     select_ms: float
     weight_max: float
     effective_sample_size: float
     kept: float
-    history_steps: int | None
     scoring: str
     feature_age: int | None
     s: float
@@ -92,13 +78,10 @@ class Measurement:
     c_high: float
     c_checkpointing: float | None
     tokens_cost: float
+    positions_cost: float
     cost_examples: float
     cost_tokens: float
+    cost_positions: float
     cost_tokens_checkpointing: float | None
     cost_tokens_reuse: float | None
-    per_cost_examples: float
-    per_cost_tokens: float
-    per_cost_examples_checkpointing: float | None
-    per_cost_tokens_checkpointing: float | None
-    per_cost_tokens_reuse: float | None
-    per_cost_ratios: dict[str, dict[str, float | None]]
+    cost_ratios: dict[str, dict[str, float | None]]

@@ -1,4 +1,5 @@
-"""Two plots: the effective batch against the budget, and the frontier of what a step is worth against what it costs."""
+"""Two plots: the effective batch against the budget, and the frontier of what a step is worth against what it costs;
+both over the longest window."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from corebatch.bench.gradients.lines import longest
 from corebatch.files import replacing
 
 
@@ -24,24 +26,28 @@ def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(1, len(moments), number + 1)
         here = [line for line in lines if line["after_steps"] == moment]
         for index, method in enumerate(dict.fromkeys(line["method"] for line in here)):
-            points = sorted((line["budget"], line["effective_batch"]) for line in here if line["method"] == method)
+            points = sorted((line["budget"], effective(line)) for line in here if line["method"] == method)
             style = ("-", "--", ":")[index // 10 % 3]
             axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=method)
         axes.set_title(f"after {moment} steps")
         axes.set_xscale("log", base=2)
         axes.set_xlabel("small batch M")
-        axes.set_ylabel(f"effective batch / N ({metric} metric)")
+        axes.set_ylabel(f"effective batch / N over {longest(here[0])} steps ({metric} metric)")
         axes.set_ylim(0, 1.05)
     axes.legend(fontsize=6)
     save_figure(figure, path)
 
 
+def effective(line: dict[str, Any]) -> float:
+    """n / N over the longest window."""
+    return float(line["windows"][longest(line)]["effective"])
+
+
 def frontier_points(line: dict[str, Any]) -> tuple[float, float]:
     """(cost by tokens, effective batch) of a measurement, both by those of accumulating N random examples; at the
     first c that was given, else at the measured one."""
-    given = line["per_cost_ratios"]
-    cost = next(iter(given.values()))["cost_tokens"] if given else line["cost_tokens"]
-    return cost / line["large"], line["effective_batch"]
+    at = next(iter(line["cost_ratios"].values()), line)
+    return at["cost_tokens"] / line["large"], effective(line)
 
 
 def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -77,12 +83,12 @@ def plot_frontier(lines: Sequence[dict[str, Any]], path: Path) -> None:
         axes.step(*zip(*best, strict=True), where="post", color="black", linewidth=1, label="upper envelope")
         ends = [min(min(point) for point in everything), max(max(point) for point in everything)]
         axes.plot(ends, ends, color="grey", linewidth=1, linestyle="--", label="random accumulation")
-        given = next(iter(here[0]["per_cost_ratios"]), None)
+        given = next(iter(here[0]["cost_ratios"]), None)
         axes.set_title(f"after {moment} steps, c = {given or format(here[0]['c'], '.2f')}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xlabel("cost of a step by tokens / cost of training N")
-        axes.set_ylabel(f"effective batch / N ({metric} metric)")
+        axes.set_ylabel(f"effective batch / N over {longest(here[0])} steps ({metric} metric)")
     if axes is not None:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=6)
     save_figure(figure, path)

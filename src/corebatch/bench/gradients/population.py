@@ -5,11 +5,10 @@ Shape suffixes: P population, N large batch, M small batch, F feature columns.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +32,9 @@ ROWS_AT_A_TIME = 16
 
 _PADDING = Padding(token=0)
 
+Objective = Literal["tokens", "sources"]
+"""What the large batch claims: the mean over trained tokens, or over sources, each by the mean over its tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Population:
@@ -44,6 +46,8 @@ class Population:
         tokens: LongTensor [P] on the CPU: trained tokens.
         sources: LongTensor [P] on the CPU: the number of each row's source.
         table: the sources' names, and how many examples each has in the data set, by which small ones are small.
+        weights: float64 [P]: u_i, by which the objective multiplies each example's loss; for "sources"
+            (1 / S) / (the source's share of the population's trained tokens).
     """
 
     batches: Sequence[Mapping[str, Tensor]]
@@ -51,10 +55,14 @@ class Population:
     tokens: Tensor
     sources: Tensor
     table: Sources
+    weights: Tensor
 
     @staticmethod
     def of(
-        batches: Sequence[Mapping[str, Tensor]], sources: Tensor | None = None, table: Sources | None = None
+        batches: Sequence[Mapping[str, Tensor]],
+        sources: Tensor | None = None,
+        table: Sources | None = None,
+        objective: Objective = "tokens",
     ) -> Population:
         """Without `sources` there is one; without `table` the rows themselves are counted."""
         spans = torch.cat([row_spans(batch) for batch in batches])
@@ -63,7 +71,12 @@ class Population:
         if len(sources) != len(spans):
             raise InputError(f"There should be a source for each of {len(spans)} rows. Found {len(sources)}.")
         table = Sources(names=Names(), counts=dict(Counter(sources.tolist()))) if table is None else table
-        return Population(batches, spans[:, 1] - spans[:, 0], tokens, sources, table)
+        weights = torch.ones(len(spans), dtype=torch.float64)
+        if objective == "sources":
+            kinds, places = sources.unique(return_inverse=True)
+            trained = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, tokens.double())
+            weights = (trained.sum() / len(kinds) / trained.clamp(min=1))[places]
+        return Population(batches, spans[:, 1] - spans[:, 0], tokens, sources, table, weights)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -100,28 +113,26 @@ class Chosen:
     kept: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a normaliser has seen of earlier choices (CoLM's Adam map), and in how many steps."""
-
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-
-
 class PopulationScoring:
-    """A trainer's scoring, with its settings, on a population.
+    """A trainer's scoring, with its settings, on a population. What it carries from step to step begins empty.
+
+    Under another objective than "tokens" every feature and loss is multiplied by the example's u_i, and trained tokens,
+    with whose square root gradients grow, by its square: directions, sizes and guesses are those of u_i g_i.
 
     Args:
         coreset: the settings.
         population: the examples.
+        memory: what is remembered of them, if the way of scoring remembers anything.
     """
 
-    def __init__(self, coreset: CoresetConfig, population: Population) -> None:
+    def __init__(self, coreset: CoresetConfig, population: Population, memory: FeatureMemory | None = None) -> None:
         self.population = population
         self.step = coreset.build()
         self.step.small_sources = population.table.small(coreset.small_sources)
         self.step.source_names = population.table.names
         self.scoring = Scoring(coreset.resolve_scoring(False), self.step, loss=coreset.loss, micro_batch=ROWS_AT_A_TIME)
+        if memory is not None:
+            self.scoring.memory = memory
         self._seed = coreset.seed
 
     @property
@@ -129,13 +140,26 @@ class PopulationScoring:
         """Whether the scorer needs a forward, and the selector looks at what it gives."""
         return self.scoring.scorer.needs_forward
 
+    @property
+    def by_inner_products(self) -> bool:
+        """Whether the choice depends on features by their inner products alone."""
+        step, metric = self.step, getattr(self.step.selector, "metric", "l2")
+        return step.normalise is None and step.sparsify is None and metric in ("l2", "cosine")
+
     def score(self, model: Any, rows: Tensor | None = None) -> Scores:
         """Scores of some rows (LongTensor, ascending), or of all, in forwards over rows of falling length."""
         rows = torch.arange(len(self.population)) if rows is None else rows
         population = self.population
         scores = self.scoring.forwards.score(Ranks(), model, population.batches, population.pool(), rows, _PADDING)
         assert scores is not None
-        return scores
+        weights = population.weights[rows].to(scores.features)
+        losses = None if scores.losses is None else scores.losses * weights
+        return replace(scores, features=scores.features * weights.unsqueeze(1), losses=losses)
+
+    def _pool(self, rows: Tensor | None = None) -> Pool:
+        """As a step under the objective sees it."""
+        pool = self.population.pool(rows)
+        return replace(pool, tokens=pool.tokens * self.population.weights[pool.rows].square())
 
     def remember(self, model: Any, known: float) -> FeatureMemory:
         """Fills the memory with features of a share `known` of the population, as the model gives them now.
@@ -146,42 +170,13 @@ class PopulationScoring:
         order = torch.randperm(len(self.population), generator=seeded(self._seed, "known"))
         rows = order[:count].sort().values
         plan = Plan(candidates=torch.arange(len(self.population)), budget=0, exact=rows)
-        self.scoring.remember(self.population.pool(), plan, self.score(model, rows), 0)
+        self.scoring.remember(self._pool(), plan, self.score(model, rows), 0)
         assert self.scoring.memory is not None
         return self.scoring.memory
 
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """The normaliser's history."""
-        return {} if self.step.normalise is None else self.step.normalise.state_dict()
-
-    @state.setter
-    def state(self, state: Mapping[str, Tensor]) -> None:
-        if self.step.normalise is not None:
-            self.step.normalise.load_state_dict(dict(state))
-
-    @property
-    def keeps_history(self) -> bool:
-        """Whether the normaliser carries something from step to step."""
-        if self.step.normalise is None:
-            return False
-        probe = copy.deepcopy(self.step.normalise)
-        probe.load_state_dict({})
-        probe.update(torch.ones(1, 1))
-        return bool(probe.state_dict())
-
-    def history(self, scores: Scores, budget: int, *, large: int, steps: int) -> History:
-        """What so many steps leave, each on a large batch out of the population: the features of what is chosen go into
-        the normaliser, as in a run whose weights stand still."""
-        self.state = {}
-        for number in range(steps):
-            order = torch.randperm(len(self.population), generator=seeded(self._seed, "warm-up", number))
-            self.choose(order[:large].sort().values, scores, budget, number)
-        return History(self.state, steps)
-
     def looks_at_scores(self, pool: Tensor, budget: int) -> bool:
         """Whether a step on such a pool looks at scores of today."""
-        return len(self.scoring.plan(self.population.pool(pool), budget, self._step_of(0)).exact) > 0
+        return len(self.scoring.plan(self._pool(pool), budget, self._step_of(0)).exact) > 0
 
     def _step_of(self, draw: int) -> int:
         """The optimizer step that a draw stands for: where some of them do not score, one of those; the steps that do
@@ -201,14 +196,14 @@ class PopulationScoring:
         draw: int,
         second_moments: Tensor | None = None,
     ) -> Chosen:
-        """M of the pool's rows (LongTensor [N], ascending, numbers in the population). A normaliser's history moves on.
+        """M of the pool's rows (LongTensor [N], ascending, numbers in the population). What is carried moves on.
 
         Args:
             scores: of the population; may be None where a step between two scorings looks at the memory alone.
-            draw: the number of the draw; with the seed it determines all randomness.
+            draw: the number of the step in its series; with the seed it determines all randomness.
             second_moments: the optimizer's, in the order of the features.
         """
-        made, step = self.population.pool(pool), self._step_of(draw)
+        made, step = self._pool(pool), self._step_of(draw)
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
         there = None if scores is None or not len(exact) else scores.take(exact)
@@ -216,6 +211,17 @@ class PopulationScoring:
         rows = pool[plan.candidates[choice.selection.indices.cpu()]]
         kept = sum(len(group.members) for group in choice.groups if group.keep)
         return Chosen(rows=rows, selection=choice.selection, exact=exact, kept=kept)
+
+
+def in_few_columns(scores: Scores) -> Scores:
+    """The same features turned into as many columns as there are rows, if they had more: their inner products are what
+    they were, and a choice by these takes a fraction of the time."""
+    features = scores.features
+    if features.shape[1] <= len(features):
+        return scores
+    wide = features.double()
+    values, vectors = torch.linalg.eigh(wide @ wide.T)
+    return replace(scores, features=(vectors * values.clamp(min=0).sqrt()).to(features.dtype))
 
 
 def remembered(methods: Sequence[Method], model: Any, population: Population, seed: int) -> dict[str, FeatureMemory]:

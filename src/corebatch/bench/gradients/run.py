@@ -12,10 +12,18 @@ from rich.console import Console
 from torch import Tensor
 
 from corebatch.bench.gradients.costs import Costs, measure_costs
-from corebatch.bench.gradients.estimate import WARM_UP, Past, Snapshot, check_cost_ratios, measure
+from corebatch.bench.gradients.estimate import (
+    DRAWS,
+    WARM_UP,
+    Past,
+    Snapshot,
+    check_cost_ratios,
+    check_objective,
+    measure,
+)
 from corebatch.bench.gradients.measurement import Measurement
 from corebatch.bench.gradients.methods import Method
-from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, remembered
+from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Objective, Population, remembered
 from corebatch.bench.timing import Spread
 from corebatch.errors import ConfigError, InputError
 from corebatch.mixture import PaddingCollator
@@ -33,24 +41,27 @@ class GradientSettings:
 
     Attributes:
         moments: after how many optimizer steps.
-        population, large, budgets, draws: P, N, values of M, K.
+        population, large, budgets, draws: P, N, values of M, T.
+        objective: what the large batch claims, "tokens" or "sources".
         train_rows: rows of a training step.
         b_std: LoRA's B starts from N(0, b_std^2), since with B = 0 no gradient reaches A; None leaves it.
         cost_ratios: values of c = (forward + backward) / forward beside the measured ones.
         cost_rows, cost_rounds: how many rows are timed, and how often.
         skip_unfit: leave out, with a note, methods whose early exit lies behind the model's last block.
         source_column: names each row's source; without such a column there is one source.
-        warm_up: the most steps of a normaliser's history; 0 leaves it empty, as at a run's first step.
+        warm_up: the most steps before those that are measured; 0 begins with nothing carried, as a run does.
+        micro_batch: rows of a training micro-batch, by which positions are counted.
 
     Raises:
         InputError: a size below 1, or a c that is not above 1.
     """
 
-    moments: Sequence[int] = (10, 200)
+    moments: Sequence[int] = (200,)
     population: int = 384
     large: int = 128
     budgets: Sequence[int] = (64, 32, 16)
-    draws: int = 60
+    draws: int = DRAWS
+    objective: Objective = "tokens"
     train_rows: int = 32
     learning_rate: float = 5e-4
     b_std: float | None = 0.02
@@ -61,13 +72,14 @@ class GradientSettings:
     skip_unfit: bool = False
     source_column: str = DEFAULT_COLUMN
     warm_up: int = WARM_UP
+    micro_batch: int = 8
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_cost_ratios(self.cost_ratios)
-        sizes = self.population, self.large, self.draws
-        if min(sizes) < 1:
-            raise InputError("population, large and draws should be at least 1. Found {}, {} and {}.".format(*sizes))
+        for name in ("population", "large", "draws", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} should be at least 1. Found {getattr(self, name)}.")
 
 
 def bench_gradients(
@@ -82,8 +94,9 @@ def bench_gradients(
     """Measures every method after each number of AdamW steps on random batches of `train_rows` rows.
 
     Features that a method remembers are computed on the way, `age` steps before each moment; where fewer steps have
-    been trained, before the first one. A normaliser's own history (CoLM's Adam map) is of as many steps as were
-    trained, at most `warm_up`; see `measure`. What scoring and training cost is measured once, at the first moment.
+    been trained, before the first one. Before the steps that are measured come as many as were trained, at most
+    `warm_up`, in which what a method carries fills (CoLM's Adam map, past errors); see `measure`. What scoring and
+    training cost is measured once, at the first moment.
 
     Args:
         model: with adapters, or with all weights trained.
@@ -98,7 +111,9 @@ def bench_gradients(
         InputError: settings that are out of range, or fewer rows than the population.
         ConfigError: a source column that is not there, or an early exit behind the model's last block.
     """
-    bench = _Bench(model, dataset, PaddingCollator(tokenizer), GradientSettings(**settings), console)
+    made = GradientSettings(**settings)
+    check_objective(made.objective, methods)
+    bench = _Bench(model, dataset, PaddingCollator(tokenizer), made, console)
     return bench.run(methods)
 
 
@@ -128,7 +143,7 @@ class _Bench:
         tagged, self.table = tag(dataset, settings.source_column)
         sources = torch.tensor([int(tagged[i][SOURCE]) for i in range(len(dataset))])
         self.batches = self._in_batches(measured)
-        self.population = Population.of(self.batches, sources[measured], self.table)
+        self.population = Population.of(self.batches, sources[measured], self.table, settings.objective)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=settings.learning_rate, weight_decay=0.0)
 
@@ -198,11 +213,13 @@ class _Bench:
             large=settings.large,
             budgets=settings.budgets,
             draws=settings.draws,
+            objective=settings.objective,
             seed=settings.seed,
             costs=costs,
             cost_ratios=settings.cost_ratios,
             past=past,
             warm_up=min(steps, settings.warm_up),
+            micro_batch=settings.micro_batch,
         )
 
     def _common(self) -> dict[str, Any]:
