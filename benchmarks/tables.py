@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from corebatch.bench.gradients.lines import longest, worth
+from pages import table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,9 +34,54 @@ def source(lines: list[dict[str, Any]]) -> str:
     )
 
 
+def windows(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown of the lines of one model, moment, metric and objective: a row a method; of the smallest batch the most
+    effective over the longest window first.
+
+    Worth is by the first c that was given, else by the measured one.
+    """
+    found = {(line["method"], line["budget"]): line for line in lines}
+    budgets = sorted({line["budget"] for line in lines}, reverse=True)
+    last = longest(lines[0])
+    steps = [length for length in lines[0]["windows"] if length.isdigit()]
+    heads = ["method"]
+    for budget in budgets:
+        heads += [f"{budget}: effective over {' / '.join(steps)}", "worth"]
+    heads += ["Adam's 0.9", "bias", f"error over {last}, rescaled", "length", "weights of sources", "of examples"]
+    rows = []
+    for line in sorted(lines, key=lambda line: -line["windows"][last]["effective"]):
+        if line["budget"] != budgets[-1]:
+            continue
+        row = [line["method"]]
+        for each in (found[line["method"], budget] for budget in budgets):
+            cost = next(iter(each["cost_ratios"].values()), each)
+            row.append(" / ".join(f"{each['windows'][length]['effective']:.2f}" for length in steps))
+            row.append(" / ".join(f"{worth(each, cost[f'cost_{unit}']):.2f}" for unit in ("tokens", "positions")))
+        window, weights = line["windows"][last], line["weights"]
+        row += [f"{line['windows']['adam']['effective']:.2f}", f"{100 * line['bias_given_pool']:.1f} %"]
+        row += [f"{window['error']:.2f}, {window['error_rescaled']:.2f}", f"{window['length']:.2f}"]
+        row += [extremes(weights["sources"].values(), weights["sources_noise"])]
+        row += [extremes((weights["least"], weights["greatest"]), weights["noise"])]
+        rows.append(row)
+    return table(heads, rows)
+
+
+def extremes(values: Iterable[float], noise: float) -> str:
+    """The least and the greatest, and what each is off by chance."""
+    known = list(values)
+    return f"{min(known):.2f} to {max(known):.2f} (± {noise:.2f})"
+
+
 def gradients(path: Path, metric: str = "adam") -> None:
+    """Of one moment a table; lines of before there were windows have a table of their own kind."""
     lines = [line for line in read(path) if line["metric"] == metric]
     first = lines[0]
+    if "windows" in first:
+        for steps in dict.fromkeys(line["after_steps"] for line in lines):
+            c = next(iter(first["cost_ratios"]), f"{first['c']:.2f}")
+            print(f"{metric} metric after {steps} steps, N = {first['large']}, P = {first['population']}, c = {c}\n")
+            print(windows([line for line in lines if line["after_steps"] == steps]))
+        return
     print(
         f"{metric} metric, N = {first['large']}, P = {first['population']}, {first['draws']} draws, "
         f"seed {first['seed']}. {source(lines)}\n"

@@ -53,7 +53,7 @@ def test_bench_gradients_measures_ways_at_given_cost_ratios(monkeypatch, config,
     assert {line["scoring"] for line in lines} == {"window(tokens=4)", "remembered(age=1, known=0.5)"}
     assert "c = 3.6" in " ".join(capsys.readouterr().out.split())
     printed = tables(output)
-    assert "per cost, c = 2.85" in printed[0]
+    assert "4: effective over 1 | worth" in printed[0]
     assert len({line.count("|") for line in printed}) == 1
     assert len(printed) == 2 + 2  # Adam's metric
 
