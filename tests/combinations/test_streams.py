@@ -1,6 +1,7 @@
 """Streams in one process: of torch and of `datasets`, with and without workers of the loader."""
 
 import json
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -70,6 +71,12 @@ def test_with_workers_every_row_is_drawn_once(tmp_path, kind, workers):
     assert sorted(lengths.tolist()) == sorted(map(len, mixture(96)["input_ids"]))
     run(made)
     assert [(line["pool_examples"], line["chosen_examples"]) for line in lines(tmp_path)] == [(16, 8)] * 6
+
+
+def test_workers_end_with_training(tmp_path):
+    made = trainer(tmp_path, train_dataset=stream_of("torch"), dataloader_num_workers=2, max_steps=2)
+    run(made)
+    assert active_children() == []
 
 
 @KINDS

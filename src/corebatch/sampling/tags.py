@@ -178,6 +178,10 @@ class Passes:
             self._iterator, self._last = iterator, self._skipped - 1
             self._skipped = 0
 
+    def end(self) -> None:
+        """No more passes: the iterator may go, and with it the processes of its loader."""
+        self._iterator = None
+
     def fresh(self, ids: Tensor) -> Tensor:
         """BoolTensor [n] for ids [n] of a batch: those that come after all ids of earlier batches."""
         return ids > self._last

@@ -93,7 +93,8 @@ class SelectionRun:
         self.saving: Saving | None = None
 
     def close(self) -> None:
-        """Takes hooks off the model."""
+        """Takes hooks off the model, and lets go of the loader."""
+        self.passes.end()
         if self.scoring.trained is not None:
             self.scoring.trained.close()
 
