@@ -38,10 +38,10 @@ def variables_of_its_own():
     os.environ.update({name: value for name, value in before.items() if name.startswith("ACCELERATE_")})
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def imports_apart_from_garbage():
     """Every training begins with a full collection of garbage, which walks through half a million objects of imported
-    packages: half of the suite's time. What is there before the first test is set apart once."""
+    packages: half of the suite's time. What is there before a file's first test is set apart."""
     gc.collect()
     gc.freeze()
 
