@@ -39,6 +39,8 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("balanced", {"calibrate": True}),
     ("cube", {"dimensions": 40}),
     ("greats", {"interaction": 0.0}),
+    ("greats", {"learning_rate": 0.05}),
+    ("gradient_matching", {"scale": "average"}),
 ]
 EVERY = pytest.mark.parametrize("name, options", VARIANTS, ids=lambda value: str(value))
 
@@ -209,11 +211,15 @@ def test_zeros_behave_as_uniform(name: str, options: dict[str, object]) -> None:
 
 @EVERY
 def test_weights_average_one(name: str, options: dict[str, object]) -> None:
-    """Over draws, since a single draw of a sampling selector only does so in expectation."""
+    """Over draws, since a single draw of a sampling selector only does so in expectation. `gradient_matching` solves
+    for the mean itself, with less weight on rows that point along it, unless it is told to average 1."""
     features = _normal() * torch.linspace(0.2, 2.0, N)[:, None]
     selector = make_selector(name, options)
     means = torch.stack([choose(selector, features, seed=seed).weights.mean() for seed in range(100)])
-    assert abs(float(means.mean()) - 1.0) < 0.05
+    if name == "gradient_matching" and options == {}:
+        assert 0.0 < float(means.mean()) < 0.95
+    else:
+        assert abs(float(means.mean()) - 1.0) < 0.05
 
 
 @pytest.mark.parametrize(

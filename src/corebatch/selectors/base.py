@@ -6,6 +6,7 @@ N_g and M_g are those of one group.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ class Problem:
         generator: all randomness comes from it.
         losses: float64 [N] on the CPU; given if the selector requires them.
         validation: float64 [V, P], scaled by a power of two of its own; given if required.
+        units: what `features` was divided by over what `validation` was.
         groups: a partition of the rows, with members ascending and on the CPU; none where these are one group's.
     """
 
@@ -38,6 +40,7 @@ class Problem:
     generator: torch.Generator
     losses: Tensor | None = None
     validation: Tensor | None = None
+    units: float = 1.0
     groups: tuple[SourceGroup, ...] = ()
 
     def within(self, group: SourceGroup) -> Problem:
@@ -58,7 +61,9 @@ class Choice:
 
     Attributes:
         rows: LongTensor [M_g], into the rows of the group, on the CPU.
-        weights: float64 Tensor [M_g] that averages about 1, one for each entry of `rows`; None means ones.
+        weights: float64 Tensor [M_g], one for each entry of `rows`, such that (1/M_g) sum_i w_i f_i estimates the mean
+            of the group's rows. So they average about 1 where every row is counted for, as by M / (N pi) or cluster
+            sizes; a method that solves for the mean itself may do with less. None means ones.
         gains: Tensor [M_g], marginal gains in the order chosen, or None.
     """
 
@@ -127,11 +132,13 @@ class Selector(ABC):
         """
         count = check_matrix("features", features, "[N, P]").shape[0]
         budget = check_budget(budget, count)
-        rows_NP = in_float64("features", features)
+        rows_NP, power = in_float64("features", features)
         if losses is None and "losses" in self.requires and features.shape[1] == 1:
             losses = features[:, 0]  # a one-column feature is the loss
         losses_N = None if losses is None else check_losses(losses, count)
-        validation_VP = None if validation is None else self._checked_validation(validation, features)
+        validation_VP, its_power = None, power
+        if validation is not None:
+            validation_VP, its_power = self._checked_validation(validation, features)
         for name, given in (("losses", losses_N), ("validation", validation_VP)):
             if name in self.requires and given is None:
                 raise InputError(f"Selector `{self.name}` needs `{name}`. Found None.")
@@ -145,6 +152,7 @@ class Selector(ABC):
             generator=torch.Generator().manual_seed(0) if generator is None else generator,
             losses=losses_N,
             validation=validation_VP,
+            units=math.ldexp(1.0, min(power - its_power, 1000)),
             groups=tuple(replace(group, members=group.members.cpu().sort().values) for group in parts),
         )
         return self._joined(problem, self._choose_groups(problem), features.device)
@@ -194,7 +202,7 @@ class Selector(ABC):
         )
 
     @staticmethod
-    def _checked_validation(validation: Tensor, features: Tensor) -> Tensor:
+    def _checked_validation(validation: Tensor, features: Tensor) -> tuple[Tensor, int]:
         check_matrix("validation", validation, "[V, P]")
         if validation.shape[1] != features.shape[1]:
             raise InputError(

@@ -81,8 +81,9 @@ def check_losses(losses: object, count: int) -> Tensor:
     return result
 
 
-def in_float64(name: str, matrix: Tensor) -> Tensor:
-    """Return the rows in float64, divided by a power of two so that the largest entry is between 0.5 and 1.
+def in_float64(name: str, matrix: Tensor) -> tuple[Tensor, int]:
+    """Return the rows in float64, divided by a power of two so that the largest entry is between 0.5 and 1, and the
+    power.
 
     Dividing by a power of two rounds nothing, so choices do not depend on the scale of the features, and
     squares neither overflow nor vanish. The result is never the caller's own memory.
@@ -99,7 +100,7 @@ def in_float64(name: str, matrix: Tensor) -> Tensor:
         check_finite(name, torch.isfinite(rows).all(dim=1))
     # Beyond 2^1000 the factor itself would overflow.
     exponent = max(-1000, min(1000, math.frexp(max(-lowest, highest))[1]))
-    return rows.mul_(math.ldexp(1.0, -exponent))
+    return rows.mul_(math.ldexp(1.0, -exponent)), exponent
 
 
 def check_finite(name: str, finite_N: Tensor) -> None:

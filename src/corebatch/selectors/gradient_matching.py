@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit: rows and weights, not negative, whose sum meets the large batch's.
+"""Orthogonal matching pursuit: rows and weights, none negative, whose sum meets the large batch's.
 
 Shape suffixes: N rows of the large batch, M rows of the small batch, K rows that have a weight so far.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from corebatch.selectors.base import Choice, Problem, Selector
-from corebatch.selectors.checks import check_number
+from corebatch.selectors.checks import check_choice, check_number
 from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import row_products, some, squared_norms
 
@@ -30,12 +30,16 @@ class GradientMatching(Selector):
 
     Killamsetty et al., "GRAD-MATCH", ICML 2021, arXiv 2103.00123, algorithm 2: minimises
     ||sum_S w_i f_i - sum_N f_i||^2 + lambda ||w||^2 over w >= 0. A row whose weight would turn negative leaves
-    again, so this is the active-set method of Lawson, Hanson 1974, stopped at M rows; theirs clips instead. Where
-    fewer rows meet the sum as well as any can, the others that it speaks against least are taken with weight 0.
+    again, so this is the active-set method of Lawson, Hanson 1974, stopped at M rows. The authors' code (cords) drops
+    the row of most negative weight and solves again, or solves by non-negative least squares; it stops when a row is
+    asked for a second time, and fills up with random rows of weight 1. Here a row may come back, and where fewer rows
+    meet the sum as well as any can, the others that it speaks against least are taken with weight 0.
 
-    The weights are then scaled to average 1, which undoes the shrinkage by the ridge, and that of too few rows,
-    in the mean weight. It does not do so for the length along the large batch's gradient: the rows taken are
-    those that point along it, so the estimate is too long. Biased, as the same rows win each time.
+    By default the estimate is the one that was solved for: with weights M / N times the solution, (1/M) sum w_i f_i is
+    1/N of the sum that meets the large batch's. It is a bit short, by the ridge and by what M rows cannot meet, and the
+    weights average less than 1: few rows that point along the sum make it up. Scaled to average 1, as the authors'
+    training loop divides by the weights' sum, the estimate is too long by as much, several times where M is small.
+    Biased, as the same rows win each time.
 
     More than 512 of more than 4,096 rows are taken from blocks, each a cross-section of all rows that meets its own
     sum.
@@ -43,12 +47,15 @@ class GradientMatching(Selector):
     Args:
         ridge: lambda, as a share of the mean squared norm of the rows, at least 0.0001. 0.5 is the value of the
             paper, which takes it in units of the features.
+        scale: "sum": weights as solved, M / N times the solution; "average": scaled to average 1. If no row has a
+            weight, all have 1.
 
     Raises:
-        ConfigError: the ridge is out of range.
+        ConfigError: an option is out of range.
     """
 
     ridge: float = 0.5
+    scale: Literal["sum", "average"] = "sum"
 
     name: ClassVar[str] = "gradient_matching"
     requires: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -56,6 +63,7 @@ class GradientMatching(Selector):
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge, low=1e-4)
+        check_choice("scale", self.scale, ("sum", "average"))
 
     def _choose(self, problem: Problem) -> Choice:
         features, budget = problem.features, problem.budget
@@ -68,8 +76,10 @@ class GradientMatching(Selector):
             solved.append(torch.from_numpy(weights))
         weights_M = torch.cat(solved)
         total = float(weights_M.sum())
-        weights_M = weights_M * (budget / total) if total > 0.0 else torch.ones_like(weights_M)
-        return Choice(rows=torch.cat(found), weights=weights_M)
+        if total == 0.0:
+            return Choice(rows=torch.cat(found))
+        divided_by = total if self.scale == "average" else len(features)
+        return Choice(rows=torch.cat(found), weights=weights_M * (budget / divided_by))
 
 
 def pursue(
@@ -77,8 +87,8 @@ def pursue(
 ) -> tuple[NDArray[np.int64], _Floats]:
     """Matching pursuit with weights that are not negative, given inner products.
 
-    The inverse of the chosen rows' matrix is kept and changed by one row at a time, so a step takes
-    O(K N) and not O(K^3).
+    The weights go to the solution for all rows taken, or towards it until one is zero; that row leaves, and may come
+    back. The inverse of their matrix is kept and changed by one row at a time: a step takes O(K N) and not O(K^3).
 
     Args:
         row_products: from a row to its inner products with all rows.

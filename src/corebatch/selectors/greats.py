@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from corebatch.errors import ConfigError
 from corebatch.selectors.base import Choice, Problem, Selector
 from corebatch.selectors.checks import check_number
 from corebatch.selectors.kernels import blocks
@@ -28,10 +29,11 @@ class Greats(Selector):
     overlap with the rows taken already, is their second-order term with the identity for the Hessian: what a
     step has done already need not be done again.
 
-    Their c is the learning rate, whose size means nothing without the Hessian's. Here it is
-    `interaction` x mean |f_i . v| / (M x mean |f_i . f_j| over i != j). So with 1, a row that overlaps with all of
-    the other rows as two rows do on average loses, at the end, what the average row gains. Features and
-    validation gradients may come in any units.
+    Their c is the learning rate: `learning_rate`. Its size means nothing without the Hessian's: at the authors' own,
+    2e-5, and features of order one, the second term is nothing, and the choice is that of `interaction` 0, the M rows
+    of largest f_i . v. By default c is `interaction` x mean |f_i . v| / (M x mean |f_i . f_j| over i != j). So with
+    1, a row that overlaps with all of the other rows as two rows do on average loses, at the end, what the average
+    row gains. Features and validation gradients may then come in any units.
 
     More than 512 of more than 4,096 rows are taken from blocks in turn, each with as many rows of every alignment; what
     the blocks before have done counts in the next.
@@ -41,24 +43,37 @@ class Greats(Selector):
 
     Args:
         interaction: as above, at least 0. 0 takes the M rows that are best aligned with the validation gradient.
+        learning_rate: c itself, in units of the features and of the validation gradients as they are given; above 0.
+            None: by `interaction`.
 
     Raises:
-        ConfigError: `interaction` is out of range.
+        ConfigError: an option is out of range, or both are given.
     """
 
     interaction: float = 1.0
+    learning_rate: float | None = None
 
     name: ClassVar[str] = "greats"
     requires: ClassVar[frozenset[str]] = frozenset({"features", "validation"})
 
     def __post_init__(self) -> None:
         check_number("interaction", self.interaction, low=0.0)
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, low=1e-30)
+            if self.interaction != 1.0:
+                raise ConfigError(
+                    f"Options `learning_rate` and `interaction` are two ways to say one number. Found "
+                    f"{self.learning_rate!r} and {self.interaction!r}."
+                )
 
     def _choose(self, problem: Problem) -> Choice:
         features, budget = problem.features, problem.budget
         assert problem.validation is not None  # required, so the base has seen to it
         score_N = (features @ problem.validation.mean(dim=0)).cpu()
-        coefficient = self._coefficient(score_N, features, budget)
+        if self.learning_rate is None:
+            coefficient = self._coefficient(score_N, features, budget)
+        else:
+            coefficient = self.learning_rate * problem.units
         tolerance = _TOLERANCE * float(score_N.abs().max())
         done_P = torch.zeros_like(features[0])  # the sum of the rows that the blocks before took
         found, gains = [], []

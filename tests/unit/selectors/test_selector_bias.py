@@ -70,7 +70,7 @@ def bias_share(draws: Tensor, target: Tensor) -> float:
     """bias^2 over the mean squared error, without what the mean over so many draws is off by chance."""
     off = float((draws.mean(0) - target).square().sum())
     error = float((draws - target).square().sum(1).mean())
-    if error <= 1e-18 * float(target.square().sum()):  # met exactly, but for rounding
+    if error <= 1e-14 * float(target.square().sum()):  # met exactly, but for the rounding of weights to float32
         return 0.0
     return (off - (error - off) / (len(draws) - 1)) / error
 

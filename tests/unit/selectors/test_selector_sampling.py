@@ -452,7 +452,27 @@ def test_gradient_matching_fills_up_with_weight_zero() -> None:
     features = torch.tensor([3.0, -1.0, 2.0, -0.5])[:, None]
     selection = make_selector("gradient_matching").select(features, 3)
     assert selection.indices.tolist() == [0, 2, 3]
-    torch.testing.assert_close(selection.weights, torch.tensor([1.8, 1.2, 0.0]))
+    scaled = make_selector("gradient_matching", {"scale": "average"}).select(features, 3)
+    assert torch.equal(scaled.indices, selection.indices)
+    torch.testing.assert_close(scaled.weights, torch.tensor([1.8, 1.2, 0.0]))
+    # w = 3 and 2 times a number: (13 a - 3.5)^2 + ridge 13 a^2 is least; the ridge is half of the mean square, 1.78125.
+    solved = 13 * 3.5 / (13**2 + 1.78125 * 13)
+    torch.testing.assert_close(selection.weights, 3 / 4 * solved * torch.tensor([3.0, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize("budget", [16, 64])
+def test_gradient_matching_as_solved_is_near_the_mean_and_scaled_is_far(budget: int) -> None:
+    generator = _generator(0)
+    spread = torch.exp(0.5 * torch.randn(128, 1, generator=generator, dtype=torch.float64))
+    features = torch.randn(128, 256, generator=generator, dtype=torch.float64) * spread + 0.2
+    uniform = mean_square_error(make_selector("random"), features, budget)
+    solved, scaled = (
+        mean_square_error(SELECTORS["gradient_matching"](scale=scale), features, budget, 1)
+        for scale in ("sum", "average")
+    )
+    assert solved < 0.4 * uniform
+    assert scaled > 2 * solved
+    assert float(make_selector("gradient_matching").select(features, budget).weights.mean()) < 1.0
 
 
 def test_greats_follows_the_validation_gradient_and_avoids_repetition() -> None:
@@ -462,6 +482,30 @@ def test_greats_follows_the_validation_gradient_and_avoids_repetition() -> None:
     assert aligned.indices.tolist() == [0, 1, 2]
     diverse = make_selector("greats").select(features, 3, validation=validation)
     assert diverse.indices.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("units", [(1.0, 1.0), (1e-6, 1.0), (3e4, 1e-9)])
+def test_greats_with_a_learning_rate_is_the_official_formula(units: tuple[float, float]) -> None:
+    """lr f_i . v - lr^2 sum_S f_i . f_j, in the units that were given."""
+    features, validation = _features(rows=14) * units[0], _features(rows=3, seed=1) * units[1]
+    gram, score = features @ features.T, features @ validation.mean(0)
+    rate = float(0.1 * score.abs().mean() / gram.abs().mean())
+    left, expected = rate * score, []
+    for _ in range(5):
+        row = max((row for row in range(14) if row not in expected), key=lambda row: float(left[row]))
+        expected.append(row)
+        left = left - rate**2 * gram[row]
+    found = SELECTORS["greats"](learning_rate=rate).select(features, 5, validation=validation)
+    assert found.indices.tolist() == sorted(expected)
+    other = SELECTORS["greats"](learning_rate=100 * rate).select(features, 5, validation=validation)
+    assert other.indices.tolist() != found.indices.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_greats_at_the_authors_rate_takes_what_is_aligned(seed: int) -> None:
+    features, validation = _features(rows=40, seed=seed), _features(rows=3, seed=seed + 50)
+    official = SELECTORS["greats"](learning_rate=2e-5).select(features, 10, validation=validation)
+    assert official.indices.tolist() == sorted((features @ validation.mean(0)).topk(10).indices.tolist())
 
 
 def test_greats_by_its_formula_whatever_the_units() -> None:
