@@ -100,8 +100,9 @@ class CoresetConfig:
                 raise ConfigError(f"coreset.{name} should map options to values. Found {getattr(self, name)!r}.")
         if not isinstance(self.source_column, str) or not self.source_column:
             raise ConfigError(f"coreset.source_column should be the name of a column. Found {self.source_column!r}.")
-        if isinstance(self.small_sources, str) and self.small_sources == "none":
-            object.__setattr__(self, "small_sources", None)
+        for name in ("small_sources", "small_sources_cap"):
+            if isinstance(getattr(self, name), str) and getattr(self, name) == "none":
+                object.__setattr__(self, name, None)
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         if self.leftovers not in get_args(Leftovers):

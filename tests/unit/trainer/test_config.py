@@ -22,6 +22,8 @@ WRONG: list[tuple[str, Any]] = [
     *[("scoring", value) for value in ("half", None, 2)],
     *[("source_column", value) for value in ("", None, 3, ["source"])],
     *[("small_sources", value) for value in ("rare", 3, True, 0.5)],
+    *[("small_sources_cap", value) for value in (0, -1, 1.5, True, "half", [0.5])],
+    *[("leftovers", value) for value in ("largest", None, 3, ["random"])],
     *[("scorer", value) for value in ("last_layr", None, 3, LastLayer, ["last_layer"])],
     *[("selector", value) for value in ("pivotl", None, 3, FacilityLocation, ["pivotal"])],
     *[("normalise", value) for value in ("adm", 3, AdamHistory, ["adam"])],
@@ -115,6 +117,10 @@ def test_the_faithful_recipe() -> None:
     assert step.selector == FacilityLocation(metric="l1", weights="uniform")
     assert step.selector.per_source
     assert (config.small_sources, config.loss) == ("auto", "example_mean")
+    assert (config.small_sources_cap, config.leftovers) == (None, "smallest")
+    assert (step.small_sources_cap, step.leftovers) == (None, "smallest")
+    capped = CoresetConfig.colm(small_sources_cap=0.5, leftovers="random").build()
+    assert (capped.small_sources_cap, capped.leftovers) == (0.5, "random")
     assert CoresetConfig.from_dict({"recipe": "colm"}) == CoresetConfig.colm()
     changed = CoresetConfig.from_dict({"recipe": "colm", "pool_factor": 4, "sparsify": 128})
     assert changed == CoresetConfig.colm(pool_factor=4, sparsify=128)
@@ -130,11 +136,12 @@ def test_each_build_has_a_state_of_its_own() -> None:
 
 @pytest.mark.parametrize("word", ["none", None])
 def test_none_may_be_written_out(word: Any) -> None:
-    config = CoresetConfig(normalise=word, sparsify=word, small_sources=word)
+    config = CoresetConfig(normalise=word, sparsify=word, small_sources=word, small_sources_cap=word)
     step = config.build()
     assert step.normalise is None
     assert step.sparsify is None
     assert config.small_sources is None
+    assert config.small_sources_cap is None
 
 
 @pytest.mark.parametrize("name", SCORERS)
