@@ -6,7 +6,6 @@ A byte order mark, CRLF line ends and blank lines are accepted; columns may diff
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from corebatch.errors import DataError
@@ -22,18 +21,13 @@ from corebatch.mixture.opening import (
     open_bytes,
     whole_content,
 )
-from corebatch.mixture.rows import RawRow, RowReader
+from corebatch.mixture.rows import FileReader, RawRow
 
 _A_DOCUMENT = " The file seems to be one JSON document over many lines: call it .json."
 
 
-class JsonLinesReader(RowReader):
+class JsonLinesReader(FileReader):
     """One JSON object a line; a line that holds a list of objects is as many rows, one of turns a conversation."""
-
-    def __init__(self, path: Path, label: str) -> None:
-        self.path = path
-        self.files = (path,)
-        self.label = label
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
         for number, line in self._lines():
@@ -63,16 +57,11 @@ class JsonLinesReader(RowReader):
         return rows
 
 
-class JsonDocumentReader(RowReader):
+class JsonDocumentReader(FileReader):
     """One JSON document: a list of rows, one row, or an object with exactly one list of rows in it.
 
     The document is read as a whole. A file of JSON lines that is called .json is read as lines.
     """
-
-    def __init__(self, path: Path, label: str) -> None:
-        self.path = path
-        self.files = (path,)
-        self.label = label
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
         if self._holds_lines():

@@ -56,6 +56,13 @@ class RowReader(ABC):
         return sum(1 for _ in self.rows(frozenset()))
 
 
+class FileReader(RowReader):
+    """A reader of one file."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.path, self.label, self.files = path, label, (path,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """A run of rows of one reader, and the source that they have unless something else says so. `start`, `stop`:

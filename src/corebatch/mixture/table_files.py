@@ -14,12 +14,12 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from corebatch.errors import DataError
 from corebatch.mixture.opening import LARGEST_ROW, decoded, instead, numbered_lines
-from corebatch.mixture.rows import RawRow, RowReader
+from corebatch.mixture.rows import FileReader, RawRow, RowReader
 
 ROWS_AT_ONCE = 1000
 
 
-class CsvReader(RowReader):
+class CsvReader(FileReader):
     """Comma- or tab-separated, first line the column names; every cell is a string. A row's line is its last one.
 
     Columns without a name, as Excel and pandas write them, are called "column 3" and so on, and left out of the rows
@@ -27,9 +27,7 @@ class CsvReader(RowReader):
     """
 
     def __init__(self, path: Path, label: str, separator: str = ",") -> None:
-        self.path = path
-        self.files = (path,)
-        self.label = label
+        super().__init__(path, label)
         self.separator = separator
 
     def rows(self, keep: frozenset[str] | None = None) -> Iterator[RawRow]:
@@ -81,13 +79,11 @@ class CsvReader(RowReader):
         return {name or f"column {i}": cell for i, (name, cell) in enumerate(named, start=1) if name or cell}
 
 
-class ParquetReader(RowReader):
+class ParquetReader(FileReader):
     """A Parquet file, read block by block; nothing is copied to a cache."""
 
     def __init__(self, path: Path, label: str) -> None:
-        self.path = path
-        self.files = (path,)
-        self.label = label
+        super().__init__(path, label)
         try:
             with pq.ParquetFile(path) as file:
                 self.columns = tuple(file.schema_arrow.names)

@@ -12,18 +12,18 @@ BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs", "wall_clock": "equal 
 AXIS_NAMES = {"steps": "optimizer steps", "tokens": "tokens trained", "flops": "FLOPs", "seconds": "seconds"}
 
 
+def _number(metric: Metric, number: float, sign: str = "") -> str:
+    return f"{100 * number:{sign}.1f}" if metric.task else f"{number:{sign}.4f}"
+
+
 def value(metric: Metric, number: float | None) -> str:
     """A loss with four places, an accuracy in per cent."""
-    if number is None:
-        return NOTHING
-    return f"{100 * number:.1f} %" if metric.task else f"{number:.4f}"
+    return NOTHING if number is None else _number(metric, number) + " %" * metric.task
 
 
 def difference(metric: Metric, number: float | None) -> str:
     """With its sign; accuracies in points of a hundred."""
-    if number is None:
-        return NOTHING
-    return f"{100 * number:+.1f} points" if metric.task else f"{number:+.4f}"
+    return NOTHING if number is None else _number(metric, number, "+") + " points" * metric.task
 
 
 def estimate(metric: Metric, found: Estimate | None) -> str:
@@ -32,17 +32,14 @@ def estimate(metric: Metric, found: Estimate | None) -> str:
         return NOTHING
     if found.high is None:
         return f"{value(metric, found.mean)} (one seed)"
-    reach = found.high - found.mean
-    return f"{100 * found.mean:.1f} ± {100 * reach:.1f} %" if metric.task else f"{found.mean:.4f} ± {reach:.4f}"
+    return f"{_number(metric, found.mean)} ± {value(metric, found.high - found.mean)}"
 
 
 def interval(test: PairedTest) -> str:
     """-0.0200 to +0.0100."""
     if test.low is None or test.high is None:
         return NOTHING
-    if test.metric.task:
-        return f"{100 * test.low:+.1f} to {100 * test.high:+.1f}"
-    return f"{test.low:+.4f} to {test.high:+.4f}"
+    return f"{_number(test.metric, test.low, '+')} to {_number(test.metric, test.high, '+')}"
 
 
 def probability(p: float | None) -> str:
