@@ -70,13 +70,17 @@ def lines(
         if line_at is not None:
             axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         svg.step_limits(axes, first, last)
-        axes.set_ylim(*(limits or (min(0.0, axes.get_ylim()[0]), None)))
+        positive = all(np.nanmin(raw) >= 0 for _, raw in drawn)
+        axes.set_ylim(*(limits or (0.0 if positive else axes.get_ylim()[0], None)))
         svg.step_axis(axes)
+
+    def draw(own: str, frame: svg.Frame) -> str:
+        return svg.draw(own, title, frame, paint)
 
     return Chart(
         title=title,
-        svg=svg.draw(name, title, svg.Frame(width=svg.WIDE, height=300) if wide else svg.Frame(), paint),
-        narrow=svg.draw(f"{name}-narrow", title, svg.Frame(height=250), paint) if wide else None,
+        svg=draw(f"{name}-wide", svg.Frame(width=svg.WIDE, height=300)) if wide else draw(name, svg.Frame()),
+        narrow=draw(f"{name}-narrow", svg.Frame(height=250)) if wide else None,
         keys=tuple(
             Key(name=line.name, variable=svg.VARIABLES[line.color], mark="line" if line.dash == "-" else "dash")
             for line, _ in drawn
