@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import datasets
@@ -44,8 +46,7 @@ class Processes:
         with self._workers(1) as (worker,):
 
             def run(job: Job) -> dict[str, Any]:
-                worker.send(job)
-                found = worker.result()
+                found = _result(worker.submit(_run, job))
                 if isinstance(found, Exception):
                     raise found
                 return found
@@ -59,15 +60,15 @@ class Processes:
 
             def each(jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
                 waiting, idle = deque(jobs), list(workers)
-                busy: dict[Any, tuple[_Worker, Job]] = {}
+                busy: dict[Future[Any], tuple[_Worker, Job]] = {}
                 while waiting or busy:
                     while waiting and idle:
                         worker, job = idle.pop(), waiting.popleft()
-                        busy[worker.send(job)] = worker, job
-                    for connection in wait(list(busy)):
-                        worker, job = busy.pop(connection)
+                        busy[worker.submit(_run, job)] = worker, job
+                    for ended in wait(busy, return_when=FIRST_COMPLETED).done:
+                        worker, job = busy.pop(ended)
                         idle.append(worker)
-                        found = worker.result()
+                        found = _result(ended)
                         yield job, failure(found) if isinstance(found, Exception) else found
 
             yield each
@@ -75,47 +76,31 @@ class Processes:
     @contextmanager
     def _workers(self, count: int) -> Iterator[list[_Worker]]:
         with ExitStack() as held:
-            made = [_Worker(self._parts, gpu, self._threads) for gpu in self._gpus[:count]]
-            yield [held.enter_context(closing(worker)) for worker in made]
+            yield [held.enter_context(_Worker(self._parts, gpu, self._threads)) for gpu in self._gpus[:count]]
 
 
-class _Worker:
-    """A process, as the comparison sees it; it starts with its first job."""
+class _Worker(ProcessPoolExecutor):
+    """One process, which starts with its first job."""
 
     def __init__(self, parts: Parts, gpu: int | None, threads: int) -> None:
-        self._parts, self._gpu, self._threads = parts, gpu, threads
-        self._connection: Connection | None = None
-        self._process: Any = None
+        about = (parts, "cpu" if gpu is None else "cuda:0", threads)
+        super().__init__(1, mp_context=get_context("spawn"), initializer=_begin, initargs=about)
+        self._gpu = gpu
 
-    def send(self, job: Job) -> Connection:
-        """Begins a job; the connection is ready when it has ended."""
-        connection = self._connection or self._start()
-        with _alive():
-            connection.send(job)
-        return connection
-
-    def result(self) -> Any:
-        """Of the job that was sent, once it has ended: what it found, or the Exception that it raised. Raises
-        CorebatchError: the process is gone."""
-        assert self._connection is not None
-        with _alive():
-            return self._connection.recv()
-
-    def close(self) -> None:
-        """Waits for a job that runs; the process ends."""
-        if self._connection is not None:
-            self._connection.close()
-            self._process.join()
-
-    def _start(self) -> Connection:
-        context = get_context("spawn")
-        self._connection, other = context.Pipe()
-        device = "cpu" if self._gpu is None else "cuda:0"
-        self._process = context.Process(target=serve, args=(other, self._parts, device, self._threads))
+    def submit(self, *job: Any) -> Future[Any]:  # type: ignore[override]
         with _one_gpu_seen(self._gpu):
-            self._process.start()
-        other.close()  # so that the connection ends with the process
-        return self._connection
+            return super().submit(*job)
+
+
+def _result(job: Future[Any]) -> Any:
+    """What a job found, or the Exception that it raised. Raises CorebatchError: its process is gone."""
+    try:
+        return job.result()
+    except BrokenProcessPool:
+        raise CorebatchError(
+            "A process of the comparison ended before its run (killed, or out of memory). What is finished is kept: "
+            "run the same command again to go on."
+        ) from None
 
 
 @contextmanager
@@ -133,19 +118,14 @@ def _one_gpu_seen(gpu: int | None) -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-@contextmanager
-def _alive() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, OSError):
-        raise CorebatchError(
-            "A process of the comparison ended before its run (killed, or out of memory). What is finished is kept: "
-            "run the same command again to go on."
-        ) from None
+_here: Workplace
+"""Of a worker process."""
 
 
-def serve(connection: Connection, parts: Parts, device: str, threads: int) -> None:
-    """The life of a worker process: runs jobs until none comes any more."""
+def _begin(parts: Parts, device: str, threads: int) -> None:
+    """The beginning of a worker process."""
+    global _here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it at once, and its parent says so
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if device == "cpu":
         torch.set_num_threads(threads)
@@ -154,17 +134,16 @@ def serve(connection: Connection, parts: Parts, device: str, threads: int) -> No
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    here = Workplace(parts, device)
+    _here = Workplace(parts, device)
     gc.collect()
     gc.freeze()  # every training begins with a full collection, which need not walk through what was imported
-    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        while True:
-            job = connection.recv()
-            try:
-                found: Any = here.run(job)
-            except Exception as error:
-                found = _portable(error)
-            connection.send(found)
+
+
+def _run(job: Job) -> Any:
+    try:
+        return _here.run(job)
+    except Exception as error:
+        return _portable(error)
 
 
 def _end_with_parent() -> None:
