@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.text import markdown, markdown_code, say, visible
 
 BAD = [

@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Tokenised rows that are kept betwe
 def show() -> None:
     """List what is kept: data sets, rows, size, last use."""
     from corebatch.mixture.cache import RowCache
-    from corebatch.rendering.rows import table
+    from corebatch.rendering.sheet import table
 
     kept = RowCache()
     console = Console(soft_wrap=True)

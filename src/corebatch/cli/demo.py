@@ -17,7 +17,7 @@ from corebatch.launch.progress import show_progress
 from corebatch.launch.reporting import report_run
 from corebatch.mixture import load_mixture, parse_specs
 from corebatch.record.folder_lock import owned
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from rich.console import Console
 
 from corebatch.record.provenance import hardware, versions
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 
 EXTRAS = {"trl": "trl", "matplotlib": "report", "reasoning_gym": "demo", "numba": "a faster choice"}
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from corebatch.batch.strategies import OPTIONS, STRATEGIES, Auto
 from corebatch.config.settings import TRAINING_DEFAULTS, DataSettings, ModelSettings
 from corebatch.mixture import DatasetSpec
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
 

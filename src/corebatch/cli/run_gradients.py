@@ -19,7 +19,7 @@ from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer,
 from corebatch.config.settings import load_settings
 from corebatch.config.yaml_file import read_lines
 from corebatch.errors import ConfigError
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.text import say
 
 

@@ -17,7 +17,7 @@ from corebatch.bench.steps.plan import StepSettings, parse_arms, plan
 from corebatch.bench.steps.report import report_text, setting_name, table_rows, target_rows, write_report
 from corebatch.cli.option_values import whole_numbers
 from corebatch.errors import ConfigError
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.text import say
 
 

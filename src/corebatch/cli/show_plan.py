@@ -12,7 +12,7 @@ from rich.console import Console
 from corebatch.config.building import skeleton
 from corebatch.config.settings import Settings
 from corebatch.model.footprint import predict
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.sources import small_candidates
 from corebatch.trainer import CoresetConfig
 

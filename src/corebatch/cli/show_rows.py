@@ -12,7 +12,7 @@ from corebatch.config.settings import Settings
 from corebatch.launch.telling import tell_mixture, tell_unused
 from corebatch.mixture import row_sources
 from corebatch.mixture.notices import parts, shortened
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.text import say, terminal
 
 MOST_SOURCES = 20

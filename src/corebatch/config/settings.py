@@ -13,8 +13,7 @@ import torch
 from huggingface_hub import get_token
 from transformers import TrainingArguments
 
-from corebatch.config.bounds import check_number
-from corebatch.config.coerce import coerce, members
+from corebatch.config.coerce import check_number, coerce, members
 from corebatch.config.optim_args import check_optim_args
 from corebatch.config.other_names import other_name
 from corebatch.config.values import place, read_values

@@ -23,7 +23,7 @@ from corebatch.evaluation import (
     write_json,
 )
 from corebatch.mixture import DatasetSpec, TokeniseOptions, load_mixture
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.seeds import random_states
 
 FOLDER = "evaluation"

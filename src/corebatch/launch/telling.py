@@ -10,7 +10,7 @@ from rich.console import Console
 
 from corebatch.config.settings import Settings
 from corebatch.mixture.notices import endless_sources, rows_in_both
-from corebatch.rendering.rows import MOST_SOURCES, source_rows, table
+from corebatch.rendering.sheet import MOST_SOURCES, source_rows, table
 from corebatch.text import say
 
 _STRATEGIES = ("eval_strategy", "save_strategy")

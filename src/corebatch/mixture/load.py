@@ -16,9 +16,8 @@ from corebatch.mixture.examples import Found, batches, counted, one_answer_each,
 from corebatch.mixture.parallel import check_processes, in_order
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import RowStore, mapped_rows
-from corebatch.mixture.tally import Tally
+from corebatch.mixture.tally import Tally, weighted_rows
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser
-from corebatch.mixture.weights import weighted_rows
 
 ROWS_AT_ONCE = 512
 

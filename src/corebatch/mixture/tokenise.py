@@ -15,15 +15,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.mixture.chat import one_by_one, trained_tokens
-from corebatch.mixture.conversations import Conversations
+from corebatch.mixture.chat import Conversations, one_by_one, trained_tokens
 from corebatch.mixture.formats import Canonical, Chat, Completion, Text, TokenIds, canonical
-from corebatch.mixture.seam import Seam, common
 from corebatch.mixture.template import read_template
 from corebatch.types import IGNORED
 
@@ -253,3 +251,35 @@ def _start_ids(tokenizer: Any) -> list[int]:
     """[] or [the beginning-of-sequence id], as the tokenizer itself begins a text."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+Encode = Callable[[list[str]], list[list[int]]]
+GUARDS = ("\n", ":", "a", "0", "\u4e2d")
+"""Tried in this order, since a tokenizer may merge one of them with what follows."""
+
+
+class Seam:
+    """Whether a tokenizer needs this, found out by a trial, and the ids of texts that stand behind others. `encode`:
+    texts -> ids of each, without special tokens."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._guards = dict(zip(GUARDS, encode(list(GUARDS)), strict=True))
+        alone, behind = encode(["b", "\nb"])
+        first = self._guards[GUARDS[0]]
+        self.needed = behind[: len(first)] == first and behind[len(first) :] != alone
+
+    def encode(self, texts: Sequence[str], encode: Encode) -> list[list[int]]:
+        """The ids of texts behind others. A text that merges with all of GUARDS is tokenised by itself."""
+        ids: list[list[int] | None] = [None] * len(texts)
+        for guard, own in self._guards.items():
+            left = [i for i, made in enumerate(ids) if made is None]
+            for i, made in zip(left, encode([guard + texts[i] for i in left]), strict=True):
+                ids[i] = made[len(own) :] if made[: len(own)] == own else None
+        left = [i for i, made in enumerate(ids) if made is None]
+        alone = dict(zip(left, encode([texts[i] for i in left]), strict=True))
+        return [made if made is not None else alone[i] for i, made in enumerate(ids)]
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two lists have in common from the beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

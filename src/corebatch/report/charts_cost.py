@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from corebatch.rendering import formats, svg
-from corebatch.rendering.chart import Chart, Key
+from corebatch.rendering.svg import Chart, Key
 from corebatch.report import series, words
 from corebatch.report.lines import Line, lines
 from corebatch.report.record import PHASES

@@ -12,7 +12,7 @@ from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter
 
 from corebatch.rendering import formats, svg
-from corebatch.rendering.chart import Chart, Key, Scale
+from corebatch.rendering.svg import Chart, Key, Scale
 from corebatch.report import rows, series
 from corebatch.report.record import Accuracy, RunRecord
 from corebatch.report.series import Floats

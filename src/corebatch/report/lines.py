@@ -1,4 +1,4 @@
-"""Lines over the optimizer steps: the raw values faint, their moving mean bold."""
+"""Lines over the optimizer steps, the raw values faint, their moving mean bold: losses and gradient errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from corebatch.rendering import svg
-from corebatch.rendering.chart import Chart, Key
+from corebatch.rendering import formats, svg
+from corebatch.rendering.svg import Chart, Key
 from corebatch.report import series
+from corebatch.report.record import RunRecord
 from corebatch.step_line import StepLine
 
 DASH = (0, (3, 2))
@@ -87,3 +88,104 @@ def lines(
         ),
         caption=" ".join(part for part in (caption, bold, each) if part),
     )
+
+
+_COLORS = {"chosen": svg.CHOSEN, "random": svg.EXTRA[4]}
+
+
+def gradient_error(steps: Sequence[StepLine]) -> Chart | None:
+    """The relative error over the steps that measured it; None without any."""
+    return _chart(
+        "gradient-error",
+        "Error of the small batch's gradient (share of the large batch's length)",
+        steps,
+        (("chosen", "chosen", "error", "-"), ("as many random rows", "random", "error", "-")),
+        "Distance from the exact gradient of the large batch, by its length, in evaluation mode; 0 is the same "
+        "gradient. The random rows are other ones at each step.",
+    )
+
+
+def gradient_direction(steps: Sequence[StepLine]) -> Chart | None:
+    """Cosine and length over the steps that measured them; None without any."""
+    return _chart(
+        "gradient-direction",
+        "Direction (cosine) and length (ratio) of the small batch's gradient",
+        steps,
+        [
+            (f"{what}, {which}", which, what, dash)
+            for what, dash in (("cosine", "-"), ("length", DASH))
+            for which in ("chosen", "random")
+        ],
+        "Against the large batch's: 1 is the same direction and the same length.",
+        line_at=1.0,
+    )
+
+
+def _chart(
+    name: str,
+    title: str,
+    steps: Sequence[StepLine],
+    curves: Sequence[tuple[str, str, str, object]],  # name, which rows, what of them, dash
+    caption: str,
+    line_at: float | None = None,
+) -> Chart | None:
+    measured = [step for step in steps if step.gradient_error is not None]
+    if not measured:
+        return None
+    found = [
+        Line(label, [getattr(getattr(step.gradient_error, which), what) for step in measured], _COLORS[which], dash)
+        for label, which, what, dash in curves
+    ]
+    return lines(name, title, measured, found, caption, line_at=line_at, ends=(steps[0].step, steps[-1].step))
+
+
+_CURVES = (
+    ("pool", "pool_loss", svg.POOL, "-"),
+    ("chosen, unweighted", "chosen_loss", svg.CHOSEN, "-"),
+    ("trained", "train_loss", svg.TRAINED, DASH),
+)
+_HELD_OUT = (svg.POOL, svg.CHOSEN, svg.TRAINED, *svg.EXTRA)
+_CAPTION = (
+    "Pool and chosen are measured before the step's update, while scoring; trained is the loss that was minimised, "
+    "with its weights and dropout. A choice of hard rows shows a chosen loss above the pool's; weights that undo the "
+    "choice bring the trained loss back to the pool's."
+)
+
+
+def losses(steps: Sequence[StepLine]) -> Chart | None:
+    """Loss of what was drawn, chosen and trained over the steps; None when no loss was recorded."""
+    title = "Loss of the pool, of the chosen and of the trained rows (nats per token)"
+    found = [Line(name, [getattr(step, key) for step in steps], color, dash) for name, key, color, dash in _CURVES]
+    return lines("loss", title, steps, found, _CAPTION, clip=True, most=500, wide=True)
+
+
+def held_out(run: RunRecord) -> Chart | None:
+    """Loss on held-out data as the trainer logged it; None without any."""
+    shown = list(run.eval_losses.items())[: len(_HELD_OUT)]
+    if not shown:
+        return None
+
+    def paint(axes: Axes) -> None:
+        for (_, curve), color in zip(shown, _HELD_OUT, strict=False):
+            points = np.array(curve, dtype=np.float64)
+            axes.plot(points[:, 0], points[:, 1], color=color, linewidth=2, marker="o", markersize=4)
+        axes.margins(x=0.04, y=0.12)
+        svg.step_axis(axes)
+
+    names = [_held_out_name(name) for name, _ in shown]
+    keys = [
+        Key(name=formats.shorten(name, 28), variable=svg.VARIABLES[color])
+        for name, color in zip(names, _HELD_OUT, strict=False)
+    ]
+    left_out = len(run.eval_losses) - len(shown)
+    return Chart(
+        title="Loss on held-out data (nats per token)",
+        svg=svg.draw("held-out", f"Held-out loss: {formats.listing(names)}", svg.Frame(), paint),
+        keys=tuple(keys),
+        caption=f"{left_out} more curves are not drawn." if left_out else "",
+    )
+
+
+def _held_out_name(key: str) -> str:
+    inner = key.removeprefix("eval_").removesuffix("loss").strip("_")
+    return inner or "held-out"

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from corebatch.rendering import formats
-from corebatch.rendering.chart import Chart
 from corebatch.rendering.sheet import Sheet, flat, sheet_by, sheet_of
+from corebatch.rendering.svg import Chart
 from corebatch.report import charts_cost as cost
-from corebatch.report import charts_gradient as gradient
-from corebatch.report import charts_loss as loss
 from corebatch.report import charts_sources as sources
-from corebatch.report import rows, series, words
+from corebatch.report import lines, rows, series, words
 from corebatch.report.record import Example, Examples, RunRecord
 from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
 from corebatch.step_line import StepLine
@@ -53,11 +51,11 @@ def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, .
     steps = run.steps
     weights = (cost.largest_weight(steps), cost.effective_sample_size(steps)) if summary.weighted else ()
     return {
-        "loss": (loss.losses(steps),),
-        "held_out": (sources.answers(summary), loss.held_out(run)),
+        "loss": (lines.losses(steps),),
+        "held_out": (sources.answers(summary), lines.held_out(run)),
         "shares": (sources.shares(summary), sources.shares_over_time(run, summary)),
         "pool": (sources.pool_and_chosen(run, summary),),
-        "gradient": (gradient.error(steps), gradient.direction(steps)),
+        "gradient": (lines.gradient_error(steps), lines.gradient_direction(steps)),
         "time": (cost.time(summary), cost.time_over_steps(steps, summary), cost.memory(summary), cost.tokens(steps)),
         "weights": weights,
     }
@@ -150,10 +148,10 @@ def _gradient(summary: Summary) -> Sheet | None:
     if summary.gradient is None:
         return None
     named = (("chosen, with their weights", summary.gradient.chosen), ("as many random rows", summary.gradient.random))
-    lines = [
+    found = [
         (name, *(formats.number(value) for value in (each.error, each.cosine, each.length))) for name, each in named
     ]
-    return sheet_of(("rows of the small batch", "error", "cosine", "length"), lines, "Means over the steps measured.")
+    return sheet_of(("rows of the small batch", "error", "cosine", "length"), found, "Means over the steps measured.")
 
 
 def _phases(summary: Summary) -> Sheet | None:

@@ -16,7 +16,7 @@ from corebatch.bench.gradients.population import Population, PopulationScoring, 
 from corebatch.bench.gradients.run import bench_gradients
 from corebatch.bench.timing import Spread
 from corebatch.errors import ConfigError, InputError
-from corebatch.rendering.rows import table
+from corebatch.rendering.sheet import table
 from corebatch.scoring import SCORERS
 from training import Collator, mixture, tiny_model
 

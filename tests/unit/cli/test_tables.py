@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from corebatch.rendering.rows import source_rows
+from corebatch.rendering.sheet import source_rows
 
 
 def test_many_sources_are_the_largest_and_a_number_of_others() -> None:

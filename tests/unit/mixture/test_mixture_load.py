@@ -18,8 +18,8 @@ from corebatch.errors import ConfigError, DataError
 from corebatch.mixture import load_mixture, preview_mixture
 from corebatch.mixture.blocks import arrow_batch
 from corebatch.mixture.store import RowStore, mapped_rows
+from corebatch.mixture.tally import weighted_rows
 from corebatch.mixture.tokenise import TokenRow
-from corebatch.mixture.weights import weighted_rows
 
 
 def completions(mixture: Any, tokenizer: Any) -> list[str]:

@@ -7,8 +7,7 @@ write_outputs(comparison, "runs/compare")        # comparison.md and comparison.
 """
 
 from corebatch.bench.runs.comparison import Comparison, ComparisonPlan, Mark, PlannedArm, Run
-from corebatch.bench.runs.page import write_outputs
-from corebatch.bench.runs.printed import markdown, terminal_tables
+from corebatch.bench.runs.page import markdown, terminal_tables, write_outputs
 from corebatch.bench.runs.reading import read_comparison, read_plan, read_runs
 
 __all__ = [

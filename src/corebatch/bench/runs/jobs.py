@@ -13,8 +13,7 @@ import torch
 
 from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
-from corebatch.bench.runs.from_config import Parts, read_data
-from corebatch.bench.runs.run_data import RunData
+from corebatch.bench.runs.from_config import Parts, RunData, read_data
 from corebatch.bench.runs.training_run import Schedule, count_flops, run_arm, time_arm, tune_arm
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance

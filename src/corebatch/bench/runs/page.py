@@ -1,20 +1,23 @@
-"""Writes `comparison.md` and `comparison.html`."""
+"""A comparison in the terminal, in `comparison.md` and in `comparison.html`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
 from corebatch.bench.runs.comparison import AXES, MEANS, Comparison
-from corebatch.bench.runs.printed import NO_TESTS, markdown
 from corebatch.bench.runs.statistics import LOSSES, metrics, paired_tests
 from corebatch.rendering import page
 from corebatch.rendering.formats import NOTHING, count
-from corebatch.rendering.sheet import Sheet
+from corebatch.rendering.sheet import Sheet, markdown_table, rich_table, without_repeats
+from corebatch.text import markdown as markdown_text
+from corebatch.text import terminal
 
 _TEMPLATE = Path(__file__).parent / "templates" / "comparison.html"
 _MOST_TASKS = 8
@@ -33,7 +36,7 @@ def write_outputs(comparison: Comparison, folder: str | PathLike[str] | None = N
 def render(comparison: Comparison) -> str:
     """The page as text; the same comparison gives the same text."""
     from corebatch.bench.runs import charts  # draws, and so needs matplotlib
-    from corebatch.bench.runs.styles import looks, shown_first
+    from corebatch.bench.runs.charts import looks, shown_first
 
     plan = comparison.plan
     losses, tasks = _parts(comparison)
@@ -110,3 +113,77 @@ def _parts(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[str,
     for part, reach in zip(parts, reaches, strict=False):  # the means come first
         part |= {"reach": reach, "curves": [charts.curves(comparison, part["name"], axis) for axis in AXES]}
     return parts[: len(MEANS)], parts[len(MEANS) :]
+
+
+def terminal_tables(comparison: Comparison) -> list[Table]:
+    """Tables for rich, in the order to be read: outcome in sentences, cost, losses, tests, time to loss, marks. Raises
+    MissingExtraError: scipy is not installed."""
+    parts = [
+        sheets.spent(comparison),
+        sheets.losses(comparison),
+        *sheets.tests(comparison),
+        *sheets.reaches(comparison)[:1],
+        sheets.marks(comparison),
+    ]
+    found = without_repeats(part for part in parts if part is not None)
+    return [_sentences(comparison), *(rich_table(sheet, _TEXTS) for sheet in found)]
+
+
+def _sentences(comparison: Comparison) -> Table:
+    table = Table.grid()
+    table.add_column(overflow="fold")
+    for line in words.headline(comparison):
+        table.add_row(terminal(line))
+    for note in comparison.notes:
+        table.add_row(terminal(f"Note: {note}", "yellow"))
+    return table
+
+
+_TEXTS = ("arm", "baseline", "source", "method", "budget", "role", "effect", "reason", "verdict")
+
+
+def markdown(comparison: Comparison) -> str:
+    """The text of `comparison.md`. Raises MissingExtraError: scipy is not installed."""
+    plan = comparison.plan
+    tests, reaches = sheets.tests(comparison), sheets.reaches(comparison)
+    parts = [
+        "# Comparison of methods",
+        _bullets(words.headline(comparison)),
+        "## The question",
+        _bullets(f"{name}: {value}" for name, value in sheets.budgets(comparison)),
+        _pairs(sheets.flat(plan.settings)),
+        "## Outcome",
+        _sheet(sheets.outcome(comparison)),
+        "## Tests",
+        *(map(_sheet, without_repeats(tests)) if tests else [NO_TESTS]),
+        "## Time to the loss of each baseline",
+        *(map(_sheet, without_repeats(reaches)) if reaches else [NO_TESTS]),
+        _sheet(sheets.reach_of_all(comparison)),
+        "## Sources",
+        _sheet(sheets.sources(comparison)) or "No run has a loss by source.",
+        "## Marked and missing runs",
+        _sheet(sheets.marks(comparison)) or "None.",
+        _bullets(comparison.notes),
+        "## Tuning and timing",
+        _pairs(sheets.flat(plan.tuning)),
+        _sheet(sheets.timing(comparison)),
+        _pairs(sheets.flat(plan.timing)),
+        "## Provenance",
+        _pairs(sheets.provenance(comparison)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+NO_TESTS = "The plan has no reference arm with a baseline beside it."
+
+
+def _sheet(sheet: Sheet | None) -> str:
+    return "" if sheet is None else markdown_table(sheet, _TEXTS)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in pairs)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)

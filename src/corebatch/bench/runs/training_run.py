@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from corebatch.bench.runs.arms import Arm
 from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
-from corebatch.bench.runs.run_data import RunData
+from corebatch.bench.runs.from_config import RunData
 from corebatch.record.step_log import LOG
 from corebatch.report.reading import read_steps
 from corebatch.scratch import temporary_folder
