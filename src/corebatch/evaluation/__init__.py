@@ -11,9 +11,8 @@ from corebatch.evaluation.choices import ClassificationTask, MultipleChoiceTask
 from corebatch.evaluation.expressions import MathTask
 from corebatch.evaluation.generate import generate_answers
 from corebatch.evaluation.harness import HarnessResult, run_lm_eval
-from corebatch.evaluation.likelihood import ChoiceItem, LikelihoodTask, OptionScore, option_scores
+from corebatch.evaluation.likelihood import ChoiceItem, LikelihoodTask, OptionScore, f1, macro_f1, option_scores
 from corebatch.evaluation.loss import HeldoutLoss, HeldoutLossTask, LossMeans, LossResult, heldout_loss
-from corebatch.evaluation.metrics import f1, macro_f1
 from corebatch.evaluation.reasoning import ReasoningGymTask, draw_items
 from corebatch.evaluation.registry import TASKS, parse_task
 from corebatch.evaluation.result import (

@@ -9,8 +9,7 @@ from string import Formatter
 from typing import Any
 
 from corebatch.errors import ConfigError, DataError
-from corebatch.evaluation.likelihood import ChoiceItem, LikelihoodTask, check_normalise
-from corebatch.evaluation.metrics import macro_f1
+from corebatch.evaluation.likelihood import ChoiceItem, LikelihoodTask, check_normalise, macro_f1
 from corebatch.evaluation.result import Count
 from corebatch.evaluation.rows import Row, read_rows
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.evaluation.choices import joined, placed, template_fields, text_of
-from corebatch.evaluation.likelihood import ChoiceItem, LikelihoodTask, check_normalise
-from corebatch.evaluation.metrics import f1, macro_f1
+from corebatch.evaluation.likelihood import ChoiceItem, LikelihoodTask, check_normalise, f1, macro_f1
 from corebatch.evaluation.result import Count
 from corebatch.evaluation.rows import Row, read_rows
 

@@ -9,13 +9,13 @@ load. `preview_mixture` reads and checks everything and tokenises a sample only.
 """
 
 from corebatch.mixture.collator import PaddingCollator
-from corebatch.mixture.counts import SourceCounts
 from corebatch.mixture.formats import FORMS, Chat, Completion, Form, Text, TokenIds, canonical, detect_form
 from corebatch.mixture.load import Mixture, load_mixture
 from corebatch.mixture.parallel import check_processes
 from corebatch.mixture.preview import MixturePreview, SourcePreview, preview_mixture
 from corebatch.mixture.spec import DatasetSpec, parse_spec, parse_specs
 from corebatch.mixture.store import row_sources
+from corebatch.mixture.tally import SourceCounts
 from corebatch.mixture.template import PLAIN_CHAT_TEMPLATE
 from corebatch.mixture.tokenise import TokeniseOptions, TokenRow, tokenise_row
 

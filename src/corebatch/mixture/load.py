@@ -8,15 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from corebatch.mixture.blocks import tokenise_block
 from corebatch.mixture.cache import RowCache, read_record, temporary_rows, write_record
-from corebatch.mixture.counts import SourceCounts, check_sources, table_row, warn_of_many
 from corebatch.mixture.digests import Memo, rows_key
 from corebatch.mixture.examples import Found, batches, counted, one_answer_each, read_examples, special_texts
 from corebatch.mixture.parallel import check_processes, in_order
 from corebatch.mixture.spec import DatasetSpec, parse_specs
-from corebatch.mixture.store import RowStore, mapped_rows
-from corebatch.mixture.tally import Tally, weighted_rows
+from corebatch.mixture.store import RowStore, mapped_rows, tokenise_block
+from corebatch.mixture.tally import SourceCounts, Tally, check_sources, table_row, warn_of_many, weighted_rows
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser
 
 ROWS_AT_ONCE = 512

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 
 from corebatch.errors import DataError
-from corebatch.mixture.counts import check_sources, length_quantiles, table_row, warn_of_many
 from corebatch.mixture.examples import Example, Found, counted, one_answer_each, read_examples, special_texts
 from corebatch.mixture.spec import DatasetSpec, parse_specs
 from corebatch.mixture.store import COLUMNS
+from corebatch.mixture.tally import check_sources, length_quantiles, table_row, warn_of_many
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
 from corebatch.options import check_count
 

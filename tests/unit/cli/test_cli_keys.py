@@ -10,9 +10,8 @@ from transformers import TrainingArguments
 
 from corebatch.cli.main import main
 from corebatch.config.coerce import RANGES, Range
-from corebatch.config.optim_args import check_optim_args
 from corebatch.config.other_names import OTHER_NAMES, other_name
-from corebatch.config.settings import KEYS, DataSettings, ModelSettings
+from corebatch.config.settings import KEYS, DataSettings, ModelSettings, check_optim_args
 from corebatch.trainer import CoresetConfig
 
 

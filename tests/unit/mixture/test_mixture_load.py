@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture import load_mixture, preview_mixture
-from corebatch.mixture.blocks import arrow_batch
-from corebatch.mixture.store import RowStore, mapped_rows
+from corebatch.mixture.store import RowStore, arrow_batch, mapped_rows
 from corebatch.mixture.tally import weighted_rows
 from corebatch.mixture.tokenise import TokenRow
 

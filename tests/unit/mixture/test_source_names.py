@@ -9,9 +9,9 @@ from mixture_rows import WriteLines, qa
 
 from corebatch.errors import DataError
 from corebatch.mixture import DatasetSpec, load_mixture
-from corebatch.mixture.counts import warn_of_many
 from corebatch.mixture.names import source_of, split_of
 from corebatch.mixture.reading import read_parts
+from corebatch.mixture.tally import warn_of_many
 
 SHARDS = {
     "case": ("part-00000-1f2e-c000.jsonl", "part-00001-9a8b-c000.jsonl"),
