@@ -64,6 +64,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from corebatch.evaluation import heldout_loss
     from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
     from corebatch.record.provenance import provenance
+    from corebatch.report.reading import read_steps
     from corebatch.trainer import CoresetConfig, CoresetTrainer
 
     torch.set_num_threads(1)
@@ -131,9 +132,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         )
         result = trainer.train()
         log = Path(folder) / "selection.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        lines = read_steps(log) if log.exists() else ()
     per_step = {
-        key: statistics.mean(line[key] for line in lines) if lines else None
+        key: statistics.mean(getattr(line, key) for line in lines) if lines else None
         for key in ("tokens_trained", "labels_trained", "tokens_scored", "weight_max", "effective_sample_size")
     }
     pool = rows * coreset["pool_factor"]

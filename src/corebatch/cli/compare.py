@@ -40,6 +40,7 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     drawn = arms[0].rows_drawn
     if rows < drawn:
         raise ConfigError(f"The data should hold a large batch of {drawn} rows at least. Found {rows}.")
+    folder = Path(settings.training["output_dir"])
     setup = Setup(
         arms=arms,
         settings=parts.own,
@@ -47,9 +48,11 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
         rows=rows,
         learning_rate=float(settings.training_arguments().learning_rate),
         values=values,
+        folder=folder,
+        workers=Processes(parts),
+        console=console,
     )
-    folder = Path(settings.training["output_dir"])
-    run_comparison(setup, folder, Processes(parts), console)
+    run_comparison(setup)
     show(folder, console)
     return folder
 

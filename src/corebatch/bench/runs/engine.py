@@ -33,6 +33,7 @@ class Setup:
         steps: of the reference.
         rows: of the train set.
         values: the config as it was read, for the record and to know a comparison again.
+        folder: where everything goes.
     """
 
     arms: Sequence[Arm]
@@ -41,6 +42,9 @@ class Setup:
     rows: int
     learning_rate: float
     values: Mapping[str, Any]
+    folder: Path
+    workers: Processes
+    console: Console
 
     @property
     def methods(self) -> dict[str, Arm]:
@@ -48,22 +52,23 @@ class Setup:
         return by_method(self.arms)
 
 
-def compare(setup: Setup, folder: Path, workers: Processes, console: Console) -> None:
-    """Runs what is missing in `folder`. Raises ConfigError: the folder holds another comparison, or another process is
-    at work there, or a budget buys no step."""
-    with alone(folder):
-        begin(setup.values, folder)
-        costs = step_costs(setup, _time(setup, folder, workers, console))
+def compare(setup: Setup) -> None:
+    """Runs what is missing in the folder. Raises ConfigError: it holds another comparison, or another process is at
+    work there, or a budget buys no step."""
+    with alone(setup.folder):
+        begin(setup.values, setup.folder)
+        costs = step_costs(setup, _time(setup))
         steps = planned_steps(setup, costs)
         lengths = {method: _tuning_steps(setup, method, steps) for method in setup.methods}
-        tuned, spent = tune(setup.settings.tune, setup.learning_rate, lengths, folder, workers, console)
-        write_plan(setup, folder, costs, steps, tuned, spent)
-        _run(setup, folder, workers, console, costs, steps, tuned)
+        settings = setup.settings.tune
+        tuned, spent = tune(settings, setup.learning_rate, lengths, setup.folder, setup.workers, setup.console)
+        write_plan(setup, costs, steps, tuned, spent)
+        _run(setup, costs, steps, tuned)
 
 
-def _time(setup: Setup, folder: Path, workers: Processes, console: Console) -> list[dict[str, Any]]:
+def _time(setup: Setup) -> list[dict[str, Any]]:
     """The lines of timing.jsonl: seconds of a step for each method in each round, and FLOPs once."""
-    lines = read_lines(folder / TIMING)
+    lines = read_lines(setup.folder / TIMING)
     done = {(line["kind"], line["method"], line.get("round")) for line in lines}
     missing: list[tuple[TimeJob | FlopsJob, int | None]] = [
         (FlopsJob(method=method), None) for method in setup.methods if ("flops", method, None) not in done
@@ -74,11 +79,11 @@ def _time(setup: Setup, folder: Path, workers: Processes, console: Console) -> l
             missing += [(TimeJob(method=method), number) for method in setup.methods]
     if not missing:
         return lines
-    with workers.one() as run, progress(console, "timing the arms side by side", len(missing)) as tick:
+    with setup.workers.one() as run, progress(setup.console, "timing the arms side by side", len(missing)) as tick:
         for job, turn in missing:
             line = {"kind": job.kind, "method": job.method, "round": turn, **run(job), **provenance()}
             lines.append(line)
-            append(folder / TIMING, line)
+            append(setup.folder / TIMING, line)
             tick(f"{job.method}: {_cost_text(line)}")
     return lines
 
@@ -130,12 +135,7 @@ def _tuning_steps(setup: Setup, method: str, steps: Mapping[str, int]) -> int:
 
 
 def write_plan(
-    setup: Setup,
-    folder: Path,
-    costs: Mapping[str, MethodCost],
-    steps: Mapping[str, int],
-    tuned: Mapping[str, Tuned],
-    spent: int,
+    setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int], tuned: Mapping[str, Tuned], spent: int
 ) -> None:
     """plan.json: what every run is allowed, before any of them."""
     arms = []
@@ -177,19 +177,11 @@ def write_plan(
         "settings": dict(setup.values),
         **provenance(),
     }
-    write_json(folder / PLAN, plan)
+    write_json(setup.folder / PLAN, plan)
 
 
-def _run(
-    setup: Setup,
-    folder: Path,
-    workers: Processes,
-    console: Console,
-    costs: Mapping[str, MethodCost],
-    steps: Mapping[str, int],
-    tuned: Mapping[str, Tuned],
-) -> None:
-    done = {(line["arm"], line["seed"]) for line in read_lines(folder / RUNS) if line["status"] == "ok"}
+def _run(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int], tuned: Mapping[str, Tuned]) -> None:
+    done = {(line["arm"], line["seed"]) for line in read_lines(setup.folder / RUNS) if line["status"] == "ok"}
     jobs = [
         RunJob(
             arm=arm,
@@ -206,10 +198,10 @@ def _run(
     ]
     if not jobs:
         return
-    with workers.all() as each, progress(console, "training", len(jobs)) as tick:
+    with setup.workers.all() as each, progress(setup.console, "training", len(jobs)) as tick:
         for job, found in each(jobs):
             line = _line(job, found)
-            append(folder / RUNS, line)
+            append(setup.folder / RUNS, line)
             text = f"{line['final']['token']:.4f}" if line["status"] == "ok" else line["error"]
             tick(f"{job.arm.name}, seed {job.seed}: {text}")
 
