@@ -74,16 +74,23 @@ def _fields(kind: Hashable) -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(field, hints[field.name]) for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
 
 
+@cache
+def _parts(hint: Hashable) -> tuple[Any, Any, tuple[Any, ...]]:
+    """The type, without None, its origin and what is in its brackets."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
+    return hint, typing.get_origin(hint), typing.get_args(hint)
+
+
 def _read(hint: Any, value: Any, key: str, where: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        (kind,) = (each for each in inner if each is not type(None))
-        return None if value == {} and dataclasses.is_dataclass(kind) else _read(kind, value, key, where)
-    if dataclasses.is_dataclass(hint):
+    optional, (hint, origin, inner) = hint, _parts(hint)
+    if origin is None and dataclasses.is_dataclass(hint):
+        if value == {} and hint is not optional:
+            return None
         if not isinstance(value, dict):
             raise _wrong(where, key, "an object", value)
         return record(hint, value, f"{where}{'.' if ': ' in where else ': '}{key}")  # type: ignore[arg-type]
-    if isinstance(origin, type) and issubclass(origin, Mapping):
+    if origin is Mapping:
         if not isinstance(value, dict):
             raise _wrong(where, key, "an object", value)
         return value if inner[1] is Any else _read_all(inner[1], value, key, where)
