@@ -60,17 +60,16 @@ def lines(
     limits = series.limits([raw for _, raw in drawn], smooth) if clip else None
     bold = f"Bold: moving mean over {width} points; faint: raw." if width > 1 else ""
     each = f"Each point is the mean of about {round(len(steps) / len(x))} steps." if len(x) < len(steps) else ""
-    first, last = ends or (steps[0].step, steps[-1].step)
 
     def paint(axes: Axes) -> None:
         for (line, raw), mean in zip(drawn, smooth, strict=True):
             if width > 1:
                 axes.plot(x, raw, color=line.color, alpha=0.35, linewidth=0.9)
-            marker = "o" if len(x) < 20 else None
-            axes.plot(x, mean, color=line.color, linestyle=line.dash, linewidth=2, marker=marker, markersize=3.5)
+            style = {"marker": "o" if len(x) < 20 else None, "markersize": 3.5, "linestyle": line.dash}
+            axes.plot(x, mean, color=line.color, linewidth=2, **style)
         if line_at is not None:
             axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        svg.step_limits(axes, first, last)
+        svg.step_limits(axes, *(ends or (steps[0].step, steps[-1].step)))
         positive = all(np.nanmin(raw) >= 0 for _, raw in drawn)
         axes.set_ylim(*(limits or (0.0 if positive else axes.get_ylim()[0], None)))
         svg.step_axis(axes)
