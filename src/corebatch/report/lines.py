@@ -65,8 +65,8 @@ def lines(
         for (line, raw), mean in zip(drawn, smooth, strict=True):
             if width > 1:
                 axes.plot(x, raw, color=line.color, alpha=0.35, linewidth=0.9)
-            style = {"marker": "o" if len(x) < 20 else None, "markersize": 3.5, "linestyle": line.dash}
-            axes.plot(x, mean, color=line.color, linewidth=2, **style)
+            marker = "o" if len(x) < 20 else None
+            axes.plot(x, mean, color=line.color, linestyle=line.dash, linewidth=2, marker=marker, markersize=3.5)
         if line_at is not None:
             axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         svg.step_limits(axes, *(ends or (steps[0].step, steps[-1].step)))
