@@ -47,6 +47,14 @@ def imports_apart_from_garbage():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def files_in_memory():
+    """No test cuts the power, so none waits until a file has reached the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def rows_kept_apart(tmp_path_factory):
     """Tokenised rows of tests are not kept where a user's are."""
     os.environ["COREBATCH_CACHE"] = str(tmp_path_factory.mktemp("kept"))

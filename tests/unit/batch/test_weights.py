@@ -1,5 +1,7 @@
 """The law of weights: the mean of what is trained is what is claimed, whatever is drawn, in parts and in phases too."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -19,6 +21,33 @@ def rows():
     return tokens * (1 + torch.rand(N, generator=generator).double()), tokens
 
 
+@pytest.fixture(scope="module")
+def drawn(rows):
+    """Many selections by a selector, of rows whose feature is the square root of their tokens."""
+
+    @cache
+    def by(name):
+        chooses, sizes = make_selector(name), rows[1].float().sqrt().unsqueeze(1)
+        return [chooses.select(sizes, M, seeded(n, name)) for n in range(DRAWS // (1 if name == "importance" else 4))]
+
+    return by
+
+
+@pytest.fixture(scope="module")
+def drawn_in_parts(rows):
+    """(weights, rows) of many choices in two parts, each with a budget of its own."""
+    chooses, sizes, made = make_selector("importance"), rows[1].float().unsqueeze(1), []
+    parts = [(torch.arange(0, 4), 2), (torch.arange(4, N), 3)]
+    for draw in range(DRAWS):
+        chosen, weights = [], []
+        for number, (members, budget) in enumerate(parts):
+            selection = chooses.select(sizes[members], budget, seeded(draw, number))
+            chosen.append(members[selection.indices])
+            weights.append(selection.weights * part_scale(N, M, len(members), budget))
+        made.append((torch.cat(weights), torch.cat(chosen)))
+    return made
+
+
 def claimed(losses, tokens, loss):
     return losses.sum() / tokens.sum() if loss == "token_mean" else (losses / tokens).mean()
 
@@ -36,12 +65,10 @@ def mean_and_error(values):
 
 @pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
 @pytest.mark.parametrize("selector", ["importance", "pivotal", "cube"])
-def test_the_mean_of_what_is_trained_is_what_is_claimed(rows, loss, selector):
+def test_the_mean_of_what_is_trained_is_what_is_claimed(rows, drawn, loss, selector):
     losses, tokens = rows
-    chooses, sizes = make_selector(selector), tokens.float().sqrt().unsqueeze(1)
     values = []
-    for draw in range(DRAWS // (1 if selector == "importance" else 4)):
-        selection = chooses.select(sizes, M, seeded(draw, selector))
+    for selection in drawn(selector):
         weights = loss_weights(
             selection.weights, selection.indices, tokens, loss=loss, weighted=True, slots=M
         )  # fmt: skip
@@ -51,19 +78,12 @@ def test_the_mean_of_what_is_trained_is_what_is_claimed(rows, loss, selector):
 
 
 @pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
-def test_rows_that_are_chosen_in_parts_estimate_the_same_mean(rows, loss):
+def test_rows_that_are_chosen_in_parts_estimate_the_same_mean(rows, drawn_in_parts, loss):
     losses, tokens = rows
-    chooses, sizes = make_selector("importance"), tokens.float().unsqueeze(1)
-    parts = [(torch.arange(0, 4), 2), (torch.arange(4, N), 3)]
     values = []
-    for draw in range(DRAWS):
-        chosen, weights = [], []
-        for number, (members, budget) in enumerate(parts):
-            selection = chooses.select(sizes[members], budget, seeded(draw, number))
-            chosen.append(members[selection.indices])
-            weights.append(selection.weights * part_scale(N, M, len(members), budget))
-        made = loss_weights(torch.cat(weights), torch.cat(chosen), tokens, loss=loss, weighted=True, slots=M)
-        values.append(trained(made, losses, torch.cat(chosen)))
+    for weights, chosen in drawn_in_parts:
+        made = loss_weights(weights, chosen, tokens, loss=loss, weighted=True, slots=M)
+        values.append(trained(made, losses, chosen))
     mean, error = mean_and_error(values)
     assert abs(mean - float(claimed(losses, tokens, loss))) < 4 * error + 1e-6
 

@@ -36,7 +36,7 @@ def values(settings: dict[str, Any], data_file: Path, tmp_path: Path) -> dict[st
         "arms": ARMS,
         "extra_arms": {"pivotal": {"coreset": {"selector": "pivotal"}, "title": "pivotal"}},
         "seeds": 2,
-        "tune": {"factors": [1.0, 2.0], "adam_beta2": [0.99, 0.999], "shortest": 0.5},
+        "tune": {"factors": [1.0, 2.0], "adam_beta2": [0.999], "shortest": 0.5},
         "evaluations": 2,
         "curve_rows": 8,
         "timing_pools": 2,
