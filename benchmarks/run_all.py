@@ -31,11 +31,8 @@ def main() -> None:
     if not (args.model / "config.json").is_file():
         steps = ["--steps", "4"] if quick else []
         commands.append([python, HERE / "small_llama.py", "--data", data, "--output", model, *steps])
-    gradients = [python, "-m", "corebatch.cli.main", "bench", "gradients", HERE.parent / "examples" / "bench.yaml"]
-    gradients += ["--model_name_or_path", model, "--datasets", f"[{{path: {data}/train.jsonl}}]"]
-    gradients += ["--output", args.output / "gradients.jsonl"]
-    if quick:
-        gradients += ["--population", 48, "--large", 16, "--budgets", "8", "--draws", 4, "--moments", "1"]
+    windows = [python, HERE / "windows.py", "--model", model, "--data", data, "--output", args.output / "windows.jsonl"]
+    windows += ["--quick"] if quick else []
     training = [
         python,
         HERE / "training.py",
@@ -51,7 +48,7 @@ def main() -> None:
     commands += [
         [python, HERE / "selection.py", "--output", args.output / "selection.jsonl", *(["--quick"] if quick else [])],
         [python, HERE / "scoring.py", "--data", f"{data}/train.jsonl", "--output", args.output / "scoring.jsonl"],
-        gradients,
+        windows,
         training,
         [python, HERE / "ranks.py", "--lengths", f"{data}/train.jsonl", "--output", args.output / "ranks.jsonl"],
         [python, HERE / "step.py", "--lengths", f"{data}/train.jsonl", "--output", args.output],
@@ -62,7 +59,7 @@ def main() -> None:
     else:
         readouts = [python, HERE / "readouts.py", "--model", model, "--data", f"{data}/train.jsonl"]
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
-        # These two write their tables into docs/methods/selectors.md.
+        # These two, as windows.py, write their tables into docs/methods/selectors.md.
         commands += [[python, HERE / f"{name}.py", "--output", args.output / f"{name}.jsonl"] for name in WRITTEN]
     ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
     commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])

@@ -29,7 +29,9 @@ def gradients(
     large: Annotated[int, typer.Option(help="rows of the large batch")] = 128,
     budgets: Annotated[str, typer.Option(help="rows of the small batch")] = "64,32,16",
     draws: Annotated[int, typer.Option(help="steps of the series, each with a large batch of its own")] = 1600,
-    objective: Annotated[str, typer.Option(help="what the large batch claims: tokens or sources")] = "tokens",
+    objective: Annotated[
+        str, typer.Option(help="the large batch's claim: tokens, sources, or both: tokens,sources")
+    ] = "tokens",
     cost_ratio: Annotated[
         str | None,
         typer.Option(help="values of (forward + backward) / forward, such as 2.85,3.6, in place of the measured ones"),

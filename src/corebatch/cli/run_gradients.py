@@ -34,6 +34,7 @@ def run_gradients(
     budgets: str,
     cost_ratio: str | None,
     warm_up: int | None,
+    objective: str,
     output: Path | None,
     **others: Any,
 ) -> None:
@@ -60,15 +61,19 @@ def run_gradients(
         skip_unfit=not asked,
         source_column=SOURCE_COLUMN,
         warm_up=warm_up,
+        objectives=[part.strip() for part in objective.split(",")],
         micro_batch=int(settings.training.get("per_device_train_batch_size", 8)),
         seed=int(settings.training.get("seed", 0)),
         device="cuda" if torch.cuda.is_available() and not settings.training.get("use_cpu") else "cpu",
         console=console,
         **others,
     )
-    for steps, metric in dict.fromkeys((line["after_steps"], line["metric"]) for line in lines):
-        here = [line for line in lines if (line["after_steps"], line["metric"]) == (steps, metric)]
-        console.print(table(f"Gradient of the small batch after {steps} steps, {metric} metric", table_rows(here)))
+    tables: dict[str, list[Any]] = {}
+    for line in lines:
+        title = "Gradient of the small batch after {after_steps} steps, {metric} metric, objective {objective}"
+        tables.setdefault(title.format_map(line), []).append(line)
+    for title, here in tables.items():
+        console.print(table(title, table_rows(here)))
     if output is not None:
         write_lines(lines, output)
         picture = output.with_suffix(".png")

@@ -259,6 +259,73 @@ def test_every_transform_is_measured(moment, block):
     assert line.coreset == parse_method({"name": "a", "coreset": block}).block
 
 
+# ---- objectives ------------------------------------------------------------------------------------------------------
+
+
+def test_sources_weigh_the_same_under_their_objective(population):
+    assert torch.equal(population.under("tokens").weights, torch.ones(POPULATION, dtype=torch.float64))
+    weighed = population.under("sources").weights * population.tokens
+    trained = [float(weighed[population.sources == number].sum()) for number in range(4)]
+    assert trained == pytest.approx([float(population.tokens.sum()) / 4] * 4)
+
+
+WAYS = ["full", "none", {"way": "remembered", "age": 0}, {"way": "remembered", "age": 0, "known": 0.5}]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_inclusion_follows_the_objective(moment, population, way):
+    """Weights are in inverse proportion to the size of u_i g_i, in each part that is chosen by itself."""
+    block = {"selector": "importance", "selector_options": {"floor": 0.001}, "scoring": way}
+    method = parse_method({"name": "a", "coreset": block})
+    plain, everything = PopulationScoring(method.coreset(), population), torch.arange(POPULATION)
+    known, memory, scores = torch.full((POPULATION,), way == "full"), None, None
+    norms = PopulationScoring(parse_method("last_layer x importance").coreset(), population).score(moment.model)
+    if way == "full":
+        scores = norms
+    elif method.remembered is not None:
+        memory = plain.remember(moment.model, method.way.known)
+        known = memory.recall(everything, population.tokens, 0, None).known
+    weighed = population.under("sources")
+    chosen = PopulationScoring(method.coreset(), weighed, memory).choose(everything, scores, BUDGET, 0)
+    sizes = weighed.weights * torch.where(known, norms.features.norm(dim=1), population.tokens.sqrt())
+    products = chosen.selection.weights * sizes[chosen.rows]
+    for part in (known[chosen.rows], ~known[chosen.rows]):
+        assert not bool(part.any()) or float(products[part].std(correction=0) / products[part].mean()) < 0.02
+
+
+def test_objectives_are_measured_by_their_own_gradients(moment):
+    tokens, sources = measured(moment, "last_layer x pivotal", objectives=("tokens", "sources"), draws=400)
+    assert (tokens.objective, sources.objective) == ("tokens", "sources")
+    for line in (tokens, sources):
+        assert abs(line.bias_given_pool) < 0.05
+        assert line.windows["50"]["length"] == pytest.approx(1, abs=0.05)
+        assert all(
+            value == pytest.approx(1, abs=4 * line.weights["sources_noise"])
+            for value in line.weights["sources"].values()
+        )
+    (alone,) = measured(moment, "last_layer x pivotal", objectives=("sources",), draws=400)
+    assert alone.errors == sources.errors
+    # u_i of a random choice's rows differ; sizes know of that.
+    assert sources.windows["1"]["error"] < tokens.windows["1"]["error"]
+
+
+@pytest.mark.parametrize(
+    "objective, method, message",
+    [
+        ("words", "tokens x random", "one of tokens, sources. Found 'words'"),
+        ("sources", "a={loss: example_mean}", "goes with loss token_mean. Found example_mean in a"),
+    ],
+)
+def test_bad_objectives(moment, objective, method, message):
+    with pytest.raises(InputError, match=message):
+        measured(moment, method, objectives=(objective,))
+    with pytest.raises(InputError, match=message):
+        bench_gradients(
+            tiny_model(), Tokenizer(), mixture(20), parse_methods([method]), population=12, large=6, budgets=(3,),
+            objectives=(objective,),
+        )  # fmt: skip
+
+
 # ---- units and spreads -----------------------------------------------------------------------------------------------
 
 

@@ -12,12 +12,12 @@ from corebatch.bench.gradients.costs import Costs, measure_costs
 from corebatch.bench.gradients.estimate import Past
 from corebatch.bench.gradients.lines import table_rows
 from corebatch.bench.gradients.plots import envelope, plot, plot_frontier
-from corebatch.bench.gradients.population import Population, PopulationScoring, remembered
+from corebatch.bench.gradients.population import Population, PopulationScoring, in_few_columns, remembered
 from corebatch.bench.gradients.run import bench_gradients
 from corebatch.bench.timing import Spread
 from corebatch.errors import ConfigError, InputError
 from corebatch.rendering.sheet import table
-from corebatch.scoring import SCORERS
+from corebatch.scoring import SCORERS, Scores
 from training import Collator, mixture, tiny_model
 
 POPULATION, LARGE, BUDGET, DRAWS = 48, 24, 8, 60
@@ -156,6 +156,31 @@ def test_the_population_is_scored_as_the_scorer_does(moment, population):
     expected = [SCORERS["last_layer"](num_blocks=2).score(moment.model, batch) for batch in population.batches]
     torch.testing.assert_close(scores.features, torch.cat(expected))
     assert torch.equal(scores.tokens, population.tokens)
+
+
+def test_features_in_few_columns_have_the_same_inner_products():
+    wide = torch.randn(12, 500, generator=torch.Generator().manual_seed(0))
+    scores = Scores(features=wide, losses=None, tokens=torch.ones(12).long())
+    few = in_few_columns(scores).features
+    assert few.shape == (12, 12)
+    torch.testing.assert_close(few @ few.T, wide @ wide.T, rtol=1e-5, atol=1e-3)
+    narrow = dataclasses.replace(scores, features=wide[:, :5])
+    assert in_few_columns(narrow) is narrow
+
+
+@pytest.mark.parametrize(
+    "block, alone",
+    [
+        ({}, True),
+        ({"selector": "facility_location", "selector_options": {"metric": "l2"}}, True),
+        ({"selector": "facility_location", "selector_options": {"metric": "l1"}}, False),
+        ({"normalise": "optimizer"}, False),
+        ({"sparsify": "projection"}, False),
+    ],
+)
+def test_who_chooses_by_inner_products_alone(population, block, alone):
+    coreset = parse_method({"name": "a", "coreset": block}).coreset()
+    assert PopulationScoring(coreset, population).by_inner_products is alone
 
 
 def test_a_part_of_the_population_is_known(moment, population):

@@ -95,6 +95,7 @@ def test_tables_of_lines_from_before_the_ways_of_scoring(tmp_path):
     "words, message",
     [
         (["--cost-ratio", "fast"], "--cost-ratio should be numbers"),
+        (["--objective", "tokens,sorces"], "one of tokens, sources. Found 'sorces'"),
         (["--warm-up", "-1"], "--warm-up should not be negative"),
         (["--methods", "nowhere.yaml"], "no config file nowhere.yaml"),
         (["--pair", "a={recipe: colm, small_sources: some}"], "small_sources should be 'auto'"),

@@ -46,7 +46,7 @@ from corebatch.memory import FeatureMemory
 from corebatch.model.moments import second_moments
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.sampling.tags import Sources
-from corebatch.scoring import LossUnit, Scores
+from corebatch.scoring import Scores
 
 DRAWS = 1600
 """Steps of a series: eight of the longest windows."""
@@ -111,7 +111,7 @@ def measure(
     budgets: Sequence[int] = (64, 32, 16),
     draws: int = DRAWS,
     seed: int = 0,
-    objective: Objective = "tokens",
+    objectives: Sequence[Objective] = ("tokens",),
     costs: Costs | None = None,
     cost_ratios: Sequence[float] = (),
     past: Mapping[str, Past] | None = None,
@@ -122,7 +122,7 @@ def measure(
 
     Args:
         draws: how many steps are measured.
-        objective: what the large batch claims.
+        objectives: what the large batch claims; all methods are measured by each of them.
         costs: of scoring and training; None: measured here.
         cost_ratios: values of c, beside the measured ones, for which to tell what a step costs.
         past: for methods that remember features of an earlier moment, their memories by `Method.remembered`. Without an
@@ -136,25 +136,29 @@ def measure(
             an earlier moment that are not in `past`; no optimizer for a method that scales by its moments.
     """
     methods = list(methods)
-    check_objective(objective, methods)
-    population = Population.of(snapshot.batches, snapshot.sources, snapshot.table, objective)
+    check_objectives(objectives, methods)
+    population = Population.of(snapshot.batches, snapshot.sources, snapshot.table)
     _check_sizes(population, large, budgets, draws)
     check_cost_ratios(cost_ratios)
     memories = _memories(methods, snapshot, population, past or {}, seed)
     if costs is None:
         costs = measure_costs(snapshot.model, population, methods, seed=seed)
-    judge = Judge(
-        population=population,
-        series=Series.of(len(population), large, draws, seed, warm_up=warm_up, micro_batch=micro_batch),
-        metrics=_metrics(snapshot, population),
-        objective=objective,
-        costs=costs,
-        cost_ratios=cost_ratios,
-        seed=seed,
-    )
+    series = Series.of(len(population), large, draws, seed, warm_up=warm_up, micro_batch=micro_batch)
+    grams, made = _grams(snapshot), list[Measurement]()
     scores: dict[str, Scores] = {}
-    found = [_of_method(method, snapshot, judge, memories, scores, budgets) for method in methods]
-    return [line for place in range(len(budgets)) for lines in found for line in lines[place]]
+    for objective in objectives:
+        judge = Judge(
+            population=population.under(objective),
+            series=series,
+            grams=grams,
+            objective=objective,
+            costs=costs,
+            cost_ratios=cost_ratios,
+            seed=seed,
+        )
+        found = [_of_method(method, snapshot, judge, memories, scores, budgets) for method in methods]
+        made += [line for place in range(len(budgets)) for lines in found for line in lines[place]]
+    return made
 
 
 def _of_method(
@@ -192,17 +196,17 @@ def _check_sizes(population: Population, large: int, budgets: Sequence[int], dra
         raise InputError(f"draws should be at least 2. Found {draws}.")
 
 
-def check_objective(objective: str, methods: Iterable[Method]) -> None:
+def check_objectives(objectives: Iterable[str], methods: Sequence[Method]) -> None:
     """Raises InputError for an unknown objective, or one that a mean over examples does not have."""
-    known = get_args(Objective)
-    if objective not in known:
-        raise InputError(f"The objective should be one of {', '.join(known)}. Found {objective!r}.")
-    others = [method.name for method in methods if method.loss != "token_mean"]
-    if objective != "tokens" and others:
-        raise InputError(
-            f"The objective {objective!r} weighs the losses of tokens, so it goes with loss token_mean. Found "
-            f"example_mean in {', '.join(others)}."
-        )
+    known, others = get_args(Objective), [method.name for method in methods if method.loss != "token_mean"]
+    for objective in objectives:
+        if objective not in known:
+            raise InputError(f"An objective should be one of {', '.join(known)}. Found {objective!r}.")
+        if objective != "tokens" and others:
+            raise InputError(
+                f"The objective {objective!r} weighs the losses of tokens, so it goes with loss token_mean. Found "
+                f"example_mean in {', '.join(others)}."
+            )
 
 
 def check_cost_ratios(ratios: Sequence[float]) -> None:
@@ -227,17 +231,13 @@ def _memories(
     return {**past, **{key: Past(memory, 0) for key, memory in now.items()}}
 
 
-def _metrics(snapshot: Snapshot, population: Population) -> dict[LossUnit, dict[str, Gram]]:
-    """By the unit of the loss, and by name."""
+def _grams(snapshot: Snapshot) -> dict[str, Gram]:
+    """Of the exact gradients, by metric."""
     gradients_PD = per_example_gradients(snapshot)
-    plain = {"raw": Gram.of(gradients_PD)}
+    found = {"raw": Gram.of(gradients_PD)}
     if snapshot.second_moments is not None:
-        plain["adam"] = Gram.of(gradients_PD / (snapshot.second_moments.sqrt() + snapshot.eps))
-    factors: dict[LossUnit, Tensor] = {
-        "token_mean": population.weights,
-        "example_mean": 1 / population.tokens.clamp(min=1),
-    }
-    return {unit: {name: metric.scaled(each) for name, metric in plain.items()} for unit, each in factors.items()}
+        found["adam"] = Gram.of(gradients_PD / (snapshot.second_moments.sqrt() + snapshot.eps))
+    return found
 
 
 def _feature_moments(method: Method, arm: PopulationScoring, snapshot: Snapshot) -> Tensor | None:

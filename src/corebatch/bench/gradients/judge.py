@@ -17,7 +17,6 @@ from corebatch.bench.gradients.population import Objective, Population
 from corebatch.bench.gradients.prices import prices
 from corebatch.bench.gradients.series import Chooses, Series, large_batches
 from corebatch.bench.gradients.windows import paired_errors, windows
-from corebatch.scoring import LossUnit
 
 POOLS_GIVEN, SHARE_GIVEN = 4, 16
 """Bias given the pool is measured in so many pools, in each by a SHARE_GIVEN-th of as many choices as a series has."""
@@ -29,14 +28,14 @@ class Judge:
 
     Attributes:
         series: the large batches.
-        metrics: exact gradients, by the unit of the loss and by name.
+        grams: of the exact gradients of summed losses, by metric.
         costs: of scoring and training.
         cost_ratios: values of c beside the measured ones.
     """
 
     population: Population
     series: Series
-    metrics: Mapping[LossUnit, Mapping[str, Gram]]
+    grams: Mapping[str, Gram]
     objective: Objective
     costs: Costs
     cost_ratios: Sequence[float]
@@ -45,6 +44,7 @@ class Judge:
     def measure(self, method: Method, chooses: Chooses, budget: int, feature_age: int | None) -> list[Measurement]:
         """At one budget, in each metric."""
         series, population = self.series, self.population
+        factors_P = population.weights if method.loss == "token_mean" else 1 / population.tokens.clamp(min=1)
         pools_BN, large_TP = series.pools_TN[:POOLS_GIVEN], series.large_TP
         large, draws = pools_BN.shape[1], len(large_TP)
         chosen = chooses.of(series, budget)
@@ -78,5 +78,5 @@ class Judge:
                 **chosen.fields(),
                 **paid.fields(self.costs, self.cost_ratios),
             )
-            for name, metric in self.metrics[method.loss].items()
+            for name, metric in ((name, gram.scaled(factors_P)) for name, gram in self.grams.items())
         ]

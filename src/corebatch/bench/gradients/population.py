@@ -46,8 +46,7 @@ class Population:
         tokens: LongTensor [P] on the CPU: trained tokens.
         sources: LongTensor [P] on the CPU: the number of each row's source.
         table: the sources' names, and how many examples each has in the data set, by which small ones are small.
-        weights: float64 [P]: u_i, by which the objective multiplies each example's loss; for "sources"
-            (1 / S) / (the source's share of the population's trained tokens).
+        weights: float64 [P]: u_i, by which the objective multiplies each example's loss.
     """
 
     batches: Sequence[Mapping[str, Tensor]]
@@ -62,7 +61,6 @@ class Population:
         batches: Sequence[Mapping[str, Tensor]],
         sources: Tensor | None = None,
         table: Sources | None = None,
-        objective: Objective = "tokens",
     ) -> Population:
         """Without `sources` there is one; without `table` the rows themselves are counted."""
         spans = torch.cat([row_spans(batch) for batch in batches])
@@ -71,12 +69,17 @@ class Population:
         if len(sources) != len(spans):
             raise InputError(f"There should be a source for each of {len(spans)} rows. Found {len(sources)}.")
         table = Sources(names=Names(), counts=dict(Counter(sources.tolist()))) if table is None else table
-        weights = torch.ones(len(spans), dtype=torch.float64)
+        ones = torch.ones(len(spans), dtype=torch.float64)
+        return Population(batches, spans[:, 1] - spans[:, 0], tokens, sources, table, ones)
+
+    def under(self, objective: Objective) -> Population:
+        """With the objective's u_i; for "sources" (1 / S) / (the source's share of the population's trained tokens)."""
+        weights = torch.ones(len(self), dtype=torch.float64)
         if objective == "sources":
-            kinds, places = sources.unique(return_inverse=True)
-            trained = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, tokens.double())
+            kinds, places = self.sources.unique(return_inverse=True)
+            trained = torch.zeros(len(kinds), dtype=torch.float64).index_add_(0, places, self.tokens.double())
             weights = (trained.sum() / len(kinds) / trained.clamp(min=1))[places]
-        return Population(batches, spans[:, 1] - spans[:, 0], tokens, sources, table, weights)
+        return replace(self, weights=weights)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -116,8 +119,8 @@ class Chosen:
 class PopulationScoring:
     """A trainer's scoring, with its settings, on a population. What it carries from step to step begins empty.
 
-    Under another objective than "tokens" every feature and loss is multiplied by the example's u_i, and trained tokens,
-    with whose square root gradients grow, by its square: directions, sizes and guesses are those of u_i g_i.
+    Scores and memories are those of the g_i; a choice sees u_i g_i: features and losses are multiplied by the example's
+    u_i, and trained tokens, with whose square root gradients grow, by its square.
 
     Args:
         coreset: the settings.
@@ -131,8 +134,11 @@ class PopulationScoring:
         self.step.small_sources = population.table.small(coreset.small_sources)
         self.step.source_names = population.table.names
         self.scoring = Scoring(coreset.resolve_scoring(False), self.step, loss=coreset.loss, micro_batch=ROWS_AT_A_TIME)
-        if memory is not None:
-            self.scoring.memory = memory
+        if memory is not None and self.scoring.memory is not None:
+            state = memory.state_dict()
+            for lengths in ("lengths", "losses"):
+                state[lengths] = state[lengths] * population.weights[state["ids"]].float()
+            self.scoring.memory.load_state_dict(state)
         self._seed = coreset.seed
 
     @property
@@ -152,14 +158,12 @@ class PopulationScoring:
         population = self.population
         scores = self.scoring.forwards.score(Ranks(), model, population.batches, population.pool(), rows, _PADDING)
         assert scores is not None
-        weights = population.weights[rows].to(scores.features)
-        losses = None if scores.losses is None else scores.losses * weights
-        return replace(scores, features=scores.features * weights.unsqueeze(1), losses=losses)
+        return scores
 
-    def _pool(self, rows: Tensor | None = None) -> Pool:
+    def _pool(self, rows: Tensor) -> Pool:
         """As a step under the objective sees it."""
         pool = self.population.pool(rows)
-        return replace(pool, tokens=pool.tokens * self.population.weights[pool.rows].square())
+        return replace(pool, tokens=pool.tokens * self.population.weights[rows].square())
 
     def remember(self, model: Any, known: float) -> FeatureMemory:
         """Fills the memory with features of a share `known` of the population, as the model gives them now.
@@ -170,7 +174,7 @@ class PopulationScoring:
         order = torch.randperm(len(self.population), generator=seeded(self._seed, "known"))
         rows = order[:count].sort().values
         plan = Plan(candidates=torch.arange(len(self.population)), budget=0, exact=rows)
-        self.scoring.remember(self._pool(), plan, self.score(model, rows), 0)
+        self.scoring.remember(self.population.pool(), plan, self.score(model, rows), 0)
         assert self.scoring.memory is not None
         return self.scoring.memory
 
@@ -206,7 +210,11 @@ class PopulationScoring:
         made, step = self._pool(pool), self._step_of(draw)
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
-        there = None if scores is None or not len(exact) else scores.take(exact)
+        there = None
+        if scores is not None and len(exact):
+            there, weights = scores.take(exact), self.population.weights[exact].to(scores.features)
+            losses = None if there.losses is None else there.losses * weights
+            there = replace(there, features=there.features * weights.unsqueeze(1), losses=losses)
         choice = self.scoring.choose(made, plan, there, step, second_moments)
         rows = pool[plan.candidates[choice.selection.indices.cpu()]]
         kept = sum(len(group.members) for group in choice.groups if group.keep)

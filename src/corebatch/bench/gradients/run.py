@@ -18,7 +18,7 @@ from corebatch.bench.gradients.estimate import (
     Past,
     Snapshot,
     check_cost_ratios,
-    check_objective,
+    check_objectives,
     measure,
 )
 from corebatch.bench.gradients.measurement import Measurement
@@ -42,7 +42,7 @@ class GradientSettings:
     Attributes:
         moments: after how many optimizer steps.
         population, large, budgets, draws: P, N, values of M, T.
-        objective: what the large batch claims, "tokens" or "sources".
+        objectives: what the large batch claims, "tokens" or "sources", or in turn each of both.
         train_rows: rows of a training step.
         b_std: LoRA's B starts from N(0, b_std^2), since with B = 0 no gradient reaches A; None leaves it.
         cost_ratios: values of c = (forward + backward) / forward beside the measured ones.
@@ -61,7 +61,7 @@ class GradientSettings:
     large: int = 128
     budgets: Sequence[int] = (64, 32, 16)
     draws: int = DRAWS
-    objective: Objective = "tokens"
+    objectives: Sequence[Objective] = ("tokens",)
     train_rows: int = 32
     learning_rate: float = 5e-4
     b_std: float | None = 0.02
@@ -112,7 +112,7 @@ def bench_gradients(
         ConfigError: a source column that is not there, or an early exit behind the model's last block.
     """
     made = GradientSettings(**settings)
-    check_objective(made.objective, methods)
+    check_objectives(made.objectives, methods)
     bench = _Bench(model, dataset, PaddingCollator(tokenizer), made, console)
     return bench.run(methods)
 
@@ -143,7 +143,7 @@ class _Bench:
         tagged, self.table = tag(dataset, settings.source_column)
         sources = torch.tensor([int(tagged[i][SOURCE]) for i in range(len(dataset))])
         self.batches = self._in_batches(measured)
-        self.population = Population.of(self.batches, sources[measured], self.table, settings.objective)
+        self.population = Population.of(self.batches, sources[measured], self.table)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=settings.learning_rate, weight_decay=0.0)
 
@@ -213,7 +213,7 @@ class _Bench:
             large=settings.large,
             budgets=settings.budgets,
             draws=settings.draws,
-            objective=settings.objective,
+            objectives=settings.objectives,
             seed=settings.seed,
             costs=costs,
             cost_ratios=settings.cost_ratios,

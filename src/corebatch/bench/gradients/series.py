@@ -151,8 +151,9 @@ class Chooses:
         count = len(chosen.rows)
         if arm.step.selector.weighted or self.loss == "example_mean":  # uniform selectors have weights of one
             return chosen.selection.weights.double().cpu() / count
-        tokens = arm.population.tokens  # what is trained is the mean over the chosen tokens
-        return (tokens[pool].double().mean() / tokens[chosen.rows].sum()).expand(count)
+        # What is trained is the mean over the chosen tokens, each with the u_i of its example.
+        tokens = arm.population.tokens * arm.population.weights
+        return (tokens[pool].mean() / tokens[chosen.rows].sum()).expand(count)
 
 
 def _told(lengths: Tensor, pool: Tensor, chosen: Chosen, micro_batch: int) -> tuple[float, ...]:
