@@ -12,9 +12,8 @@ from transformers import set_seed
 from corebatch.demo import DemoSettings, load_smollm2, make_mixture
 from corebatch.demo.training import answer, make_trainer, prepare
 from corebatch.evaluation import ReasoningGymTask, accuracy_record, comparison_rows, write_json
-from corebatch.launch.card import write_card
 from corebatch.launch.progress import show_progress
-from corebatch.launch.reporting import report_run
+from corebatch.launch.reporting import report_run, write_card
 from corebatch.mixture import load_mixture, parse_specs
 from corebatch.record.folder_lock import owned
 from corebatch.rendering.sheet import table

@@ -15,10 +15,9 @@ from corebatch.config.settings import Settings
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, CorebatchError
 from corebatch.files import write_text
-from corebatch.launch.card import write_card
 from corebatch.launch.output_dir import FINISHED, Contents
 from corebatch.launch.prepare import PreparedRun
-from corebatch.launch.reporting import report_run
+from corebatch.launch.reporting import report_run, write_card
 from corebatch.record.provenance import now
 from corebatch.text import say
 

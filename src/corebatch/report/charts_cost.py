@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from corebatch.rendering import formats, svg
 from corebatch.rendering.svg import Chart, Key
-from corebatch.report import series, words
+from corebatch.report import rows, series
 from corebatch.report.lines import Line, lines
 from corebatch.report.record import PHASES
 from corebatch.report.summary import Summary
@@ -56,7 +56,7 @@ def memory(summary: Summary) -> Chart | None:
 
 
 def _bars(name: str, label: str, found: Sequence[tuple[str, float | None]], texts: Sequence[str]) -> str:
-    names = [formats.shorten(words.phase(phase), 14) for phase, _ in found]
+    names = [formats.shorten(rows.phase(phase), 14) for phase, _ in found]
     heights = np.array([value for _, value in found], dtype=np.float64)
     most = float(heights.max()) or 1.0
 
@@ -108,7 +108,7 @@ def time_over_steps(steps: Sequence[StepLine], summary: Summary) -> Chart | None
         title="Time of each step (seconds, phases stacked)",
         svg=svg.draw("time-steps", "Seconds by phase over the steps", svg.Frame(), paint),
         keys=tuple(
-            Key(name=formats.shorten(words.phase(n), 20), variable=svg.VARIABLES[_color(n)], mark="box") for n in names
+            Key(name=formats.shorten(rows.phase(n), 20), variable=svg.VARIABLES[_color(n)], mark="box") for n in names
         ),
         caption=f"{cut}{each}".strip(),
     )

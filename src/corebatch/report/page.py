@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from corebatch.rendering import formats, page
-from corebatch.report import rows, words
+from corebatch.report import rows
 from corebatch.report.reading import read_run
 from corebatch.report.record import RunRecord
 from corebatch.report.summary import Summary
@@ -41,8 +41,8 @@ def render(run: RunRecord, summary: Summary) -> str:
     """The page as text; the same run gives the same text."""
     from corebatch.report import sections  # draws, and so needs matplotlib
 
-    first, *others = words.headline(summary)
-    line = [summary.model or "model unknown", words.method(summary)]
+    first, *others = rows.headline(summary)
+    line = [summary.model or "model unknown", rows.method(summary)]
     if run.info.get("started"):
         line.append(f"started {run.info['started']}")
     return page.render(

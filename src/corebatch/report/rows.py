@@ -1,9 +1,11 @@
-"""What the table in the terminal and the tables of the page have in common: their rows."""
+"""What a summary holds in words and rows, the same for the terminal and for the page; and the headline of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from corebatch.rendering import formats
-from corebatch.report import words
+from corebatch.rendering.formats import NOTHING, clean, compact, count, duration, listing, percent, share
 from corebatch.report.record import Accuracy, Examples
 from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary, Summary
 
@@ -13,7 +15,7 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     scored, trained = formats.compact(summary.scored_per_second), formats.compact(summary.trained_per_second)
     rows = [
         ("Model", formats.clean(summary.model or "unknown")),
-        ("Selection", words.method(summary)),
+        ("Selection", method(summary)),
         ("Steps", f"{formats.count(summary.steps)} ({summary.first_step} to {summary.last_step})"),
         ("Examples", examples(summary)),
         ("Tokens", _pair(summary.tokens_scored, summary.tokens_trained, "scored")),
@@ -21,12 +23,12 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
         ("Time in all phases", formats.duration(summary.phase_seconds)),
         ("Wall-clock time", formats.duration(summary.wall_seconds)),
     ]
-    if padding := words.padding(summary):
-        rows.append(("Padding", padding))
+    if empty := padding(summary):
+        rows.append(("Padding", empty))
     if summary.mfu is not None:
-        rows.append(("Utilisation (MFU)", words.utilisation(summary)))
+        rows.append(("Utilisation (MFU)", utilisation(summary)))
     if summary.scoring:
-        rows.append(("Pool scored", words.ways(summary.scoring)))
+        rows.append(("Pool scored", ways(summary.scoring)))
     if summary.reuse_mb:
         rows.append(("Kept from scoring", f"at most {formats.compact(summary.reuse_mb)} MB a step, used in training"))
     if summary.bytes_sent:
@@ -64,13 +66,13 @@ def balance(summary: Summary) -> str:
 def gradient(found: GradientSummary) -> str:
     """The error of the chosen rows' gradient beside that of random rows."""
     error, beside = formats.number(found.chosen.error, 2), formats.number(found.random.error, 2)
-    return f"{error} of the large batch's length on average, random rows {beside} (on {words.steps(found.steps)})"
+    return f"{error} of the large batch's length on average, random rows {beside} (on {steps(found.steps)})"
 
 
 def tracking(found: GradientSummary) -> str:
     """What comparing gradients cost."""
     return (
-        f"Measured at {words.steps(found.steps)}; {formats.milliseconds(found.mean_ms)} ms each, "
+        f"Measured at {steps(found.steps)}; {formats.milliseconds(found.mean_ms)} ms each, "
         f"{formats.share(found.share)} of the time of all phases."
     )
 
@@ -116,7 +118,7 @@ def largest(summary: Summary, most: int) -> tuple[list[SourceSummary], SourceSum
     drawn_share, chosen_share = (sum(getattr(s, key) for s in rest) for key in ("drawn_share", "chosen_share"))
     weights = [s.weight_share for s in rest if s.weight_share is not None]
     other = SourceSummary(
-        name=f"{len(rest):,} {words.OTHER}",
+        name=f"{len(rest):,} {OTHER}",
         drawn=sum(s.drawn for s in rest),
         chosen=sum(s.chosen for s in rest),
         drawn_share=drawn_share,
@@ -143,3 +145,111 @@ def examples(summary: Summary) -> str:
 
 def _pair(first: int | None, trained: int | None, verb: str) -> str:
     return f"{formats.count(first)} {verb}, {formats.count(trained)} trained"
+
+
+OTHER = "other sources"
+
+
+def phase(name: str) -> str:
+    """The name of a phase as people read it."""
+    return _PHASES.get(name, clean(name))
+
+
+def utilisation(summary: Summary) -> str:
+    """41.2 % of 989 TFLOP/s a device (data sheet)."""
+    if summary.mfu is None or summary.peak_flops is None:
+        return share(summary.mfu)
+    how = "data sheet" if summary.peak_how == "table" else clean(summary.peak_how or "unknown how")
+    return f"{share(summary.mfu)} of {compact(summary.peak_flops)}FLOP/s a device ({how})"
+
+
+def padding(summary: Summary) -> str:
+    """25.0 % of positions scored, 20.0 % of positions trained; what is unknown is left out."""
+    known = (("scored", summary.padding_scored), ("trained", summary.padding_trained))
+    return ", ".join(f"{percent(value)} of positions {verb}" for verb, value in known if value is not None)
+
+
+def ways(steps: Mapping[str, int]) -> str:
+    """How the pool was scored: full (1 step), proxy (9 steps)."""
+    counted = sorted(steps.items(), key=lambda item: (-item[1], item[0]))
+    return listing([f"{name} ({count(many)} {'step' if many == 1 else 'steps'})" for name, many in counted])
+
+
+def steps(value: int) -> str:
+    """1 step, 12 steps."""
+    return f"{count(value)} {'step' if value == 1 else 'steps'}"
+
+
+def span(ends: tuple[int, int]) -> str:
+    """(64, 64) -> 64; (60, 64) -> 60 to 64."""
+    low, high = ends
+    return count(low) if low == high else f"{count(low)} to {count(high)}"
+
+
+def tenth(window: int) -> str:
+    """What follows 'first' or 'last': step, or 12 steps."""
+    return "step" if window == 1 else f"{count(window)} steps"
+
+
+def accuracy(value: Accuracy | None) -> tuple[str, str, str]:
+    """Correct of total, per cent, and the interval in per cent: 12/40, 30.0, 18.1–45.4."""
+    if value is None or value.share is None:
+        return NOTHING, "", ""
+    ends = f"{100 * value.low:.1f}\u2013{100 * value.high:.1f}"
+    return f"{count(value.correct)}/{count(value.total)}", f"{100 * value.share:.1f}", ends
+
+
+def method(summary: Summary) -> str:
+    """Selector and scorer: balanced on last_layer; 'unknown' without settings."""
+    selector, scorer = (summary.coreset.get(key) for key in ("selector", "scorer"))
+    if selector is None:
+        return "unknown"
+    return clean(str(selector)) if scorer is None else f"{clean(str(selector))} on {clean(str(scorer))}"
+
+
+def headline(summary: Summary) -> list[str]:
+    """What was done and what came of it, in a few plain sentences."""
+    steps = "At the one step" if summary.steps == 1 else f"At each of {count(summary.steps)} steps"
+    many = summary.chosen_size != (1, 1)
+    chosen, pool = span(summary.chosen_size), span(summary.pool_size)
+    if summary.examples_drawn == summary.examples_trained:
+        how = f"all {pool} examples drawn were trained on (plain training, nothing was chosen)."
+    else:
+        how = f"{chosen} of {pool} examples {'were' if many else 'was'} chosen and trained on."
+    sentences = [f"{steps} {how}", _cost(summary)]
+    if summary.kept:
+        sentences.append(f"Small sources kept whole: {listing(summary.kept)}.")
+    losses = (
+        _loss("Loss of the pool", summary.pool_loss, summary),
+        _loss("Training loss", summary.train_loss, summary),
+    )
+    sentences.append(losses[0] or losses[1])
+    before, after = (e.overall if e else None for e in (summary.before, summary.after))
+    if before and after and before.total and after.total:
+        sentences.append(
+            f"Exact answers on held-out items: {before.correct} of {before.total} ({percent(before.share)}) "
+            f"before, {after.correct} of {after.total} ({percent(after.share)}) after."
+        )
+    return [sentence for sentence in sentences if sentence]
+
+
+def _loss(what: str, loss: LossSummary, summary: Summary) -> str:
+    if loss.first is None or loss.last is None or summary.steps == 1:
+        return ""
+    went = "fell" if loss.last < loss.first else "rose" if loss.last > loss.first else "stayed"
+    window = tenth(summary.loss_window)
+    ends = f"from {loss.first:.3f} to {loss.last:.3f} nats per token"
+    return f"{what} {went} {ends} (means of the first and the last {window})."
+
+
+def _cost(summary: Summary) -> str:
+    shares = {phase.name: phase.share for phase in summary.phases}
+    if summary.phase_seconds is None:
+        return ""
+    mean = duration(summary.phase_seconds / summary.steps)
+    parts = [f"{word} {percent(shares[key])}" for key, word in _COSTS if shares.get(key)]
+    return f"A step took {mean} on average" + (f": {', '.join(parts)} of it." if parts else ".")
+
+
+_PHASES = {"exchange": "communication", "track": "tracking"}
+_COSTS = (("score", "scoring"), ("select", "selection"), ("train", "training"), ("track", "tracking gradients"))

@@ -10,7 +10,7 @@ from corebatch.rendering.sheet import Sheet, flat, sheet_by, sheet_of
 from corebatch.rendering.svg import Chart
 from corebatch.report import charts_cost as cost
 from corebatch.report import charts_sources as sources
-from corebatch.report import lines, rows, series, words
+from corebatch.report import lines, rows, series
 from corebatch.report.record import Example, Examples, RunRecord
 from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
 from corebatch.step_line import StepLine
@@ -73,13 +73,13 @@ def _origin(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _losses(summary: Summary) -> Sheet | None:
-    window = words.tenth(summary.loss_window)
+    window = rows.tenth(summary.loss_window)
     found = [(n, formats.number(x.first), formats.number(x.last)) for n, x in rows.losses(summary)]
     return sheet_of(("nats per token", f"first {window}", f"last {window}"), found)
 
 
 def _answers(summary: Summary) -> Sheet | None:
-    found = [(name, *words.accuracy(before), *words.accuracy(after)) for name, before, after in rows.answers(summary)]
+    found = [(name, *rows.accuracy(before), *rows.accuracy(after)) for name, before, after in rows.answers(summary)]
     header = ("source", "before: correct", "%", "interval, %", "after: correct", "%", "interval, %")
     return sheet_of(header, found)
 
@@ -156,7 +156,7 @@ def _gradient(summary: Summary) -> Sheet | None:
 
 def _phases(summary: Summary) -> Sheet | None:
     columns: list[tuple[str, Callable[[PhaseSummary], str]]] = [
-        ("phase", lambda phase: words.phase(phase.name)),
+        ("phase", lambda phase: rows.phase(phase.name)),
         ("mean, ms", lambda phase: formats.milliseconds(phase.mean_ms)),
         ("median, ms", lambda phase: formats.milliseconds(phase.median_ms)),
         ("share of time", lambda phase: formats.percent(phase.share)),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from corebatch.rendering import formats
 from corebatch.rendering.sheet import Sheet, rich_table, sheet_by, sheet_of
-from corebatch.report import rows, words
+from corebatch.report import rows
 from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
 
 _MOST_SOURCES = 20
@@ -22,7 +22,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     """Print what the run did: sentences, totals, losses, sources, phases, held-out answers, notes."""
     console.print()
     console.print(Text(f"corebatch · {formats.clean(summary.name)}", style="bold"))
-    for sentence in words.headline(summary):
+    for sentence in rows.headline(summary):
         console.print(Text(sentence))
     console.print()
     console.print(_totals(summary))
@@ -50,7 +50,7 @@ def _totals(summary: Summary) -> Table:
 
 
 def _losses(summary: Summary) -> Sheet | None:
-    tenth = words.tenth(summary.loss_window)
+    tenth = rows.tenth(summary.loss_window)
     header = ("", f"first {tenth}", f"last {tenth}")
     found = ((name, formats.number(loss.first), formats.number(loss.last)) for name, loss in rows.losses(summary))
     return sheet_of(header, found, "Loss, nats per token")
@@ -72,7 +72,7 @@ def _sources(summary: Summary) -> Sheet | None:
 
 def _phases(summary: Summary) -> Sheet | None:
     columns: list[tuple[str, Callable[[PhaseSummary], str]]] = [
-        ("phase", lambda phase: formats.shorten(words.phase(phase.name), 20)),
+        ("phase", lambda phase: formats.shorten(rows.phase(phase.name), 20)),
         ("mean ms", lambda phase: formats.milliseconds(phase.mean_ms)),
         ("median ms", lambda phase: formats.milliseconds(phase.median_ms)),
         ("share", lambda phase: formats.percent(phase.share)),
@@ -84,7 +84,7 @@ def _phases(summary: Summary) -> Sheet | None:
 
 def _answers(summary: Summary) -> Sheet | None:
     found = (
-        (formats.shorten(name, 20), *words.accuracy(before), *words.accuracy(after))
+        (formats.shorten(name, 20), *rows.accuracy(before), *rows.accuracy(after))
         for name, before, after in rows.answers(summary)
     )
     header = ("source", "before", "%", "interval", "after", "%", "interval")

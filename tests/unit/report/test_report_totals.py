@@ -9,7 +9,7 @@ import pytest
 from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
 
 from corebatch.report import LossSummary, read_run, rows, summarise
-from corebatch.report.words import headline
+from corebatch.report.rows import headline
 
 
 def test_totals(tmp_path: Path) -> None:
