@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,3 +63,8 @@ def markdown_code(text: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
     space = " " if plain.startswith("`") or plain.endswith("`") or not plain.strip() else ""
     return f"{fence}{space}{plain}{space}{fence}"
+
+
+def common(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many elements (characters, tokens) two sequences have in common from the beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corebatch.errors import ConfigError, DataError
+from corebatch.files import plain
 from corebatch.model.modes import evaluating
 
 
@@ -99,18 +99,5 @@ def run_lm_eval(
     if found is None:
         raise DataError("lm-eval should give results. Found none: it gives them on the first process alone.")
     kept = ("results", "groups", "configs", "versions", "n-shot", "n-samples", "higher_is_better", "lm_eval_version")
-    record = {key: _plain(found[key]) for key in kept if key in found}
+    record = {key: plain(found[key]) for key in kept if key in found}
     return HarnessResult(results=record["results"], record=record)
-
-
-def _plain(value: Any) -> Any:
-    """Plain JSON: functions and other objects by their text, numbers that are none as None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)

@@ -20,6 +20,7 @@ from corebatch.evaluation.result import Answer, Count, EvaluationResult
 from corebatch.evaluation.tasks import RunOptions, Task, limited
 from corebatch.model.head import logits_at
 from corebatch.model.modes import evaluating
+from corebatch.text import common
 from corebatch.types import IGNORED
 
 NORMALISE = ("none", "tokens", "bytes")
@@ -203,7 +204,7 @@ def _tokenised(
     for number, own in enumerate(options):
         prompt = next(encoded)
         wholes = [next(encoded) for _ in own]
-        shared = min(_common(prompt, whole) for whole in wholes)
+        shared = min(common(prompt, whole) for whole in wholes)
         prefix, endings = start + prompt[:shared], [whole[shared:] for whole in wholes]
         if not prefix or not all(endings):
             raise DataError(
@@ -223,11 +224,6 @@ def _start_ids(tokenizer: Any) -> list[int]:
     """[] or [the beginning-of-sequence id], as the tokenizer itself begins a text."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class LikelihoodTask(Task[EvaluationResult]):

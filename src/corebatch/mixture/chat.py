@@ -21,6 +21,7 @@ from corebatch.mixture.keys import THOUGHTS
 from corebatch.mixture.shown import check_shown, shape, with_words
 from corebatch.mixture.splice import ONE_BY_ONE, spliced
 from corebatch.mixture.template import REFUSALS, ChatTemplate
+from corebatch.text import common
 
 Span = tuple[int, int]
 _OPEN_THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
@@ -111,10 +112,8 @@ def _marked(chat: Chat, turns: list[int], template: ChatTemplate, where: str) ->
 
 
 def _agreement(a: str, b: str) -> int:
-    """How many characters two texts have in common from the beginning."""
-    if b.startswith(a):
-        return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """As `common`, at once where one text begins the other."""
+    return len(a) if b.startswith(a) else common(a, b)
 
 
 def trained_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

@@ -23,6 +23,7 @@ from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.chat import Conversations, one_by_one, trained_tokens
 from corebatch.mixture.formats import Canonical, Chat, Completion, Text, TokenIds, canonical
 from corebatch.mixture.template import read_template
+from corebatch.text import common
 from corebatch.types import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -278,8 +279,3 @@ class Seam:
         left = [i for i, made in enumerate(ids) if made is None]
         alone = dict(zip(left, encode([texts[i] for i in left]), strict=True))
         return [made if made is not None else alone[i] for i, made in enumerate(ids)]
-
-
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two lists have in common from the beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from corebatch.files import plain
 from corebatch.report.record import Evaluated, Examples
 from corebatch.step_line import Distance
 
@@ -148,21 +148,9 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only: what `to_json` writes."""
-        plain = _plain(dataclasses.asdict(self))
-        assert isinstance(plain, dict)
-        return plain
+        found: dict[str, Any] = plain(dataclasses.asdict(self))
+        return found
 
     def to_json(self) -> str:
         """The summary as one JSON object in ASCII; the same run gives the same bytes."""
         return json.dumps(self.to_dict(), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """The same with lists for tuples and None for what JSON cannot say (NaN, infinity)."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
