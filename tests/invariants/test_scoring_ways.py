@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +154,17 @@ def test_scoring_leaves_the_model_as_it_was(tmp_path: Path, way: str, monkeypatc
     assert seen == 2
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What the plain Trainer trains."""
+    made = trainer(tmp_path_factory.mktemp("plain"), tiny_model(dropout=0.1), plain=True, max_steps=3)
+    return weights(run(made))
+
+
 @pytest.mark.parametrize("way", ["full", *WAYS])
-def test_pool_factor_1_is_the_plain_trainer(tmp_path: Path, way: str) -> None:
-    results = []
-    for plain in (True, False):
-        coreset = CoresetConfig(pool_factor=1, scoring=WAYS.get(way, REUSE), padding_free=not plain)
-        made = trainer(tmp_path / str(plain), tiny_model(dropout=0.1), coreset, plain=plain, max_steps=3)
-        results.append(weights(run(made)))
-    assert same(*results)
+def test_pool_factor_1_is_the_plain_trainer(tmp_path: Path, plain: dict[str, torch.Tensor], way: str) -> None:
+    coreset = CoresetConfig(pool_factor=1, scoring=WAYS.get(way, REUSE), padding_free=True)
+    assert same(plain, weights(run(trainer(tmp_path, tiny_model(dropout=0.1), coreset, max_steps=3))))
 
 
 # ---- reuse, and no padding, change nothing but the cost --------------------------------------------------------------
@@ -175,22 +180,37 @@ SAME_TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
+def checkpointed(folder: Path, lora: bool, checkpointing: dict[str, Any], **settings: Any) -> dict[str, torch.Tensor]:
+    coreset = CoresetConfig(**{"padding_free": False, **settings})
+    return trained(folder, coreset, tiny_model("gpt2", lora=lora, dtype=torch.float64), **checkpointing)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
+    """The folder and the weights of a run without reuse and packing, which is made once."""
+
+    @cache
+    def get(lora: bool, reentrant: bool) -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp("off")
+        checkpointing = CHECKPOINTING if reentrant else NOT_REENTRANT
+        return folder, checkpointed(folder, lora, checkpointing, scoring={"way": "full", "reuse": False})
+
+    return get
+
+
 @pytest.mark.parametrize("case", SAME_TRAINING)
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("checkpointing", [CHECKPOINTING, NOT_REENTRANT], ids=["reentrant", "not_reentrant"])
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
 def test_reuse_and_packing_train_the_same_weights(
-    tmp_path: Path, case: str, lora: bool, checkpointing: dict[str, Any]
+    tmp_path: Path, without: Any, case: str, lora: bool, reentrant: bool
 ) -> None:
-    results = []
-    for name, settings in (("off", {"scoring": {"way": "full", "reuse": False}}), ("on", SAME_TRAINING[case])):
-        coreset = CoresetConfig(**{"padding_free": False, **settings})
-        model = tiny_model("gpt2", lora=lora, dtype=torch.float64)
-        results.append(trained(tmp_path / name, coreset, model, **checkpointing))
-    assert largest_difference(*results) < (1e-10 if "padding_free" not in case else 1e-9)
+    folder, expected = without(lora, reentrant)
+    found = checkpointed(tmp_path, lora, CHECKPOINTING if reentrant else NOT_REENTRANT, **SAME_TRAINING[case])
+    assert largest_difference(expected, found) < (1e-10 if "padding_free" not in case else 1e-9)
     if "reuse" in case:
-        assert all(line["reuse_mb"] > 0 for line in lines(tmp_path / "on"))
+        assert all(line["reuse_mb"] > 0 for line in lines(tmp_path))
     if "padding_free" in case:
-        off, on = lines(tmp_path / "off"), lines(tmp_path / "on")
+        off, on = lines(folder), lines(tmp_path)
         assert all(line["positions_trained"] == line["tokens_trained"] for line in on)
         assert any(line["positions_trained"] > line["tokens_trained"] for line in off)
 
