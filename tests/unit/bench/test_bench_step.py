@@ -100,7 +100,7 @@ def test_arms_train_and_score_the_same_rows(lines):
 @pytest.mark.parametrize("adapter, precision, checkpointing", [("full", "float32", False), ("lora", "bfloat16", True)])
 def test_other_settings_run(settings, adapter, precision, checkpointing):
     few = replace(
-        settings, adapter=adapter, precision=precision, checkpointing=checkpointing, ratios=[2], rounds=2, steps=1
+        settings, adapter=adapter, precision=precision, checkpointing=checkpointing, ratios=[2], rounds=1, steps=1
     )
     made = step.bench_step(step_plan.plan(few))
     assert len(made) == 5
