@@ -51,7 +51,6 @@ def table_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "length": f"{windows[longest(line)]['length']:.2f}",
             "weights of\nsources": _range(weights["sources"].values()),
             "of\nexamples": _range((weights["least"], weights["greatest"])),
-            "s": f"{line['s']:.2f}",
             "cost by\ntokens": f"{first['cost_tokens']:.1f}",
             **{name: f"{value:.2f}" for name, value in worths.items()},
         }
