@@ -4,21 +4,29 @@ import os
 import pytest
 
 SECONDS = {
-    "test_cli_compare.py": 127,
-    "test_scoring_ways.py": 95,
-    "test_two_ranks.py": 80,
     "test_two_ranks_selectors.py": 75,
-    "test_pool_scoring.py": 63,
-    "test_killed_ranks.py": 63,
-    "test_streams.py": 60,
-    "test_search.py": 55,
-    "test_step_memory.py": 52,
-    "test_failures.py": 49,
-    "test_compile.py": 49,
+    "test_cli_compare.py": 75,
+    "test_cli_ranks.py": 60,
+    "test_compile.py": 60,
+    "test_two_ranks.py": 60,
+    "test_pool_scoring.py": 55,
+    "test_killed_ranks.py": 55,
+    "test_scoring_ways.py": 50,
+    "test_bench_step.py": 50,
+    "test_selector_blocks.py": 45,
+    "test_failures.py": 40,
+    "test_step_memory.py": 35,
     "test_two_ranks_fsdp2.py": 30,
+    "test_selectors.py": 30,
+    "test_cli_folders.py": 30,
+    "test_data_sets.py": 25,
+    "test_search.py": 20,
+    "test_cli_validate.py": 20,
+    "test_hosts.py": 20,
+    "test_swapped_weights.py": 20,
 }
-"""Of a file on a quiet core. Processes that share the files take the long ones first, so that none is left for the
-end; the others follow in their order."""
+"""About how long a file takes on a quiet core. Processes that share the files take the long ones first, so that none
+is left for the end; the others follow in their order."""
 
 
 def pytest_collection_modifyitems(config, items):

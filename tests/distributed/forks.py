@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from corebatch import select
+
 HERE = Path(__file__).parent
 SECONDS = 280
 """After which a rank is ended by the clock."""
@@ -56,6 +58,7 @@ def serve(main: Callable[[dict[str, Any], int], None]) -> None:
         main: is called with the job and the rank, in a fork for each rank.
     """
     torch.set_num_threads(1)
+    select(torch.rand(8, 2), budget=4, selector="cube")  # loads what is compiled, which each child would do anew
     gc.collect()
     gc.freeze()  # the Trainer collects at each start; a child need not look through what was imported
     for line in sys.stdin:

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from cases import live
 
+from corebatch import select
+
 
 def child(run: dict, tell: int, log: int) -> None:
     """Never returns. What it prints goes into a pipe, which no limit on the size of files closes."""
@@ -91,6 +93,7 @@ def read_all(pipe: int) -> bytes:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    select(torch.rand(8, 2), budget=4, selector="cube")  # loads what is compiled, which each child would do anew
     gc.collect()
     gc.freeze()  # the Trainer collects at each start; a child need not look through what was imported
     print(json.dumps({"ready": Path(__file__).name}), flush=True)
