@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corebatch.batch.feedback import ErrorFeedback
 from corebatch.errors import ConfigError, InputError, NonFiniteError
-from corebatch.scoring import Scorer, Scores
+from corebatch.scoring import LossUnit, Scorer, Scores, extents
 from corebatch.seeds import seeded
-from corebatch.selectors import Selector, make_selector
+from corebatch.selectors import SELECTORS, Selector, make_selector
 from corebatch.sources import Keeping, Leftovers, SmallSources, check_cap, encode_sources, small_candidates, split
 from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
@@ -61,7 +62,9 @@ class CoresetStep:
         small_sources_cap: the share of the budget that they take together, at most; None: all are kept.
         leftovers: who gets the rows that shares of sources, rounded down, leave over.
         source_names: names[s] is the name of source s; None where sources go by their numbers.
+        feedback: carries the errors of choices into the next ones, or None.
         seed: of all randomness, together with the number of the step.
+        loss: what is minimised.
     """
 
     scorer: Scorer
@@ -71,8 +74,10 @@ class CoresetStep:
     small_sources: frozenset[int] = frozenset()
     small_sources_cap: float | None = None
     leftovers: Leftovers = "random"
+    feedback: ErrorFeedback | None = None
     source_names: Sequence[str] | Mapping[int, str] | None = None
     seed: int = 0
+    loss: LossUnit = "token_mean"
 
     def __post_init__(self) -> None:
         if "validation" in self.selector.requires:
@@ -92,6 +97,13 @@ class CoresetStep:
                 f"{self.selector.name!r} chooses once over all sources. Use sparsify 'projection' or none."
             )
 
+        if self.feedback is not None and not self.selector.follows:
+            raise ConfigError(
+                f"coreset.feedback needs a selector that can make up for earlier errors: "
+                f"{', '.join(name for name, kind in SELECTORS.items() if kind().follows)}. "
+                f"Found {self.selector.name!r}."
+            )
+
     @property
     def scores(self) -> bool:
         """Whether the selector looks at scores at all."""
@@ -105,6 +117,7 @@ class CoresetStep:
         *,
         step: int,
         second_moments: Tensor | None = None,
+        share: float = 1.0,
     ) -> Choice:
         """Stages 1 and 3 to 5 on the large batch of all ranks.
 
@@ -114,6 +127,7 @@ class CoresetStep:
             budget: M.
             step: the number of the optimizer step; with the seed it determines all randomness.
             second_moments: [P], the live optimizer's, for a normaliser that needs them.
+            share: of the large batch that these rows are, where others are chosen apart from them.
 
         Raises:
             NonFiniteError: a feature or loss is NaN or infinite; the rows are named.
@@ -133,9 +147,25 @@ class CoresetStep:
             features = self.normalise(features, second_moments, shapes)
         if self.sparsify is not None:
             features = self.sparsify(features, source_ids)
+        extent, sizes = extents(scores.tokens, self.loss), None
+        if self.selector.draws and self.scorer.sized_by_tokens:
+            sizes = extent.double().sqrt()
+        carried = None
+        if self.feedback is not None:
+            if sizes is None:
+                sizes = features.double().norm(dim=1)  # of the columns for sources nothing
+            features, carried = self.feedback.look(features, source_ids, extent)
         selection = self.selector.select(
-            features, budget, seeded(self.seed, step, "select"), groups=groups, losses=scores.losses
+            features,
+            budget,
+            seeded(self.seed, step, "select"),
+            groups=groups,
+            losses=scores.losses,
+            carried=carried,
+            sizes=sizes,
         )
+        if self.feedback is not None:
+            self.feedback.update(selection, share)
         if self.normalise is not None:
             self._remember(scores.features, selection, groups)
         return Choice(selection=selection, groups=groups)

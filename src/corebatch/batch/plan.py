@@ -13,7 +13,7 @@ from torch import Tensor
 from corebatch.batch.method import CoresetStep
 from corebatch.batch.pool import Pool
 from corebatch.memory import FeatureMemory, Recalled
-from corebatch.scoring import LossUnit
+from corebatch.scoring import LossUnit, extents
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS
 from corebatch.types import Selection, SourceGroup
@@ -76,9 +76,3 @@ class Draw:
     def whole(self) -> list[SourceGroup]:
         """The candidates as one group, whatever their sources."""
         return [SourceGroup(name="rest", members=torch.arange(len(self.candidates)), budget=self.budget)]
-
-
-def extents(tokens: Tensor, loss: LossUnit) -> Tensor:
-    """What an example's gradient grows with the square root of: its trained tokens, or in a mean over examples nothing
-    but whether it has any (as in the scorer `tokens`)."""
-    return tokens if loss == "token_mean" else (tokens > 0).long()

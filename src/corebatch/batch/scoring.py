@@ -10,13 +10,13 @@ from torch import Tensor
 
 from corebatch.batch.forwards import Forwards
 from corebatch.batch.method import Choice, CoresetStep
-from corebatch.batch.plan import Draw, Plan, extents
+from corebatch.batch.plan import Draw, Plan
 from corebatch.batch.pool import Pool
 from corebatch.batch.strategies import Strategy, Unscored
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import NonFiniteError
 from corebatch.memory import FeatureMemory
-from corebatch.scoring import LossUnit, Scores, Tokens
+from corebatch.scoring import LossUnit, Scores, Tokens, extents
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.scoring.value_gradients import ValueGradientScorer
 

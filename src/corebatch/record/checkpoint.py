@@ -48,6 +48,8 @@ def save_state(
     unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
+    if step.feedback is not None:
+        whole |= {f"feedback.{key}": value for key, value in step.feedback.state_dict().items()}
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
     with replacing(folder / TENSORS) as part:
         save_file({key: value.contiguous() for key, value in whole.items()}, part)
@@ -122,6 +124,8 @@ def load_state(
         note_versions(folder, state.get("versions"))
     if step.normalise is not None:
         step.normalise.load_state_dict(_of(tensors, "normalise."))
+    if step.feedback is not None:
+        step.feedback.load_state_dict(_of(tensors, "feedback."))
     if scoring is not None:
         scoring.load_state_dict(_of(tensors, "scoring."))
     return steps

@@ -8,8 +8,9 @@ from typing import Any
 from corebatch.model.moments import Coordinates
 from corebatch.model.rows import trained_tokens
 from corebatch.options import build
-from corebatch.scoring.base import LossUnit, Scorer, Scores
+from corebatch.scoring.base import LossUnit, Scorer, Scores, extents
 from corebatch.scoring.gradient_norm import GradientNorm
+from corebatch.scoring.label_counts import LabelCounts
 from corebatch.scoring.last_layer import LastLayer
 from corebatch.scoring.length import Length
 from corebatch.scoring.logits import Logits
@@ -21,7 +22,7 @@ from corebatch.seeds import seeded
 
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
-    for scorer in (LastLayer, GradientNorm, ZerothOrder, Loss, Logits, Representation, Tokens, Length)
+    for scorer in (LastLayer, GradientNorm, ZerothOrder, Loss, Logits, Representation, Tokens, Length, LabelCounts)
 }
 """Every scorer by its name. A new one is a file and a name here."""
 
@@ -39,6 +40,7 @@ __all__ = [
     "SCORERS",
     "Coordinates",
     "GradientNorm",
+    "LabelCounts",
     "LastLayer",
     "Length",
     "Logits",
@@ -49,6 +51,7 @@ __all__ = [
     "Scores",
     "Tokens",
     "ZerothOrder",
+    "extents",
     "make_scorer",
     "seeded",
     "trained_tokens",

@@ -59,10 +59,16 @@ class Scorer(ABC):
     """Gives every example of a batch a row of features. Options are keyword arguments of the constructor.
 
     A scorer leaves the model as it was: weights, gradients, train/eval mode, random state.
+
+    Attributes:
+        needs_forward: whether features come from the model.
+        sized_by_tokens: whether examples are drawn in proportion to the square root of their trained tokens, and not to
+            their features' norms (equally, for a mean over examples).
     """
 
     name: ClassVar[str]
     needs_forward: ClassVar[bool] = True
+    sized_by_tokens: ClassVar[bool] = False
 
     def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Features [N, P] of a collated batch (`input_ids`, `attention_mask`, `labels`, ...), in the units of a
@@ -104,6 +110,12 @@ class Scorer(ABC):
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__name__}({options})"
+
+
+def extents(tokens: Tensor, loss: LossUnit) -> Tensor:
+    """What an example's gradient grows with the square root of: its trained tokens, or in a mean over examples nothing
+    but whether it has any (as in the scorer `tokens`)."""
+    return tokens if loss == "token_mean" else (tokens > 0).long()
 
 
 def check_batch(batch: Mapping[str, Tensor]) -> None:

@@ -6,14 +6,15 @@ Shape suffixes: N rows of the large batch, M rows of the small batch, P feature 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from corebatch.selectors.base import Problem
-from corebatch.selectors.checks import check_number
+from corebatch.selectors.checks import check_choice, check_number
+from corebatch.selectors.cube import DIMENSIONS, draw_cube
 from corebatch.selectors.kernels import blocks
 from corebatch.selectors.kernels.distances import gram, mean_norm, some
 from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, systematic_sample
@@ -25,7 +26,7 @@ _STOP = 1e-12  # of the mean square of what is summed: below this a swap is roun
 
 @dataclass(frozen=True, kw_only=True)
 class Balanced(Sampler):
-    """Start from the importance sample, then swap rows while that brings the estimate nearer to the mean.
+    """Start from an unbiased sample, then swap rows while that brings the estimate nearer to the mean.
 
     Minimises ||sum_S f_i / (N pi_i) - mean f||^2 over the rows S, steepest swap first, with weights that stay
     M / (N pi_i). Balanced sampling after Deville, Tille 2004, by exchange instead of the cube method: nearer
@@ -42,7 +43,9 @@ class Balanced(Sampler):
     Args:
         floor: as in `importance`.
         max_swaps: stop after so many swaps; None is as many as the budget, which is rarely reached.
-        calibrate: as in `importance`.
+        start: the sample that swaps begin with: "systematic", the importance sample, or "cube", which is near to the
+            mean already, so that fewer swaps change the probabilities less.
+        calibrate, cost_power: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -50,33 +53,47 @@ class Balanced(Sampler):
 
     floor: float = DEFAULT_FLOOR
     max_swaps: int | None = None
+    start: Literal["systematic", "cube"] = "systematic"
     calibrate: bool | float = False
+    cost_power: float | None = None
 
     name: ClassVar[str] = "balanced"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("start", self.start, ("systematic", "cube"))
         if self.max_swaps is not None:
             check_number("max_swaps", self.max_swaps, low=0, whole=True)
 
     def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
-        start = systematic_sample(inclusion_N, problem.budget, problem.generator)
+        if self.start == "cube":
+            start = draw_cube(problem, inclusion_N, DIMENSIONS)
+        else:
+            start = systematic_sample(inclusion_N, problem.budget, problem.generator)
         max_swaps = problem.budget if self.max_swaps is None else self.max_swaps
-        return balance(problem.features, inclusion_N, start, max_swaps)
+        return balance(problem.features, inclusion_N, start, max_swaps, problem.carried)
+
+    @property
+    def follows(self) -> bool:
+        # Calibration moves the weights towards this pool's mean alone, and would undo it.
+        return self.calibrate is False
 
 
-def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int) -> Tensor:
+def balance(
+    features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps: int, carried_N: Tensor | None = None
+) -> Tensor:
     """Improve a sample by swaps.
 
-    Minimises ||sum_S z_i - sum_N pi_i z_i|| for z_i = (f_i, c) / pi_i, with c the mean norm of the rows that are not
-    certain. Above 4,096 rows block by block: rows are swapped within a block, which makes up for what the blocks
-    before it are off by.
+    Minimises ||sum_S z_i - sum_N pi_i z_i + N e|| for z_i = (f_i, c) / pi_i, with c the mean norm of the rows that are
+    not certain, and e the sum of earlier errors, or nothing. Above 4,096 rows block by block: rows are swapped within a
+    block, which makes up for what the blocks before it are off by.
 
     Args:
         features_NP: float64.
         inclusion_N: float64 [N].
         start_M: LongTensor [M], the rows to start from.
         max_swaps: stop after so many; each block has its share.
+        carried_N: float64 [N], (f_i, c) . e; None: zeros.
 
     Returns:
         LongTensor [M].
@@ -90,7 +107,10 @@ def balance(features_NP: Tensor, inclusion_N: Tensor, start_M: Tensor, max_swaps
     for inside, swaps in blocks.with_shares(blocks.dealt(features_NP), max_swaps):
         part, inclusion_B = some(features_NP, inside), inclusion_N[inside]
         expanded_BB = gram(part).add_(constant**2).div_(inclusion_B[:, None]).div_(inclusion_B)
-        carried_B = ((part @ off_P).cpu() + constant * off) / inclusion_B
+        missing_B = (part @ off_P).cpu() + constant * off
+        if carried_N is not None:
+            missing_B += len(inclusion_N) * carried_N[inside]
+        carried_B = missing_B / inclusion_B
         taken = swapped(expanded_BB, inclusion_B, chosen_N[inside], carried_B, swaps)
         found.append(inside[taken])
         extra_B = -torch.ones(len(inside), dtype=torch.float64)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import InputError
-from corebatch.selectors.checks import check_budget, check_groups, check_losses, check_matrix, in_float64
+from corebatch.selectors.checks import check_budget, check_column, check_groups, check_matrix, in_float64
 from corebatch.selectors.kernels.distances import some
 from corebatch.types import Selection, SourceGroup
 
@@ -33,6 +33,10 @@ class Problem:
         validation: float64 [V, P], scaled by a power of two of its own; given if required.
         units: what `features` was divided by over what `validation` was.
         groups: a partition of the rows, with members ascending and on the CPU; none where these are one group's.
+        carried: float64 [N] on the CPU: the inner products f_i . e with the sum e of the errors of earlier choices
+            (estimate less mean), which this one is to make up for; None: there is none.
+        sizes: float64 [N] on the CPU: what inclusion is in proportion to; None: the norms of the features.
+        costs: float64 [N] on the CPU, positive: what training each row costs; None: equally much.
     """
 
     features: Tensor
@@ -42,6 +46,9 @@ class Problem:
     validation: Tensor | None = None
     units: float = 1.0
     groups: tuple[SourceGroup, ...] = ()
+    carried: Tensor | None = None
+    sizes: Tensor | None = None
+    costs: Tensor | None = None
 
     def within(self, group: SourceGroup) -> Problem:
         """The problem of one group by itself."""
@@ -51,6 +58,9 @@ class Problem:
             features=some(self.features, rows),
             budget=group.budget,
             losses=None if self.losses is None else self.losses[rows],
+            carried=None if self.carried is None else self.carried[rows],
+            sizes=None if self.sizes is None else self.sizes[rows],
+            costs=None if self.costs is None else self.costs[rows],
             groups=(),
         )
 
@@ -93,6 +103,16 @@ class Selector(ABC):
         return False
 
     @property
+    def follows(self) -> bool:
+        """Whether a choice can make up for the errors of earlier ones (`Problem.carried`)."""
+        return False
+
+    @property
+    def draws(self) -> bool:
+        """Whether rows are drawn with inclusion probabilities, in proportion to sizes."""
+        return False
+
+    @property
     def per_source(self) -> bool:
         """Whether choosing within each source is this selector's way when sources are given."""
         return False
@@ -107,6 +127,9 @@ class Selector(ABC):
         groups: Iterable[SourceGroup] | None = None,
         losses: Tensor | None = None,
         validation: Tensor | None = None,
+        carried: Tensor | None = None,
+        sizes: Tensor | None = None,
+        costs: Tensor | None = None,
     ) -> Selection:
         """Choose `budget` rows.
 
@@ -119,6 +142,11 @@ class Selector(ABC):
                 whole; every other is chosen apart. None: one group of all rows.
             losses: Tensor [N], the losses of the rows.
             validation: Tensor [V, P], gradients of validation examples.
+            carried: Tensor [N], f_i . e for the sum e of the errors of earlier choices, for a selector that `follows`
+                (see `corebatch.batch.feedback`).
+            sizes: Tensor [N], not negative: inclusion is in proportion to them in place of the features' norms, for a
+                selector that draws with inclusion probabilities (`draws`).
+            costs: Tensor [N], positive: what training each row costs, for such a selector (its `cost_power`).
 
         Returns:
             Indices and weights on the device of `features`. Uniform selectors have ones. Weights of a
@@ -135,13 +163,16 @@ class Selector(ABC):
         rows_NP, power = in_float64("features", features)
         if losses is None and "losses" in self.requires and features.shape[1] == 1:
             losses = features[:, 0]  # a one-column feature is the loss
-        losses_N = None if losses is None else check_losses(losses, count)
+        losses_N = None if losses is None else check_column("losses", losses, count)
         validation_VP, its_power = None, power
         if validation is not None:
             validation_VP, its_power = self._checked_validation(validation, features)
         for name, given in (("losses", losses_N), ("validation", validation_VP)):
             if name in self.requires and given is None:
                 raise InputError(f"Selector `{self.name}` needs `{name}`. Found None.")
+        if carried is not None and not self.follows:
+            raise InputError(f"Selector `{self.name}` cannot make up for earlier errors. Found `carried`.")
+        sizes_N, costs_N = self._column("sizes", sizes, count), self._column("costs", costs, count)
         if groups is None:
             parts = [SourceGroup(name="all", members=torch.arange(count), budget=budget)]
         else:
@@ -154,6 +185,9 @@ class Selector(ABC):
             validation=validation_VP,
             units=math.ldexp(1.0, min(power - its_power, 1000)),
             groups=tuple(replace(group, members=group.members.cpu().sort().values) for group in parts),
+            carried=None if carried is None else check_column("carried", carried, count) * math.ldexp(1.0, min(-2 * power, 1000)),
+            sizes=sizes_N,
+            costs=costs_N,
         )
         return self._joined(problem, self._choose_groups(problem), features.device)
 
@@ -201,6 +235,18 @@ class Selector(ABC):
             gains=torch.cat(known).to(device, torch.float32) if len(known) == len(gains) else None,
         )
 
+    def _column(self, name: str, given: object, count: int) -> Tensor | None:
+        """Sizes or costs, checked."""
+        if given is None:
+            return None
+        if not self.draws:
+            raise InputError(f"Selector `{self.name}` draws with no inclusion probabilities. Found `{name}`.")
+        column_N = check_column(name, given, count)
+        least = float(column_N.min())
+        if least < 0 or (least == 0 and name == "costs"):
+            raise InputError(f"`{name}` should be {'positive' if name == 'costs' else 'not negative'}. Found {least}.")
+        return column_N
+
     @staticmethod
     def _checked_validation(validation: Tensor, features: Tensor) -> tuple[Tensor, int]:
         check_matrix("validation", validation, "[V, P]")
@@ -209,4 +255,4 @@ class Selector(ABC):
                 f"`validation` should have as many columns as `features`, {features.shape[1]}. "
                 f"Found shape {tuple(validation.shape)}."
             )
-        return in_float64("validation", validation.to(features.device))
+        return in_float64("validation", validation.to(features.device))[0]

@@ -16,7 +16,6 @@ from corebatch.selectors.checks import check_number
 from corebatch.selectors.kernels.calibration import DEFAULT_MAX_WEIGHT, DEFAULT_RIDGE, LOWEST_RIDGE
 from corebatch.selectors.kernels.inclusion import (
     DEFAULT_FLOOR,
-    check_floor,
     systematic_sample,
 )
 from corebatch.selectors.sampler import Sampler
@@ -35,7 +34,7 @@ class Calibrated(Sampler):
     Args:
         ridge: lambda, as a share of the mean squared norm of the chosen f_i / (N pi_i); above 0.
         max_weight: the largest weight, at least 1. 11 is what `floor` 0.1 allows without calibration.
-        floor: as in `importance`.
+        floor, cost_power: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -44,13 +43,14 @@ class Calibrated(Sampler):
     ridge: float = DEFAULT_RIDGE
     max_weight: float = DEFAULT_MAX_WEIGHT
     floor: float = DEFAULT_FLOOR
+    cost_power: float | None = None
 
     name: ClassVar[str] = "calibrated"
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge, low=LOWEST_RIDGE)
         check_number("max_weight", self.max_weight, low=1.0)
-        check_floor(self.floor)
+        super().__post_init__()
 
     @property
     def calibrate(self) -> float:

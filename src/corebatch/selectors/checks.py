@@ -67,20 +67,6 @@ def check_budget(budget: object, count: int) -> int:
     return budget
 
 
-def check_losses(losses: object, count: int) -> Tensor:
-    """Return `losses` as float64 [N] on the CPU; InputError or NonFiniteError when they are not that."""
-    if not isinstance(losses, Tensor):
-        raise InputError(f"`losses` should be a floating tensor [N]. Found {type(losses).__name__}.")
-    if losses.shape != (count,) or not losses.is_floating_point():
-        raise InputError(
-            f"`losses` should be a floating tensor [N] with N = {count}. "
-            f"Found dtype {losses.dtype}, shape {tuple(losses.shape)}."
-        )
-    result = losses.detach().to("cpu", torch.float64)
-    check_finite("losses", torch.isfinite(result))
-    return result
-
-
 def in_float64(name: str, matrix: Tensor) -> tuple[Tensor, int]:
     """Return the rows in float64, divided by a power of two so that the largest entry is between 0.5 and 1, and the
     power.
@@ -101,6 +87,20 @@ def in_float64(name: str, matrix: Tensor) -> tuple[Tensor, int]:
     # Beyond 2^1000 the factor itself would overflow.
     exponent = max(-1000, min(1000, math.frexp(max(-lowest, highest))[1]))
     return rows.mul_(math.ldexp(1.0, -exponent)), exponent
+
+
+def check_column(name: str, column: object, count: int) -> Tensor:
+    """Return `column` as float64 [N] on the CPU; InputError or NonFiniteError when it is not that."""
+    if not isinstance(column, Tensor):
+        raise InputError(f"`{name}` should be a floating tensor [N]. Found {type(column).__name__}.")
+    if column.shape != (count,) or not column.is_floating_point():
+        raise InputError(
+            f"`{name}` should be a floating tensor [N] with N = {count}. "
+            f"Found dtype {column.dtype}, shape {tuple(column.shape)}."
+        )
+    result = column.detach().to("cpu", torch.float64)
+    check_finite(name, torch.isfinite(result))
+    return result
 
 
 def check_finite(name: str, finite_N: Tensor) -> None:

@@ -20,6 +20,8 @@ from corebatch.selectors.kernels.flight import fly
 from corebatch.selectors.kernels.inclusion import DEFAULT_FLOOR, random_order, uniforms
 from corebatch.selectors.sampler import Sampler
 
+DIMENSIONS = 32
+"""How many totals are kept beside the size."""
 _SPARE = 8  # directions that are computed beside those wanted, so that those wanted are right
 _FEW = 10  # rows for each column of the iteration, up to which the inner products of all rows are computed
 _NOTHING = 1e-10  # of the largest variance: a direction with less is rounding noise
@@ -40,15 +42,16 @@ class Cube(Sampler):
         floor: as in `importance`.
         dimensions: how many totals are kept beside the size, at least 1. More is nearer to the mean, even above M;
             the time goes with N x dimensions^3.
-        calibrate: as in `importance`.
+        calibrate, cost_power: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
     """
 
     floor: float = DEFAULT_FLOOR
-    dimensions: int = 32
+    dimensions: int = DIMENSIONS
     calibrate: bool | float = False
+    cost_power: float | None = None
 
     name: ClassVar[str] = "cube"
 
@@ -57,12 +60,17 @@ class Cube(Sampler):
         check_number("dimensions", self.dimensions, low=1, whole=True)
 
     def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
-        generator, count = problem.generator, len(inclusion_N)
-        variables_NQ = balancing_variables(problem.features, inclusion_N, self.dimensions, generator)
-        order = random_order(generator, count)
-        uniforms_N = uniforms(generator, count)
-        taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), problem.budget)
-        return order[torch.from_numpy(np.flatnonzero(taken_N))]
+        return draw_cube(problem, inclusion_N, self.dimensions)
+
+
+def draw_cube(problem: Problem, inclusion_N: Tensor, dimensions: int) -> Tensor:
+    """A sample by the cube method, which keeps so many totals beside the size: LongTensor [M]."""
+    generator, count = problem.generator, len(inclusion_N)
+    variables_NQ = balancing_variables(problem.features, inclusion_N, dimensions, generator)
+    order = random_order(generator, count)
+    uniforms_N = uniforms(generator, count)
+    taken_N = fly(variables_NQ[order].numpy(), inclusion_N[order].numpy(), uniforms_N.numpy(), problem.budget)
+    return order[torch.from_numpy(np.flatnonzero(taken_N))]
 
 
 def balancing_variables(

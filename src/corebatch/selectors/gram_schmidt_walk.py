@@ -40,7 +40,7 @@ class GramSchmidtWalk(Sampler):
         floor: as in `importance`.
         robustness: lambda, as a share of the mean squared norm of the rows f_i / pi_i, above 0: how much the
             sample is to be like independent draws, which is what protects directions outside the features.
-        calibrate: as in `importance`.
+        calibrate, cost_power: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -49,6 +49,7 @@ class GramSchmidtWalk(Sampler):
     floor: float = DEFAULT_FLOOR
     robustness: float = 0.03
     calibrate: bool | float = False
+    cost_power: float | None = None
 
     name: ClassVar[str] = "gram_schmidt_walk"
 

@@ -26,6 +26,8 @@ class Importance(Sampler):
             11 and changes few probabilities; what a trainer makes of them has other bounds (`corebatch.batch.weights`).
         calibrate: move the weights towards meeting the mean, as `calibrated` does: True, or a ridge in place of its
             default. Nearer in one step, and no longer unbiased.
+        cost_power: p in pi ~ size / cost^p, between 0 and 1, where costs are given; a trainer gives the tokens of a row
+            if this is set. None: 0.25 where costs are given.
 
     Raises:
         ConfigError: an option is out of range.
@@ -33,6 +35,7 @@ class Importance(Sampler):
 
     floor: float = DEFAULT_FLOOR
     calibrate: bool | float = False
+    cost_power: float | None = None
 
     name: ClassVar[str] = "importance"
 

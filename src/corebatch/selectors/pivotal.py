@@ -34,7 +34,7 @@ class Pivotal(Sampler):
 
     Args:
         floor: as in `importance`.
-        calibrate: as in `importance`.
+        calibrate, cost_power: as in `importance`.
 
     Raises:
         ConfigError: an option is out of range.
@@ -42,6 +42,7 @@ class Pivotal(Sampler):
 
     floor: float = DEFAULT_FLOOR
     calibrate: bool | float = False
+    cost_power: float | None = None
 
     name: ClassVar[str] = "pivotal"
 

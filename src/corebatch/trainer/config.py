@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
+from corebatch.batch.feedback import ErrorFeedback, check_feedback
 from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
 from corebatch.batch.strategies import Strategy, make_strategy, shortest
 from corebatch.errors import ConfigError
@@ -55,6 +56,8 @@ class CoresetConfig:
             "smallest", by which leftovers go to the smallest budgets, as in the official code of CoLM.
         source_column: the data set's column that names an example's source. Without such a column, or with "none",
             there is one source.
+        feedback: the share of the sum of past errors that the next choice makes up for (error feedback), in [0, 1),
+            for a selector that can (`balanced`); none: every step is chosen by itself.
         seed: of all randomness of scoring and selection.
         loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
             the mean over examples of each one's mean, as in the official CoLM code.
@@ -79,6 +82,7 @@ class CoresetConfig:
     small_sources_cap: float | None = None
     leftovers: Leftovers = "random"
     source_column: str = "source"
+    feedback: float | None = None
     seed: int = 0
     loss: LossUnit = "token_mean"
     scoring: str | Mapping[str, Any] | Strategy = "auto"
@@ -91,6 +95,7 @@ class CoresetConfig:
             check_count(f"coreset.{name}", value, least=least)
             if value > most:
                 raise ConfigError(f"coreset.{name} should be at most {most:,}. Found {value:,}.")
+        check_feedback(self.feedback)
         if self.loss not in ("token_mean", "example_mean"):
             raise ConfigError(f"coreset.loss should be token_mean or example_mean. Found {self.loss!r}.")
         if not isinstance(self.padding_free, bool) and self.padding_free != "auto":
@@ -144,9 +149,11 @@ class CoresetConfig:
             selector=make_selector(self.selector, self.selector_options),
             normalise=make_normaliser(self.normalise),
             sparsify=make_sparsifier(self.sparsify),
+            feedback=None if self.feedback is None else ErrorFeedback(self.feedback, self.seed),
             small_sources_cap=self.small_sources_cap,
             leftovers=self.leftovers,
             seed=self.seed,
+            loss=self.loss,
         )
 
     @classmethod

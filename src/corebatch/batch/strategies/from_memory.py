@@ -92,7 +92,8 @@ def _among_known(draw: Draw, recalled: Recalled, members: Tensor, budget: int) -
         losses=recalled.losses[members].float(),
         tokens=draw.pool.tokens[rows],
     )
-    return draw.method.choose(scores, draw.pool.sources[rows], budget, step=draw.step).selection
+    share = len(members) / len(recalled.known)
+    return draw.method.choose(scores, draw.pool.sources[rows], budget, step=draw.step, share=share).selection
 
 
 def _share(draw: Draw, recalled: Recalled) -> int:

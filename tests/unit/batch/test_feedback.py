@@ -1,0 +1,157 @@
+"""Error feedback: the sum of errors stays bounded, and the state is all there is."""
+
+import pytest
+import torch
+
+from corebatch.batch.feedback import ErrorFeedback
+from corebatch.batch.method import CoresetStep
+from corebatch.errors import CheckpointError, ConfigError, InputError
+from corebatch.scoring import Scores, make_scorer
+from corebatch.selectors import SELECTORS, make_selector
+from corebatch.trainer import CoresetConfig
+
+ROWS, POOL, BUDGET = 96, 24, 6
+
+
+def population(columns=12):
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(ROWS, columns, generator=generator) + 1.5 * torch.randn(columns, generator=generator)
+    features[: ROWS // 8] *= 3.0  # a minority that nothing else balances
+    return features
+
+
+def step_with(rho, selector="balanced", **options):
+    feedback = None if rho is None else ErrorFeedback(rho, seed=0)
+    return CoresetStep(scorer=make_scorer("last_layer"), selector=make_selector(selector, options), feedback=feedback)
+
+
+def series(step, features, steps, first=0):
+    """Errors of `steps` choices out of pools in epochs: [steps, P]; and the mean weight of each row."""
+    errors, weights, seen = [], torch.zeros(ROWS), torch.zeros(ROWS)
+    for number in range(first, first + steps):
+        epoch, place = divmod(number, ROWS // POOL)
+        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))
+        pool = order[place * POOL : (place + 1) * POOL].sort().values
+        scores = Scores(features=features[pool], losses=None, tokens=torch.ones(POOL, dtype=torch.long))
+        chosen = step.choose(scores, torch.zeros(POOL, dtype=torch.long), BUDGET, step=number).selection
+        rows = pool[chosen.indices]
+        estimate = (chosen.weights[:, None] * features[rows]).mean(0)
+        errors.append(estimate - features[pool].mean(0))
+        weights[rows] += chosen.weights * POOL / BUDGET
+        seen[pool] += 1
+    return torch.stack(errors), weights / seen
+
+
+def test_sum_of_errors_is_bounded():
+    features = population()
+    unit = features.norm(dim=1).mean()
+    with_feedback, weights = series(step_with(0.99), features, 600)
+    sums = with_feedback.cumsum(0).norm(dim=1) / unit
+    assert sums[300:].max() < 1.5 * sums[:300].max() + 0.2
+    assert sums.max() < 3.0
+    without = series(step_with(None), features, 600)[0].cumsum(0).norm(dim=1) / unit
+    cube = series(step_with(None, "cube"), features, 600)[0].cumsum(0).norm(dim=1) / unit
+    assert sums[-1] < 0.5 * min(without[-1], cube.max())
+    assert abs(float(weights[: ROWS // 8].mean()) - 1) < 0.05
+    assert abs(float(weights.mean()) - 1) < 0.03
+
+
+def test_rho_0_carries_nothing():
+    """Every step is chosen by itself, with columns for the sources."""
+    features, step = population(), step_with(0.0)
+    series(step, features, 8)
+    assert step.feedback.size == 0
+    carried = step.feedback.look(features, torch.zeros(ROWS, dtype=torch.long), torch.ones(ROWS, dtype=torch.long))[1]
+    assert not carried.any()
+
+
+def test_every_source_keeps_its_weight():
+    """What the features do not tell apart, the columns for sources do."""
+    sources = torch.arange(POOL) % 5
+    step, plain = step_with(0.99), step_with(None)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, 60, (POOL,), generator=generator)
+    got = {id(s): torch.zeros(5) for s in (step, plain)}
+    for number in range(200):
+        features = torch.randn(POOL, 8, generator=generator) * tokens.sqrt()[:, None]
+        scores = Scores(features=features, losses=None, tokens=tokens)
+        for s in (step, plain):
+            chosen = s.choose(scores, sources, BUDGET, step=number).selection
+            weighted = chosen.weights * tokens[chosen.indices]
+            got[id(s)].index_add_(0, sources[chosen.indices], weighted * POOL / BUDGET)
+    right = torch.zeros(5).index_add_(0, sources, tokens.float()) * 200
+    assert (got[id(step)] / right - 1).abs().max() < 0.01
+    assert (got[id(plain)] / right - 1).abs().max() > 0.02
+
+
+def test_changes_choices():
+    features = population()
+    assert not torch.equal(series(step_with(0.9), features, 8)[0], series(step_with(None), features, 8)[0])
+
+
+@pytest.mark.parametrize("start", ["systematic", "cube"])
+def test_goes_on_from_its_state(start):
+    features = population()
+    whole = series(step_with(0.95, start=start), features, 20)[0]
+    first = step_with(0.95, start=start)
+    before = series(first, features, 11)[0]
+    second = step_with(0.95, start=start)
+    second.feedback.load_state_dict(first.feedback.state_dict())
+    assert torch.equal(torch.cat([before, series(second, features, 9, first=11)[0]]), whole)
+
+
+def test_scale_of_features_does_not_matter():
+    features = population()
+    small = series(step_with(0.95), features / 1024, 20)[0]
+    assert torch.equal(small * 1024, series(step_with(0.95), features, 20)[0])
+
+
+def test_drift_of_all_lengths_leaves_the_memory_of_errors():
+    """E is kept relative to the level: gradients that halve halve what is carried."""
+    feedback, features = ErrorFeedback(0.9, seed=0), population()
+    selection = SELECTORS["balanced"]().select(features, 8)
+    rows = torch.zeros(ROWS, dtype=torch.long), torch.ones(ROWS, dtype=torch.long)
+    feedback.look(features, *rows)
+    feedback.update(selection)
+    before = feedback.look(features, *rows)[1]
+    for _ in range(200):
+        halved = feedback.look(features / 2, *rows)[1]
+    torch.testing.assert_close(halved, before / 4, rtol=1e-3, atol=1e-6)
+
+
+def test_features_of_another_width_after_a_resume():
+    features = population()
+    step = step_with(0.9)
+    series(step, features, 2)
+    other = step_with(0.9)
+    other.feedback.load_state_dict(step.feedback.state_dict())
+    with pytest.raises(CheckpointError, match=r"features with 12 columns\. Found features with 7"):
+        series(other, population(7), 1)
+
+
+@pytest.mark.parametrize("rho", [1.0, -0.1, "a", True, float("nan")])
+def test_rho_out_of_range(rho):
+    with pytest.raises(ConfigError, match=r"coreset\.feedback should be none or a number of at least 0 and below 1"):
+        CoresetConfig(selector="balanced", feedback=rho)
+
+
+@pytest.mark.parametrize("selector", sorted(set(SELECTORS) - {"greats"}))
+def test_selectors_that_follow(selector):
+    if SELECTORS[selector]().follows:
+        CoresetConfig(selector=selector, feedback=0.9)
+        return
+    with pytest.raises(ConfigError, match=rf"coreset\.feedback needs a selector .*: balanced.*Found '{selector}'"):
+        CoresetConfig(selector=selector, feedback=0.9)
+    with pytest.raises(InputError, match="cannot make up for earlier errors"):
+        SELECTORS[selector]().select(torch.rand(6, 3), 2, losses=torch.rand(6), carried=torch.zeros(6))
+
+
+def test_calibrated_weights_do_not_follow():
+    with pytest.raises(ConfigError, match=r"coreset\.feedback needs"):
+        CoresetConfig(selector="balanced", selector_options={"calibrate": True}, feedback=0.9)
+
+
+@pytest.mark.parametrize("carried", [torch.zeros(5), torch.zeros(6, dtype=torch.long), [0.0] * 6])
+def test_carried_of_another_shape(carried):
+    with pytest.raises(InputError, match="`carried` should be a floating tensor"):
+        SELECTORS["balanced"]().select(torch.rand(6, 3), 2, carried=carried)
