@@ -29,6 +29,8 @@ METHODS = {
     "small_kept": (CoresetConfig(small_sources="auto"), {}),
     "example_mean": (CoresetConfig(loss="example_mean"), {}),
     "random": (CoresetConfig(selector="random"), {}),
+    "following": (CoresetConfig.following(), {}),
+    "following_features": (CoresetConfig(selector="balanced", feedback=0.9, scoring="full"), {"kind": "gpt2"}),
     "hard": (CoresetConfig(scorer="loss", selector="hard"), {}),
     "full_tied": (CoresetConfig(), {"lora": False, "kind": "gpt2"}),
     # gpt2's norms are in float64 like the model; float32 norms of weighted gradients differ in what is remembered

@@ -14,6 +14,8 @@ CASES = {
     "recommended": (CoresetConfig(), {}),
     "colm": (CoresetConfig.colm(), {}),
     "optimizer_scale": (CoresetConfig(normalise="optimizer", selector="balanced"), {}),
+    "following": (CoresetConfig.following(), {}),
+    "following_features": (CoresetConfig(selector="balanced", feedback=0.9, scoring="remembered"), {}),
     # transformers 4 is reentrant by default, and then trains no adapter, with the plain Trainer either
     "checkpointing": (
         CoresetConfig(),

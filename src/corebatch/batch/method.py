@@ -118,6 +118,7 @@ class CoresetStep:
         step: int,
         second_moments: Tensor | None = None,
         share: float = 1.0,
+        costs: Tensor | None = None,
     ) -> Choice:
         """Stages 1 and 3 to 5 on the large batch of all ranks.
 
@@ -128,6 +129,7 @@ class CoresetStep:
             step: the number of the optimizer step; with the seed it determines all randomness.
             second_moments: [P], the live optimizer's, for a normaliser that needs them.
             share: of the large batch that these rows are, where others are chosen apart from them.
+            costs: [N], what training each row costs, for a selector that looks at it.
 
         Raises:
             NonFiniteError: a feature or loss is NaN or infinite; the rows are named.
@@ -147,22 +149,15 @@ class CoresetStep:
             features = self.normalise(features, second_moments, shapes)
         if self.sparsify is not None:
             features = self.sparsify(features, source_ids)
-        extent, sizes = extents(scores.tokens, self.loss), None
+        extent, sizes, carried = extents(scores.tokens, self.loss), None, None
         if self.selector.draws and self.scorer.sized_by_tokens:
             sizes = extent.double().sqrt()
-        carried = None
         if self.feedback is not None:
-            if sizes is None:
-                sizes = features.double().norm(dim=1)  # of the columns for sources nothing
+            sizes = features.double().norm(dim=1) if sizes is None else sizes  # columns for sources are no part of it
             features, carried = self.feedback.look(features, source_ids, extent)
+        generator = seeded(self.seed, step, "select")
         selection = self.selector.select(
-            features,
-            budget,
-            seeded(self.seed, step, "select"),
-            groups=groups,
-            losses=scores.losses,
-            carried=carried,
-            sizes=sizes,
+            features, budget, generator, groups=groups, losses=scores.losses, carried=carried, sizes=sizes, costs=costs
         )
         if self.feedback is not None:
             self.feedback.update(selection, share)
@@ -203,6 +198,7 @@ def select(
     small_sources_cap: float | None = None,
     losses: Tensor | None = None,
     validation: Tensor | None = None,
+    costs: Tensor | None = None,
     seed: int = 0,
 ) -> Selection:
     """Chooses `budget` rows of `features`, on plain tensors, without any trainer or model.
@@ -220,15 +216,15 @@ def select(
         small_sources_cap: the share of the budget, in (0, 1], that they take together, at most; None: no cap.
         losses: float Tensor [N], for selectors that choose by loss.
         validation: float Tensor [V, P], for selectors that are guided by validation gradients.
-        seed: of the random selectors; the same seed, the same choice. The global random state is not touched.
+        costs: float Tensor [N], positive, for instance tokens: samplers have pi ~ norm / cost^p (`cost_power`).
+        seed: of the random selectors; the global random state is not touched.
 
     Returns:
         Selection with ascending indices [M] and weights [M] such that (1/M) sum_i w_i g_i estimates the mean of all
         N rows (uniform selectors: ones).
 
     Raises:
-        InputError (a ValueError): arguments of other shapes, a budget outside [0, N], NaN, something that the
-            selector needs and was not given, an unknown selector.
+        InputError (a ValueError): other shapes, a budget outside [0, N], NaN, a missing argument, an unknown selector.
     """
     chosen_by = make_selector(selector, selector_options)
     if not isinstance(features, Tensor) or features.ndim != 2:
@@ -249,6 +245,5 @@ def select(
         )
     elif small_sources is not None:
         small_candidates({}, [], small_sources)  # an error in the policy is an error without sources too
-    return chosen_by.select(
-        features, budget, seeded(seed, "select"), groups=groups, losses=losses, validation=validation
-    )
+    given = {"losses": losses, "validation": validation, "costs": costs}
+    return chosen_by.select(features, budget, seeded(seed, "select"), groups=groups, **given)

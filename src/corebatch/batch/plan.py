@@ -15,7 +15,7 @@ from corebatch.batch.pool import Pool
 from corebatch.memory import FeatureMemory, Recalled
 from corebatch.scoring import LossUnit, extents
 from corebatch.seeds import seeded
-from corebatch.selectors import SELECTORS
+from corebatch.selectors import SELECTORS, make_selector
 from corebatch.types import Selection, SourceGroup
 
 
@@ -68,10 +68,27 @@ class Draw:
         rows = self.candidates
         return self.memory.recall(self.pool.ids[rows], extents(self.pool.tokens[rows], self.loss), self.step, max_age)
 
-    def by_size(self, sizes: Tensor, budget: int, purpose: str) -> Selection:
-        """A choice with inclusion in proportion to sizes alone, with a generator for the purpose."""
+    def costs(self, rows: Tensor) -> Tensor | None:
+        """Tokens of rows of the pool (LongTensor [K]), float64 [K], for a selector whose inclusion goes by them."""
+        selector = self.method.selector
+        if not selector.draws or getattr(selector, "cost_power", None) is None:
+            return None
+        return self.pool.lengths[rows].double().clamp(min=1)
+
+    def by_size(self, sizes: Tensor, budget: int, purpose: str, trained: Tensor | None = None) -> Selection:
+        """A choice with inclusion in proportion to sizes, with a generator for the purpose.
+
+        Args:
+            trained: LongTensor, positions of the rows in the pool, if what is chosen is trained, and costs what it
+                costs.
+        """
         generator = seeded(self.method.seed, self.step, purpose)
-        return SELECTORS["importance"]().select(sizes.clamp(min=0).float().unsqueeze(1), budget, generator)
+        features, costs = sizes.clamp(min=0).float().unsqueeze(1), None if trained is None else self.costs(trained)
+        if costs is None:
+            return SELECTORS["importance"]().select(features, budget, generator)
+        power = getattr(self.method.selector, "cost_power", None)
+        by_cost = make_selector("importance", {"cost_power": power})
+        return by_cost.select(features, budget, generator, costs=costs)
 
     def whole(self) -> list[SourceGroup]:
         """The candidates as one group, whatever their sources."""

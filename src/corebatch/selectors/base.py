@@ -134,25 +134,18 @@ class Selector(ABC):
         """Choose `budget` rows.
 
         Args:
-            features: floating Tensor [N, P], one row an example, on any device. Rows of zeros are valid.
-                The choice does not depend on their scale. Not modified.
+            features: floating Tensor [N, P], one row an example, on any device, not modified. Rows of zeros are valid;
+                the choice does not depend on their scale.
             budget: M, between 0 and N. N gives all rows in order with weight 1.
-            generator: all randomness comes from it; None is a fresh one, seeded with 0.
-            groups: a partition of the rows, with budgets that sum to `budget`. A group that is kept is taken
-                whole; every other is chosen apart. None: one group of all rows.
-            losses: Tensor [N], the losses of the rows.
-            validation: Tensor [V, P], gradients of validation examples.
-            carried: Tensor [N], f_i . e for the sum e of the errors of earlier choices, for a selector that `follows`
-                (see `corebatch.batch.feedback`).
-            sizes: Tensor [N], not negative: inclusion is in proportion to them in place of the features' norms, for a
-                selector that draws with inclusion probabilities (`draws`).
-            costs: Tensor [N], positive: what training each row costs, for such a selector (its `cost_power`).
+            generator: of all randomness; None is a fresh one, seeded with 0.
+            groups: a partition, with budgets that sum to `budget`, each chosen apart or kept; None: one of all rows.
+            losses, validation: Tensors [N], [V, P], as in `Problem`.
+            carried, sizes, costs: Tensors [N], as in `Problem`; `follows` and `draws` say who takes them.
 
         Returns:
-            Indices and weights on the device of `features`. Uniform selectors have ones. Weights of a
-            weighted selector are such that (1/M) sum_i w_i g_i estimates (1/N) sum_i g_i: those of a group
-            chosen apart are multiplied by (M/N)(N_g/M_g), and a row that is kept has M/N. Gains are None
-            unless every row was chosen with one (by group, in the order chosen).
+            Indices and weights on the device of `features`. Uniform selectors have ones. Weights of a weighted selector
+            are such that (1/M) sum_i w_i g_i estimates (1/N) sum_i g_i: those of a group chosen apart are multiplied by
+            (M/N)(N_g/M_g), and a row that is kept has M/N. Gains are None unless every row was chosen with one.
 
         Raises:
             InputError: an argument is not as above, or one that this selector requires is missing.
@@ -170,13 +163,8 @@ class Selector(ABC):
         for name, given in (("losses", losses_N), ("validation", validation_VP)):
             if name in self.requires and given is None:
                 raise InputError(f"Selector `{self.name}` needs `{name}`. Found None.")
-        if carried is not None and not self.follows:
-            raise InputError(f"Selector `{self.name}` cannot make up for earlier errors. Found `carried`.")
-        sizes_N, costs_N = self._column("sizes", sizes, count), self._column("costs", costs, count)
-        if groups is None:
-            parts = [SourceGroup(name="all", members=torch.arange(count), budget=budget)]
-        else:
-            parts = check_groups(groups, count, budget)
+        whole = [SourceGroup(name="all", members=torch.arange(count), budget=budget)]
+        parts = whole if groups is None else check_groups(groups, count, budget)
         problem = Problem(
             features=rows_NP,
             budget=budget,
@@ -185,9 +173,9 @@ class Selector(ABC):
             validation=validation_VP,
             units=math.ldexp(1.0, min(power - its_power, 1000)),
             groups=tuple(replace(group, members=group.members.cpu().sort().values) for group in parts),
-            carried=None if carried is None else check_column("carried", carried, count) * math.ldexp(1.0, min(-2 * power, 1000)),
-            sizes=sizes_N,
-            costs=costs_N,
+            carried=self._carried(carried, count, power),
+            sizes=self._column("sizes", sizes, count),
+            costs=self._column("costs", costs, count),
         )
         return self._joined(problem, self._choose_groups(problem), features.device)
 
@@ -235,6 +223,14 @@ class Selector(ABC):
             gains=torch.cat(known).to(device, torch.float32) if len(known) == len(gains) else None,
         )
 
+    def _carried(self, given: object, count: int, power: int) -> Tensor | None:
+        """Inner products of rows that were divided by 2^power."""
+        if given is None:
+            return None
+        if not self.follows:
+            raise InputError(f"Selector `{self.name}` cannot make up for earlier errors. Found `carried`.")
+        return check_column("carried", given, count) * math.ldexp(1.0, min(-2 * power, 1000))
+
     def _column(self, name: str, given: object, count: int) -> Tensor | None:
         """Sizes or costs, checked."""
         if given is None:
@@ -255,4 +251,4 @@ class Selector(ABC):
                 f"`validation` should have as many columns as `features`, {features.shape[1]}. "
                 f"Found shape {tuple(validation.shape)}."
             )
-        return in_float64("validation", validation.to(features.device))[0]
+        return in_float64("validation", validation.to(features.device))

@@ -164,9 +164,15 @@ class CoresetConfig:
         return cls(**{**RECIPES["colm"], **settings})
 
     @classmethod
+    def following(cls, **settings: Any) -> CoresetConfig:
+        """No forward for choosing: `balanced` on label counts with error feedback, so that the weighted counts of what
+        is trained, and every source's weight, follow the large batch's over steps. `settings` replace single fields."""
+        return cls(**{**RECIPES["following"], **settings})
+
+    @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> CoresetConfig:
-        """From the `coreset:` block of a config file. The key `recipe` names a starting point ("recommended" or
-        "colm") that the other keys change.
+        """From the `coreset:` block of a config file. The key `recipe` names a starting point ("recommended",
+        "following" or "colm") that the other keys change.
 
         Raises:
             ConfigError: an unknown key or a value out of range.
@@ -192,6 +198,7 @@ class CoresetConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "recommended": {},
+    "following": {"scorer": "label_counts", "selector": "balanced", "feedback": 0.99},
     "colm": {
         "scorer": "zeroth_order",
         "selector": "facility_location",

@@ -156,7 +156,14 @@ class Strategy(ABC):
         """
         assert scores is not None
         sources = draw.pool.sources[plan.candidates]
-        return draw.method.choose(scores, sources, draw.budget, step=draw.step, second_moments=second_moments)
+        return draw.method.choose(
+            scores,
+            sources,
+            draw.budget,
+            step=draw.step,
+            second_moments=second_moments,
+            costs=draw.costs(plan.candidates),
+        )
 
     # ---- what it costs ----------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def _known_and_unknown(draw: Draw, recalled: Recalled) -> Choice:
     """
     budget, count = draw.budget, len(recalled.known)
     if budget == 1 and 0 < int(recalled.known.sum()) < count:  # one row cannot stand for both parts
-        return Choice(selection=draw.by_size(recalled.sizes, 1, "unknown"), groups=draw.whole())
+        return Choice(selection=draw.by_size(recalled.sizes, 1, "unknown", draw.candidates), groups=draw.whole())
     of_known = _share(draw, recalled)
     rows, weights = [], []
     for known, wanted in ((True, of_known), (False, budget - of_known)):
@@ -77,7 +77,7 @@ def _known_and_unknown(draw: Draw, recalled: Recalled) -> Choice:
         if known:
             selection = _among_known(draw, recalled, members, wanted)
         else:
-            selection = draw.by_size(recalled.sizes[members], wanted, "unknown")
+            selection = draw.by_size(recalled.sizes[members], wanted, "unknown", draw.candidates[members])
         rows.append(members[selection.indices.cpu()])
         weights.append(selection.weights.double().cpu() * part_scale(count, budget, len(members), wanted))
     chosen, order = torch.cat(rows).sort()
@@ -93,7 +93,8 @@ def _among_known(draw: Draw, recalled: Recalled, members: Tensor, budget: int) -
         tokens=draw.pool.tokens[rows],
     )
     share = len(members) / len(recalled.known)
-    return draw.method.choose(scores, draw.pool.sources[rows], budget, step=draw.step, share=share).selection
+    sources, costs = draw.pool.sources[rows], draw.costs(rows)
+    return draw.method.choose(scores, sources, budget, step=draw.step, share=share, costs=costs).selection
 
 
 def _share(draw: Draw, recalled: Recalled) -> int:

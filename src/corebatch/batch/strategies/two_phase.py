@@ -53,6 +53,7 @@ class TwoPhase(Remembering):
         enough = self.share is None or self.share * others.pool_factor > 1 or others.pool_factor == 1
         return (
             *needs_of_parts(others, step),
+            (step.feedback is None, "feedback none: what the first phase is off by is not known. Found feedback"),
             (
                 enough,
                 f"a share above 1 / pool_factor = {least:.3g}: with fewer rows in the first phase there would be "
@@ -90,7 +91,12 @@ class TwoPhase(Remembering):
         )
         sources = draw.pool.sources[plan.exact]
         chosen = draw.method.choose(
-            scaled, sources, draw.budget, step=draw.step, second_moments=second_moments
+            scaled,
+            sources,
+            draw.budget,
+            step=draw.step,
+            second_moments=second_moments,
+            costs=draw.costs(plan.exact),
         ).selection
         rows = chosen.indices.cpu()
         weights = (chosen.weights.double().cpu() * stands_for[rows]).float()
