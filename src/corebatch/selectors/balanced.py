@@ -53,8 +53,8 @@ class Balanced(Sampler):
 
     floor: float = DEFAULT_FLOOR
     max_swaps: int | None = None
-    start: Literal["systematic", "cube"] = "systematic"
     calibrate: bool | float = False
+    start: Literal["systematic", "cube"] = "systematic"
     cost_power: float | None = None
 
     name: ClassVar[str] = "balanced"

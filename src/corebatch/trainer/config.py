@@ -198,7 +198,6 @@ class CoresetConfig:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "recommended": {},
-    "following": {"scorer": "label_counts", "selector": "balanced", "feedback": 0.99},
     "colm": {
         "scorer": "zeroth_order",
         "selector": "facility_location",
@@ -209,6 +208,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "leftovers": "smallest",
         "loss": "example_mean",
     },
+    "following": {"scorer": "label_counts", "selector": "balanced", "feedback": 0.99},
 }
 """Named settings: what each changes of the defaults."""
 
