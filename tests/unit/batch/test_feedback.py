@@ -155,3 +155,24 @@ def test_calibrated_weights_do_not_follow():
 def test_carried_of_another_shape(carried):
     with pytest.raises(InputError, match="`carried` should be a floating tensor"):
         SELECTORS["balanced"]().select(torch.rand(6, 3), 2, carried=carried)
+
+
+def test_label_counts_add_up():
+    """Counts of a batch's rows are sums of tokens' own columns, whatever the padding; a mean over examples divides."""
+    scorer = make_scorer("label_counts", {"width": 16})
+    labels = torch.tensor([[-100, -100, 5, 6, 5], [-100, 7, -100, -100, -100], [-100, 5, 6, 5, -100]])
+    batch = {"input_ids": torch.zeros_like(labels), "labels": labels}
+    made = scorer.run(torch.nn.Identity(), batch, seed=3)
+    single = {t: scorer.run(torch.nn.Identity(), {k: v[:1] * 0 + t for k, v in batch.items()}, seed=3) for t in (5, 6)}
+    wanted = 2 * single[5].features / 4 + single[6].features / 4  # four labels of one kind each
+    torch.testing.assert_close(made.features[[0, 2]], wanted.expand(2, -1))
+    assert made.features[1].abs().sum() == 1
+    assert made.tokens.tolist() == [3, 1, 3]
+    mean = scorer.run(torch.nn.Identity(), batch, loss="example_mean", seed=3)
+    torch.testing.assert_close(mean.features[0], made.features[0] / 3)
+    assert not torch.equal(scorer.run(torch.nn.Identity(), batch, seed=4).features, made.features)
+
+
+def test_two_phases_do_not_follow():
+    with pytest.raises(ConfigError, match="needs feedback none"):
+        CoresetConfig(selector="balanced", feedback=0.9, scoring="two_phase")
