@@ -53,6 +53,10 @@ METHODS = (
     ),
     EXACT + "cube @ remembered(age={age})",
     EXACT + "balanced @ remembered(age={age})",
+    "balanced, feedback={scorer_options: {num_blocks: 3}, selector: balanced, feedback: 0.99}",
+    "balanced, feedback @ remembered={scorer_options: {num_blocks: 3}, selector: balanced, feedback: 0.99, "
+    "scoring: {way: remembered, age: {age}}}",
+    "following={recipe: following}",
 )  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "small Llama": {
@@ -114,7 +118,7 @@ def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         load_model(settings),
         tokenizer,
         read_mixture(settings, tokenizer).dataset,
-        parse_methods([text.format(age=given["age"]) for text in options.methods]),
+        parse_methods([text.replace("{age}", str(given["age"])) for text in options.methods]),
         objectives=("tokens", "sources"),
         learning_rate=float(settings.training["learning_rate"]),
         source_column=SOURCE_COLUMN,

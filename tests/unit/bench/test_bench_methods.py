@@ -214,6 +214,18 @@ def test_a_series_is_that_of_the_step_itself(moment, population):
     assert torch.equal(forgetful[0, 0], forgetful[0, 1])
 
 
+@pytest.mark.parametrize("scoring", ["full", {"way": "remembered", "age": 0}])
+def test_error_feedback_is_carried_through_a_series(moment, scoring):
+    block = {"selector": "balanced", "scorer_options": {"num_blocks": 2}, "scoring": scoring}
+    methods = [{"name": str(rho), "coreset": {**block, "feedback": rho}} for rho in (None, 0.99)]
+    plain, follows = measured(moment, *methods, draws=400)
+    assert follows.coreset["feedback"] == 0.99
+    assert follows.windows["50"]["error"] < 0.5 * plain.windows["50"]["error"]
+    assert follows.windows["200"]["effective"] > plain.windows["200"]["effective"] > 0
+    (sources,) = measured(moment, methods[1], draws=400, objectives=("sources",))
+    assert sources.windows["50"]["error"] < 0.5 * sources.windows["1"]["error"]
+
+
 def test_warm_up_steps_come_before_those_that_are_measured(moment):
     method = {"name": "a", "coreset": {**FL, "normalise": "adam"}}
     none, some = (measured(moment, method, draws=6, warm_up=steps)[0] for steps in (0, 3))

@@ -21,7 +21,8 @@ class Method:
     """A scorer and a selector with their options, the way of scoring, and what else makes a method.
 
     Attributes:
-        others: normalise, sparsify, what is said of sources, and loss, where they differ from CoresetConfig's defaults.
+        others: normalise, sparsify, what is said of sources, feedback and loss, where they differ from CoresetConfig's
+            defaults.
         label: a name of one's own; None: the text.
     """
 

@@ -19,7 +19,7 @@ from corebatch.errors import ConfigError
 from corebatch.options import hint
 from corebatch.trainer.config import CoresetConfig
 
-OTHERS = ("normalise", "sparsify", "small_sources", "small_sources_cap", "leftovers", "loss")
+OTHERS = ("normalise", "sparsify", "small_sources", "small_sources_cap", "leftovers", "feedback", "loss")
 """Fields of CoresetConfig that a method has beside scorer, selector and scoring."""
 
 PASSED_OVER = ("pool_factor", "seed", "padding_free")

@@ -214,7 +214,8 @@ class PopulationScoring:
         if scores is not None and len(exact):
             there, weights = scores.take(exact), self.population.weights[exact].to(scores.features)
             losses = None if there.losses is None else there.losses * weights
-            there = replace(there, features=there.features * weights.unsqueeze(1), losses=losses)
+            tokens = there.tokens * weights.square().to(there.tokens.device)
+            there = replace(there, features=there.features * weights.unsqueeze(1), losses=losses, tokens=tokens)
         choice = self.scoring.choose(made, plan, there, step, second_moments)
         rows = pool[plan.candidates[choice.selection.indices.cpu()]]
         kept = sum(len(group.members) for group in choice.groups if group.keep)
