@@ -158,7 +158,8 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
 average over so many steps (corrected for the finite pool); *Adam's 0.9*: over the average that Adam steps along.
 *worth*: effective examples over the longest window by the cost of a step, in tokens / in padded positions of
 micro-batches of {lines[0]["micro_batch"]} rows, scoring included; random accumulation is 1. Behind the worth of the
-smallest batch all columns are its own. *bias*: bias² as a share of the error given the pool. *error*: to the large
+smallest batch all columns are its own. *bias*: bias² as a share of the error given the pool, of choices without a past
+(nothing carried). *error*: to the large
 batches' average over the longest window, a random choice = 1, and the same *rescaled* by the best scalar; *length*:
 along that average. *weights*: mean weights of the source, and of the single example, with least and with most; 1 is
 right, and ± is what one of them is off by chance. Sorted by the smallest batch's effective batch over the longest

@@ -22,7 +22,8 @@ class Measurement:
             per_cost_tokens, per_cost_positions: effective examples (effective N) by cost_tokens, cost_positions.
         errors: of each window of 50 steps (of 1 in a shorter series) the error to the large batches, in units by which
             the effective batch is 1 / (1 + mean): for paired comparisons, as all methods have the same large batches.
-        bias_given_pool: bias^2 as a share of the error given the pool; see `Gram.bias_share`.
+        bias_given_pool: bias^2 as a share of the error given the pool, of choices with nothing carried; see
+            `Gram.bias_share`.
         weights: the fields of `MeanWeights`: what examples and sources are trained with on average.
         score_ms: milliseconds of scoring N examples.
         select_ms: milliseconds of choosing, median.
