@@ -208,7 +208,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "leftovers": "smallest",
         "loss": "example_mean",
     },
-    "following": {"scorer": "label_counts", "selector": "balanced", "feedback": 0.99},
+    "following": {
+        "scorer": "label_counts",
+        "selector": "balanced",
+        "selector_options": {"start": "cube"},
+        "feedback": 0.99,
+    },
 }
 """Named settings: what each changes of the defaults."""
 

@@ -58,6 +58,7 @@ METHODS: dict[str, ComparedMethod] = {
         ComparedMethod("stratified", "stratified by source", {"scorer": "tokens", "selector": "stratified"}),
         ComparedMethod("hard", "largest loss", {"scorer": "loss", "selector": "hard"}),
         ComparedMethod("length", "longest", {"scorer": "length", "selector": "hard"}),
+        ComparedMethod("following", "error feedback on label counts, no scoring", {"recipe": "following"}),
         ComparedMethod("colm", "CoLM as published", {"recipe": "colm"}),
     )
 }
