@@ -52,6 +52,7 @@ class StepLine:
         rows_moved: chosen rows that changed ranks.
         token_imbalance: how many more tokens the busiest rank trained than the mean (share of the mean).
         bytes_sent: between ranks, by what for; all ranks together.
+        carried: with error feedback, the length of the sum of errors after the step, in mean norms of a row.
         reuse_mb: what scoring kept for training, in megabytes.
         gradient_error: where the step's gradients were compared.
         padding_scored, padding_trained: share of the positions that hold no token.
@@ -84,6 +85,7 @@ class StepLine:
     rows_moved: int | None = None
     token_imbalance: float | None = None
     bytes_sent: Mapping[str, int] = field(default_factory=dict)
+    carried: float | None = None
     reuse_mb: float | None = None
     gradient_error: GradientError | None = None
     padding_scored: float | None = None

@@ -72,6 +72,8 @@ def step_line(
         "token_imbalance": round(shares.imbalance, 4),
         "bytes_sent": ranks.take_sent(),
     }
+    if scoring.step.feedback is not None:
+        line["carried"] = round(scoring.step.feedback.size, 4)
     return line if states is None else {**line, "reuse_mb": round(states.peak_bytes / 2**20, 3)}
 
 

@@ -199,6 +199,7 @@ class Recorder(TrainerCallback):
         if any(step.weight_max not in (None, 1.0) for step in steps):
             means |= _mean("effective_sample_size", [step.effective_sample_size for step in steps], 5)
             means["weight_max"] = max(step.weight_max or 0.0 for step in steps)
+        means |= _mean("carried", [step.carried for step in steps], 5)
         measured = [step.gradient_error for step in steps if step.gradient_error is not None]
         for key in ("error", "cosine", "length"):
             means |= _mean(f"gradient_{key}", [getattr(found, key) for found in measured], 6)

@@ -38,6 +38,8 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
         weights = f"at most {formats.number(summary.weight_max, 2)}"
         size = f"effective sample size {formats.number(summary.effective_sample_size, 1)} on average"
         rows.append(("Weights", f"{weights}; {size}"))
+    if summary.carried is not None:
+        rows.append(("Errors carried", f"{formats.number(summary.carried, 2)} mean norms of a row at the end"))
     if summary.gradient is not None:
         rows.append(("Gradient error", gradient(summary.gradient)))
     if summary.examples is not None:

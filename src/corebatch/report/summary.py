@@ -93,6 +93,7 @@ class Summary:
         sources: by falling number drawn.
         loss_window: how many steps a tenth is.
         weight_max: largest weight of the run; effective_sample_size: its mean over steps; None if not told.
+        carried: the sum of errors that feedback carries at the end.
         weighted: whether any weight was other than one.
         kept: sources that were kept whole in any step.
         gradient: None unless it was tracked. examples: None if they were not counted.
@@ -139,6 +140,7 @@ class Summary:
     weighted: bool
     weight_max: float | None
     effective_sample_size: float | None
+    carried: float | None
     kept: tuple[str, ...]
     gradient: GradientSummary | None
     examples: Examples | None

@@ -68,6 +68,7 @@ def summarise(run: RunRecord) -> Summary:
         weighted=any(abs(weight - 1) > 1e-6 for weight in weights),
         weight_max=max(weights, default=None),
         effective_sample_size=_mean(sizes),
+        carried=next((s.carried for s in reversed(steps) if s.carried is not None), None),
         kept=tuple(sorted({name for s in steps for name in s.kept})),
         gradient=_gradient(steps, seconds),
         examples=run.examples,
