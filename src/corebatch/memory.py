@@ -38,6 +38,15 @@ class Recalled:
     losses: Tensor
 
 
+def narrowed(features: Tensor, width: int, seed: int) -> Tensor:
+    """[N, P] -> [N, width] of the same lengths, in float32 on the CPU; of features that are as narrow, the same."""
+    features = features.float()
+    lengths = features.norm(dim=1, keepdim=True)
+    short = count_sketch(features, width, seeded(seed, "memory"))
+    scale = lengths / short.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (short * scale).cpu()
+
+
 class FeatureMemory:
     """Features by example id, on the CPU.
 
@@ -64,11 +73,7 @@ class FeatureMemory:
 
     def narrow(self, features: Tensor) -> Tensor:
         """[N, P] -> [N, W] of the same lengths, in float32 on the CPU."""
-        features = features.float()
-        lengths = features.norm(dim=1, keepdim=True)
-        short = count_sketch(features, self.width, seeded(self.seed, "memory"))
-        scale = lengths / short.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        return (short * scale).cpu()
+        return narrowed(features, self.width, self.seed)
 
     def update(self, ids: Tensor, narrow: Tensor, tokens: Tensor, step: int, losses: Tensor | None = None) -> None:
         """Takes the features of some examples.

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import CheckpointError, ConfigError
-from corebatch.memory import WIDTH
-from corebatch.scoring.sketch import count_sketch
-from corebatch.seeds import seeded
+from corebatch.memory import WIDTH, narrowed
 from corebatch.types import Selection
 
 _DRIFT = 0.2  # weight of the newest pool in the running levels
@@ -46,7 +44,7 @@ class ErrorFeedback:
 
     Args:
         rho: the share of E that is left after a step, in [0, 1).
-        seed: of the sketch that makes features narrow.
+        seed: of the sketch that makes features narrow: the memory's, so that exact and remembered features meet.
         width: of the features that are carried, at most.
     """
 
@@ -76,7 +74,8 @@ class ErrorFeedback:
         Raises:
             CheckpointError: features are of another width than those before a resume.
         """
-        narrow = count_sketch(features.float(), self.width, seeded(self.seed, "feedback")).double().cpu()
+        narrow = features if features.shape[1] <= self.width else narrowed(features, self.width, self.seed)
+        narrow = narrow.double().cpu()
         extents = extents.double().cpu()
         self._drift(float(narrow.norm(dim=1).mean()), float(extents.mean()))
         by_source = torch.nn.functional.one_hot(sources.cpu() % _SOURCES, _SOURCES) * extents[:, None]

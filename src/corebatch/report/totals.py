@@ -23,7 +23,6 @@ def summarise(run: RunRecord) -> Summary:
     scored, trained = _total(s.tokens_scored for s in steps), _total(s.tokens_trained for s in steps)
     window = -(-len(steps) // 10)
     weights = [s.weight_max for s in steps if s.weight_max is not None]
-    sizes = [s.effective_sample_size for s in steps if s.effective_sample_size is not None]
     epochs = [s.epoch for s in steps if s.epoch is not None]
     peak = record(PeakFlops, run.info.get("peak_flops") or {}, "peak_flops")
     return Summary(
@@ -67,7 +66,7 @@ def summarise(run: RunRecord) -> Summary:
         train_loss=_ends([s.train_loss for s in steps], window),
         weighted=any(abs(weight - 1) > 1e-6 for weight in weights),
         weight_max=max(weights, default=None),
-        effective_sample_size=_mean(sizes),
+        effective_sample_size=_mean([s.effective_sample_size for s in steps if s.effective_sample_size is not None]),
         carried=next((s.carried for s in reversed(steps) if s.carried is not None), None),
         kept=tuple(sorted({name for s in steps for name in s.kept})),
         gradient=_gradient(steps, seconds),

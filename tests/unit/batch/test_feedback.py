@@ -6,6 +6,7 @@ import torch
 from corebatch.batch.feedback import ErrorFeedback
 from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError, ConfigError, InputError
+from corebatch.memory import FeatureMemory
 from corebatch.scoring import Scores, make_scorer
 from corebatch.selectors import SELECTORS, make_selector
 from corebatch.trainer import CoresetConfig
@@ -176,3 +177,18 @@ def test_label_counts_add_up():
 def test_two_phases_do_not_follow():
     with pytest.raises(ConfigError, match="needs feedback none"):
         CoresetConfig(selector="balanced", feedback=0.9, scoring="two_phase")
+
+
+def test_exact_and_remembered_features_are_carried_in_one_space():
+    """A step whose features are wide and one whose are remembered, in the memory's columns, add to the same sum."""
+    generator = torch.Generator().manual_seed(4)
+    wide = torch.randn(POOL, 3000, generator=generator)
+    memory, rows = FeatureMemory(seed=0), (torch.zeros(POOL, dtype=torch.long), torch.ones(POOL, dtype=torch.long))
+    selection = SELECTORS["balanced"]().select(wide, BUDGET)
+    carried = []
+    for features in (wide, memory.narrow(wide)):
+        feedback = ErrorFeedback(0.9, seed=0)
+        feedback.look(features, *rows)
+        feedback.update(selection)
+        carried.append(feedback.look(memory.narrow(wide), *rows)[1])
+    torch.testing.assert_close(*carried, rtol=1e-4, atol=1e-3)
