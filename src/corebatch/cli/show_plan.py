@@ -73,5 +73,6 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
         {"what": "steps in all", "value": steps},
         {"what": "scorer", "value": str(coreset.scorer)},
         {"what": "selector", "value": str(coreset.selector)},
+        {"what": "error feedback", "value": "none" if coreset.feedback is None else coreset.feedback},
         {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
     ]

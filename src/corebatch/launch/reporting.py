@@ -57,10 +57,11 @@ def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> No
     args = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if coreset["pool_factor"] > 1:
+        follows = "" if coreset.get("feedback") is None else f" with error feedback {coreset['feedback']}"
         method = (
             f"At each optimizer step up to {batch * coreset['pool_factor']} examples were drawn and {batch} of them "
             f"trained, chosen by corebatch {made['corebatch']}: scorer {markdown_code(coreset['scorer'])}, "
-            f"selector {markdown_code(coreset['selector'])}. {markdown(made['method_note'])} "
+            f"selector {markdown_code(coreset['selector'])}{follows}. {markdown(made['method_note'])} "
             f"Choosing a mini-batch coreset at every step is {_COLM}'s idea."
         )
     else:

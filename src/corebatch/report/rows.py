@@ -202,11 +202,13 @@ def accuracy(value: Accuracy | None) -> tuple[str, str, str]:
 
 
 def method(summary: Summary) -> str:
-    """Selector and scorer: balanced on last_layer; 'unknown' without settings."""
+    """Selector and scorer: balanced on last_layer, error feedback 0.99; 'unknown' without settings."""
     selector, scorer = (summary.coreset.get(key) for key in ("selector", "scorer"))
     if selector is None:
         return "unknown"
-    return clean(str(selector)) if scorer is None else f"{clean(str(selector))} on {clean(str(scorer))}"
+    rho = summary.coreset.get("feedback")
+    follows = "" if rho is None else f", error feedback {clean(str(rho))}"
+    return clean(str(selector)) + ("" if scorer is None else f" on {clean(str(scorer))}") + follows
 
 
 def headline(summary: Summary) -> list[str]:
