@@ -59,13 +59,14 @@ class ErrorFeedback:
         """|E|, in mean norms of a row's features."""
         return 0.0 if self._error is None else float((self._error * self._units).norm())
 
-    def look(self, features: Tensor, sources: Tensor, extents: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, features: Tensor, sources: Tensor, extents: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """Takes a step's features in.
 
         Args:
             features: [N, P].
             sources: LongTensor [N].
             extents: LongTensor [N], trained tokens, or ones in a mean over examples.
+            share: of the large batch's rows that these are: by one over it their mean has to make up for more.
 
         Returns:
             The features with columns for sources, [N, P + S], and float64 [N] on the CPU: the rows' inner products, the
@@ -85,7 +86,7 @@ class ErrorFeedback:
         if self._error is None:
             carried = torch.zeros(len(narrow), dtype=torch.float64)
         elif len(self._error) == self._columns.shape[1]:
-            carried = self._columns @ (self._error * units.square())
+            carried = self._columns @ (self._error * units.square()) / share
         else:
             raise CheckpointError(
                 f"coreset.feedback carries errors of features with {len(self._error) - _SOURCES - 1} columns. "
@@ -97,7 +98,7 @@ class ErrorFeedback:
         """Carries what the choice out of the rows just looked at is off by.
 
         Args:
-            share: of the large batch's rows that these rows are.
+            share: as `look` was told.
         """
         weights, rows, columns = selection.weights.double().cpu(), selection.indices.cpu(), self._columns
         if not len(rows):

@@ -154,7 +154,7 @@ class CoresetStep:
             sizes = extent.double().sqrt()
         if self.feedback is not None:
             sizes = features.double().norm(dim=1) if sizes is None else sizes  # columns for sources are no part of it
-            features, carried = self.feedback.look(features, source_ids, extent)
+            features, carried = self.feedback.look(features, source_ids, extent, share)
         generator = seeded(self.seed, step, "select")
         selection = self.selector.select(
             features, budget, generator, groups=groups, losses=scores.losses, carried=carried, sizes=sizes, costs=costs

@@ -34,7 +34,7 @@ class Problem:
         units: what `features` was divided by over what `validation` was.
         groups: a partition of the rows, with members ascending and on the CPU; none where these are one group's.
         carried: float64 [N] on the CPU: the inner products f_i . e with the sum e of the errors of earlier choices
-            (estimate less mean), which this one is to make up for; None: there is none.
+            (estimate less mean of these rows), which this one is to make up for; None: there is none.
         sizes: float64 [N] on the CPU: what inclusion is in proportion to; None: the norms of the features.
         costs: float64 [N] on the CPU, positive: what training each row costs; None: equally much.
     """
@@ -51,14 +51,14 @@ class Problem:
     costs: Tensor | None = None
 
     def within(self, group: SourceGroup) -> Problem:
-        """The problem of one group by itself."""
-        rows = group.members
+        """The problem of one group by itself, which makes up for all that is carried."""
+        rows, times = group.members, len(self.features) / len(group.members)
         return replace(
             self,
             features=some(self.features, rows),
             budget=group.budget,
             losses=None if self.losses is None else self.losses[rows],
-            carried=None if self.carried is None else self.carried[rows],
+            carried=None if self.carried is None else self.carried[rows] * times,
             sizes=None if self.sizes is None else self.sizes[rows],
             costs=None if self.costs is None else self.costs[rows],
             groups=(),

@@ -8,8 +8,9 @@ from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError, ConfigError, InputError
 from corebatch.memory import FeatureMemory
 from corebatch.scoring import Scores, make_scorer
-from corebatch.selectors import SELECTORS, make_selector
+from corebatch.selectors import SELECTORS, Problem, make_selector
 from corebatch.trainer import CoresetConfig
+from corebatch.types import SourceGroup
 
 ROWS, POOL, BUDGET = 96, 24, 6
 
@@ -192,3 +193,26 @@ def test_exact_and_remembered_features_are_carried_in_one_space():
         feedback.update(selection)
         carried.append(feedback.look(memory.narrow(wide), *rows)[1])
     torch.testing.assert_close(*carried, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_part_makes_up_for_all_that_is_carried(share):
+    """Where half of the rows are chosen apart, their errors count half, and the sum of errors is bounded as before."""
+    features, step, sums = population(), step_with(0.99), []
+    for number in range(200):
+        pool = torch.randperm(ROWS, generator=torch.Generator().manual_seed(number))[:POOL].sort().values
+        scores = Scores(features=features[pool], losses=None, tokens=torch.ones(POOL, dtype=torch.long))
+        step.choose(scores, torch.zeros(POOL, dtype=torch.long), BUDGET, step=number, share=share)
+        sums.append(step.feedback.size)
+    assert max(sums[100:]) < 1.5 * share
+
+
+def test_a_group_beside_one_that_is_kept_makes_up_for_all():
+    """The rest's inner products grow as its share of the rows falls: its mean counts that much less."""
+    generator = torch.Generator().manual_seed(0)
+    features, carried = torch.randn(12, 4, generator=generator), torch.randn(12, generator=generator)
+    rest = SourceGroup(name="rest", members=torch.arange(8), budget=3)
+    problem = Problem(
+        features=features.double(), budget=7, generator=generator, groups=(rest,), carried=carried.double()
+    )
+    torch.testing.assert_close(problem.within(rest).carried, carried[:8].double() * 12 / 8)
