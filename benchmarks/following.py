@@ -65,11 +65,13 @@ def page(comparison: Comparison, folder: Path) -> str:
     pairs = [[arm, *(against(comparison, REFERENCE, arm, mean) for mean in MEANS)] for arm in arms if arm != REFERENCE]
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     hardware, versions = plan["hardware"], plan["versions"]
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    code = sorted({run["commit"][:10] + (" with changes" * run["commit"].endswith("+")) for run in runs})
     machine = f"{hardware['machine']}, {hardware['cpu_cores']} cores, {hardware['torch_threads']} thread a run, no GPU"
     made = (
         f"{plan['train_rows']:,} rows, {plan['steps']} steps, {len(comparison.of(REFERENCE))} seeds; means ± half of "
         f"their 95 % interval. {machine}; torch {versions['torch']}, transformers {versions['transformers']}; "
-        f"{plan['time'][:10]}, commit {plan['commit'][:10]}."
+        f"{plan['time'][:10]}, commit {', '.join(code)}."
     )
     return "\n\n".join(
         [

@@ -1,5 +1,5 @@
 """What small batches are worth in averages over steps: `python benchmarks/windows.py` measures it and writes the tables
-of docs/methods/selectors.md and docs/evidence/measurements.md.
+of docs/methods/selectors.md and docs/evidence/measurements.md, and a sentence of the README.
 
 Every selector that needs no target of its own, in a series of steps drawn in epochs (`corebatch bench gradients`),
 under the objectives tokens and sources, on two models: the small Llama of benchmarks/small_llama.py after 200 AdamW
@@ -7,8 +7,8 @@ steps, and SmolLM2-135M after 10, with fewer exact gradients of fewer parameters
 blocks' value projections; remembered ones are as many steps old as `SETTINGS` says, in 512 numbers, as runs keep them.
 Lines are in Adam's metric.
 
-`--table` writes the pages from the last run's lines; `--quick` runs tiny sizes, to see that it runs, and writes
-nothing.
+`--models` measures some of them; the lines of the others stay. `--table` writes the pages from the lines that are
+there; `--quick` runs tiny sizes, to see that it runs, and writes nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tables import extremes, source, windows
 
 OUTPUT = ROOT / "benchmarks" / "results" / "windows.jsonl"
 SELECTORS, MEASUREMENTS = ROOT / "docs" / "methods" / "selectors.md", ROOT / "docs" / "evidence" / "measurements.md"
+README = ROOT / "README.md"
 EXACT = "last_layer(num_blocks=3) x "
 METHODS = (
     "tokens x random",
@@ -75,17 +76,20 @@ QUICK = {"moments": (1,), "population": 24, "large": 8, "budgets": (4, 2), "draw
 
 def main() -> None:
     options = parse()
-    if options.table:
-        lines = [json.loads(line) for line in options.output.read_text(encoding="utf-8").splitlines()]
-    else:
+    there = options.output.read_text(encoding="utf-8").splitlines() if options.output.is_file() else []
+    lines = [] if options.quick else [json.loads(line) for line in there]
+    if not options.table:
         torch.set_num_threads(1)
-        lines = [line for name in options.models for line in measured(name, options)]
+        lines = [line for line in lines if line["model"] not in options.models]
+        lines += [line for name in options.models for line in measured(name, options)]
+        lines.sort(key=lambda line: list(SETTINGS).index(line["model"]))
     if options.quick:
         print(short_page(lines), page(lines), sep="\n\n")
         return
     write_lines(options.output, lines)
     write_between(SELECTORS, "windows", short_page(lines))
     write_between(MEASUREMENTS, "windows", page(lines))
+    write_between(README, "windows", sentence(lines))
 
 
 def parse() -> argparse.Namespace:
@@ -189,16 +193,36 @@ def short_page(lines: Sequence[dict[str, Any]]) -> str:
         rows.append(cells)
     heads = ["", *(f"{budget} of {here[0]['large']}: 1 / {last} steps" for budget in budgets)]
     heads += ["bias given the pool", f"length over {last}", "weights of sources"]
+    models = {name for name, _ in groups(lines)}
+    more = "All columns, the other objective" + (" and another model" if len(models) > 1 else "")
     age, whole, small = SETTINGS[model]["age"], here[0]["large"], budgets[-1]
     return f"""Effective batch, as a share of the large batch, of one step and of the average over {last} steps; bias²
 as a share of the error given the pool, length and mean weights of sources (least and most; ± by chance) of {small} of
 {whole}. Exact features of three blocks, or remembered ones, {age} steps old. Objective `{objective}`;
 {setting(here[0])}.
-All columns, the other objective and another model: [measurements](../evidence/measurements.md#over-many-steps).
+{more}: [measurements](../evidence/measurements.md#over-many-steps).
 
 {table(heads, rows)}
 
 `python benchmarks/windows.py`; seed {here[0]["seed"]}; {source(here)}"""
+
+
+def sentence(lines: Sequence[dict[str, Any]]) -> str:
+    """What feedback is worth over the longest window, beside the best choice that carries nothing: for the README."""
+    here = next(iter(groups(lines).values()))
+    budget, last = sorted({line["budget"] for line in here})[1], longest(here[0])
+    worth = {line["method"]: line["windows"][last]["effective"] for line in here if line["budget"] == budget}
+    carrying = ("balanced, feedback", "balanced, feedback @ remembered", "following")
+    best = max(value for name, value in worth.items() if name not in carrying)
+    exact, remembered, counts = (worth[name] for name in carrying)
+    commits = ", ".join(sorted({line["commit"] for line in here}))
+    where = f"[all](docs/methods/selectors.md#over-many-steps); seed {here[0]['seed']}, {commits}"
+    return (
+        f"As an estimate, averaged over {last} steps in which examples come again, {budget} rows out of "
+        f"{here[0]['large']} are worth {best:.2f} of the large batch by the best choice that carries nothing\n"
+        f"over, and with error feedback {exact:.2f} on exact features, {remembered:.2f} on remembered ones and "
+        f"{counts:.2f} on label counts; the last two run no forward to choose ({where})."
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     2 features  = scorer(model, batch)           one row an example; the model is left as it was
     3 features  = normalise(features)            as the optimizer will
     4 features  = sparsify(features)             per source
-    5 selection = select(features, budget)       indices and weights
+    5 selection = select(features, budget)       indices and weights; with error feedback it makes up for earlier errors
     6 an ordinary forward, backward and optimizer step on the small batch (the trainer's)
 
 Stage 2 runs where the rows are, rank by rank; stages 1 and 3 to 5 run on the rows of all ranks together, the same on
@@ -96,7 +96,6 @@ class CoresetStep:
                 f"sparsify 'topk' gives every source columns of its own, and the weighted selector "
                 f"{self.selector.name!r} chooses once over all sources. Use sparsify 'projection' or none."
             )
-
         if self.feedback is not None and not self.selector.follows:
             raise ConfigError(
                 f"coreset.feedback needs a selector that can make up for earlier errors: "

@@ -15,7 +15,7 @@ from corebatch.batch.pool import Pool
 from corebatch.memory import FeatureMemory, Recalled
 from corebatch.scoring import LossUnit, extents
 from corebatch.seeds import seeded
-from corebatch.selectors import SELECTORS, make_selector
+from corebatch.selectors import make_selector
 from corebatch.types import Selection, SourceGroup
 
 
@@ -70,8 +70,7 @@ class Draw:
 
     def costs(self, rows: Tensor) -> Tensor | None:
         """Tokens of rows of the pool (LongTensor [K]), float64 [K], for a selector whose inclusion goes by them."""
-        selector = self.method.selector
-        if not selector.draws or getattr(selector, "cost_power", None) is None:
+        if not self.method.selector.draws or self._cost_power is None:
             return None
         return self.pool.lengths[rows].double().clamp(min=1)
 
@@ -83,12 +82,14 @@ class Draw:
                 costs.
         """
         generator = seeded(self.method.seed, self.step, purpose)
-        features, costs = sizes.clamp(min=0).float().unsqueeze(1), None if trained is None else self.costs(trained)
-        if costs is None:
-            return SELECTORS["importance"]().select(features, budget, generator)
-        power = getattr(self.method.selector, "cost_power", None)
-        by_cost = make_selector("importance", {"cost_power": power})
-        return by_cost.select(features, budget, generator, costs=costs)
+        costs = None if trained is None else self.costs(trained)
+        importance = make_selector("importance", {"cost_power": self._cost_power})
+        return importance.select(sizes.clamp(min=0).float().unsqueeze(1), budget, generator, costs=costs)
+
+    @property
+    def _cost_power(self) -> float | None:
+        """The method's, if its selector draws by cost."""
+        return getattr(self.method.selector, "cost_power", None)
 
     def whole(self) -> list[SourceGroup]:
         """The candidates as one group, whatever their sources."""

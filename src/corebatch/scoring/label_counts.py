@@ -17,12 +17,12 @@ from corebatch.types import IGNORED
 class LabelCounts(Scorer):
     """Features [N, width]: how often each token is a label, hashed to few columns with random signs.
 
-    A token's loss pulls its logit up and all others down, so a good part of what examples' gradients have in common
-    follows from which labels they hold (docs/evidence/measurements.md has how much). Counts add up as gradients do: a
-    choice whose weighted counts meet the large batch's, step after step, trains each token as often as the large batch
-    would. Feature hashing: Weinberger et al. 2009 (arXiv 0902.2206). Inclusion is in proportion to the square root of
-    trained tokens, as with `tokens`; for a mean over examples counts are divided by the example's tokens, and sizes
-    are equal.
+    A token's loss pulls its logit up and all others down, so a part of what examples' gradients have in common follows
+    from which labels they hold; docs/evidence/measurements.md has what a choice by them is worth. Counts add up as
+    gradients do: a choice whose weighted counts meet the large batch's, step after step, trains each token as often as
+    the large batch would. Feature hashing: Weinberger et al. 2009 (arXiv 0902.2206). Inclusion is in proportion to the
+    square root of trained tokens, as with `tokens`; for a mean over examples counts are divided by the example's
+    tokens, and sizes are equal.
 
     Args:
         width: columns.

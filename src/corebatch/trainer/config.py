@@ -95,7 +95,6 @@ class CoresetConfig:
             check_count(f"coreset.{name}", value, least=least)
             if value > most:
                 raise ConfigError(f"coreset.{name} should be at most {most:,}. Found {value:,}.")
-        check_feedback(self.feedback)
         if self.loss not in ("token_mean", "example_mean"):
             raise ConfigError(f"coreset.loss should be token_mean or example_mean. Found {self.loss!r}.")
         if not isinstance(self.padding_free, bool) and self.padding_free != "auto":
@@ -105,11 +104,12 @@ class CoresetConfig:
                 raise ConfigError(f"coreset.{name} should map options to values. Found {getattr(self, name)!r}.")
         if not isinstance(self.source_column, str) or not self.source_column:
             raise ConfigError(f"coreset.source_column should be the name of a column. Found {self.source_column!r}.")
-        for name in ("small_sources", "small_sources_cap"):
+        for name in ("small_sources", "small_sources_cap", "feedback"):
             if isinstance(getattr(self, name), str) and getattr(self, name) == "none":
                 object.__setattr__(self, name, None)
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
+        check_feedback(self.feedback)
         if self.leftovers not in get_args(Leftovers):
             raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")
         self._check_scoring(

@@ -131,6 +131,10 @@ def test_features_of_another_width_after_a_resume():
         series(other, population(7), 1)
 
 
+def test_none_may_be_written_out():
+    assert CoresetConfig.from_dict({"feedback": "none"}) == CoresetConfig()
+
+
 @pytest.mark.parametrize("rho", [1.0, -0.1, "a", True, float("nan")])
 def test_rho_out_of_range(rho):
     with pytest.raises(ConfigError, match=r"coreset\.feedback should be none or a number of at least 0 and below 1"):
