@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
+from corebatch.batch.cuts import Cut, make_cut
 from corebatch.batch.feedback import ErrorFeedback, check_feedback
 from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
 from corebatch.batch.strategies import Strategy, make_strategy, shortest
@@ -66,6 +67,9 @@ class CoresetConfig:
             `corebatch.batch.strategies`.
         padding_free: whether a micro-batch is trained as one row without padding, its examples kept apart by their
             positions: True, False, or "auto": where the model runs flash attention and passes a numerical check.
+        micro_batches: how a step's rows are cut into micro-batches: "plain", "length", "positions", "flops", "auto",
+            or a mapping of `by` and the options of `corebatch.batch.cuts.Cut` (`most`, `multiple`). The update is the
+            same. "auto" is "positions" with pool_factor above 1, and "plain" with 1.
         track_error: at every so-many-th step the exact gradients of the large and the small batch are compared, and
             the numbers go into the record and the log; 0 is never. Training is the same bit for bit. Such a step
             costs a forward and a backward of every row that was drawn, and a second one of the chosen rows.
@@ -87,6 +91,7 @@ class CoresetConfig:
     loss: LossUnit = "token_mean"
     scoring: str | Mapping[str, Any] | Strategy = "auto"
     padding_free: bool | str = "auto"
+    micro_batches: str | Mapping[str, Any] | Cut = "auto"
     track_error: int = 0
 
     def __post_init__(self) -> None:
@@ -110,11 +115,22 @@ class CoresetConfig:
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
+        make_cut(self.micro_batches, pool_factor=self.pool_factor)
         if self.leftovers not in get_args(Leftovers):
             raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")
         self._check_scoring(
             self.build()
         )  # an unknown name, option or combination is an error here, before anything is loaded
+
+    @property
+    def cut(self) -> Cut:
+        """`micro_batches`, with "auto" resolved."""
+        return make_cut(self.micro_batches, pool_factor=self.pool_factor)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether a step is other than the plain Trainer's: rows are chosen, or cut into micro-batches anew."""
+        return self.pool_factor > 1 or self.cut != Cut(by="plain")
 
     @cached_property
     def scoring_settings(self) -> Strategy:
