@@ -1,12 +1,17 @@
-"""What error feedback on label counts is worth at equal steps: writes a table of docs/evidence/results.md.
+"""What error feedback is worth in training at equal steps: writes two tables of docs/evidence/results.md.
 
     python benchmarks/compare.py mathmix --settings benchmarks/compare_following.yaml --rows 2400 --output FOLDER
-    python benchmarks/following.py FOLDER
+    python benchmarks/following.py following FOLDER
+    python benchmarks/compare.py mathmix --settings benchmarks/compare_passes.yaml --model TINY --rows 1200 \\
+        --output FOLDER
+    python benchmarks/following.py passes FOLDER
 
-The first trains (`corebatch compare`); the second copies the comparison's lines to `benchmarks/results` and writes the
-page. Without a folder the page is written from the lines that are there.
+The first of each pair trains (`corebatch compare`); the second copies the comparison's lines to `benchmarks/results`
+and writes the page. Without a folder the page is written from the lines that are there.
 
-"Of the way" is where an arm's mean loss lies between the small batch's (0 %) and the large one's (100 %).
+"Of the way" is where an arm's mean loss lies between the small batch's (0 %) and the large one's (100 %). The
+difference that can be found is that of a paired t-test with power 0.8 at 5 %, for the spread of differences that the
+first study had.
 """
 
 from __future__ import annotations
@@ -22,10 +27,11 @@ from scipy.stats import t, ttest_rel
 from corebatch.bench.runs import Comparison, read_comparison
 from pages import ROOT, table, write_between
 
-LINES, PAGE = ROOT / "benchmarks" / "results" / "compare-following", ROOT / "docs" / "evidence" / "results.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "evidence" / "results.md"
+STUDIES = {"following": RESULTS / "compare-following", "passes": RESULTS / "compare-passes"}
 SMALL, LARGE, REFERENCE = "plain_small@steps", "plain_large@steps", "coreset@wall_clock"
 MEANS = ("token", "example", "source")
-FILES = ("comparison.json", "comparison.md", "plan.json", "runs.jsonl", "timing.jsonl")
+FILES = ("comparison.json", "comparison.md", "plan.json", "runs.jsonl", "timing.jsonl", "tuning.jsonl")
 
 
 def losses(comparison: Comparison, arm: str, mean: str) -> dict[int, float]:
@@ -39,8 +45,26 @@ def spread(values: list[float]) -> str:
 
 
 def of_the_way(comparison: Comparison, arm: str) -> str:
-    small, large, own = (statistics.mean(losses(comparison, name, "token").values()) for name in (SMALL, LARGE, arm))
-    return f"{100 * (small - own) / (small - large):.0f} %"
+    """By each of the three means."""
+    ways = []
+    for mean in MEANS:
+        small, large, own = (statistics.mean(losses(comparison, name, mean).values()) for name in (SMALL, LARGE, arm))
+        ways.append(f"{100 * (small - own) / (small - large):.0f}")
+    return " / ".join(ways) + " %"
+
+
+def detectable(first: Comparison, seeds: int) -> str:
+    """By each mean, the difference that a paired t-test over so many seeds finds with power 0.8 at 5 %, where pairs
+    differ as much as the reference and another small arm do in `first`."""
+    found = []
+    for mean in MEANS:
+        ours, variances = losses(first, REFERENCE, mean), []
+        for arm in (arm.name for arm in first.plan.arms if arm.name not in (REFERENCE, LARGE)):
+            theirs = losses(first, arm, mean)
+            variances.append(statistics.variance([ours[seed] - theirs[seed] for seed in ours]))
+        factor = t.ppf(0.975, seeds - 1) + t.ppf(0.8, seeds - 1)
+        found.append(f"{factor * (statistics.mean(variances) / seeds) ** 0.5:.3f}")
+    return ", ".join(f"{mean} mean {value}" for mean, value in zip(MEANS, found, strict=True))
 
 
 def against(comparison: Comparison, arm: str, other: str, mean: str) -> str:
@@ -61,18 +85,35 @@ def page(comparison: Comparison, folder: Path) -> str:
         flops = statistics.mean(run.flops or 0.0 for run in runs)
         own = [spread(list(losses(comparison, arm, mean).values())) for mean in MEANS]
         rows.append([arm, str(len(runs)), f"{tokens:,.0f}", f"{flops / 1e12:.2f} T", *own, of_the_way(comparison, arm)])
-    heads = ["arm", "seeds", "tokens trained", "FLOPs", "token mean", "example mean", "source mean", "of the way"]
+    heads = [
+        "arm",
+        "seeds",
+        "tokens trained",
+        "FLOPs",
+        "token mean",
+        "example mean",
+        "source mean",
+        "of the way (three means)",
+    ]
     pairs = [[arm, *(against(comparison, REFERENCE, arm, mean) for mean in MEANS)] for arm in arms if arm != REFERENCE]
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     hardware, versions = plan["hardware"], plan["versions"]
     runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     code = sorted({run["commit"][:10] + (" with changes" * run["commit"].endswith("+")) for run in runs})
     machine = f"{hardware['machine']}, {hardware['cpu_cores']} cores, {hardware['torch_threads']} thread a run, no GPU"
+    count = len(comparison.of(REFERENCE))
     made = (
-        f"{plan['train_rows']:,} rows, {plan['steps']} steps, {len(comparison.of(REFERENCE))} seeds; means ± half of "
+        f"{plan['train_rows']:,} rows, {plan['steps']} steps, {count} seeds; means ± half of "
         f"their 95 % interval. {machine}; torch {versions['torch']}, transformers {versions['transformers']}; "
         f"{plan['time'][:10]}, commit {', '.join(code)}."
     )
+    rates = ", ".join(f"{arm} {rate:g}" for arm, rate in learning_rates(folder).items())
+    if rates:
+        made += f" Learning rates as tuned: {rates}."
+    if folder != STUDIES["following"]:
+        first = read_comparison(STUDIES["following"])
+        made += f" Computed beforehand, {count} seeds find with power 0.8 a difference by"
+        made += f" {detectable(first, count)}."
     return "\n\n".join(
         [
             table(heads, rows),
@@ -83,15 +124,25 @@ def page(comparison: Comparison, folder: Path) -> str:
     )
 
 
+def learning_rates(folder: Path) -> dict[str, float]:
+    """The tuned rate of each method; none where nothing was tuned."""
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    tuned = (folder / "tuning.jsonl").is_file()
+    return {run["arm"].partition("@")[0]: run["learning_rate"] for run in runs if tuned}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("folder", type=Path, nargs="?", help="of the comparison")
-    folder = parser.parse_args().folder
-    if folder is not None:
-        LINES.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    lines = STUDIES[args.study]
+    if args.folder is not None:
+        lines.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            shutil.copy(folder / name, LINES / name)
-    write_between(PAGE, "following", page(read_comparison(LINES), LINES))
+            if (args.folder / name).is_file():
+                shutil.copy(args.folder / name, lines / name)
+    write_between(PAGE, args.study, page(read_comparison(lines), lines))
 
 
 if __name__ == "__main__":
