@@ -66,6 +66,34 @@ def test_equals_the_slow_twin(model: Any, chunk_tokens: int) -> None:
     assert found.to_dict()["overall"]["tokens"] == sum(map(len, examples))
 
 
+def by_rows(batches: list[dict[str, Any]], order: list[int], size: int) -> list[dict[str, Any]]:
+    """The rows of these batches in another order, batches of `size`, no wider than their longest row."""
+    keys = ("input_ids", "attention_mask", "labels")
+    rows = {key: torch.cat([batch[key] for batch in batches]) for key in keys}
+    sources = [source for batch in batches for source in batch["source"]]
+    made = []
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        width = int(rows["attention_mask"][part].sum(dim=1).max())
+        batch: dict[str, Any] = {key: rows[key][part, :width] for key in keys}
+        made.append(batch | {"source": [sources[row] for row in part]})
+    return made
+
+
+def test_which_rows_meet_in_a_batch_does_not_matter(model: Any) -> None:
+    """So that rows may be batched by length: as they come, by length, and shuffled, in batches of several sizes."""
+    batches = make_batches(model)
+    lengths = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches])
+    expected = heldout_loss(model, batches).to_dict()
+    for order in (lengths.argsort(stable=True).tolist(), torch.randperm(8).tolist()):
+        for size in (1, 3, 8):
+            found = heldout_loss(model, by_rows(batches, order, size)).to_dict()
+            assert found["source_mean"] == pytest.approx(expected["source_mean"], abs=1e-12)
+            assert found["overall"] == pytest.approx(expected["overall"], abs=1e-12)
+            for source, means in expected["sources"].items():
+                assert found["sources"][source] == pytest.approx(means, abs=1e-12)
+
+
 @pytest.mark.parametrize("chunk_tokens", [3, 8, 1000])
 def test_the_head_never_sees_more_than_a_chunk(model: Any, chunk_tokens: int) -> None:
     widths = []
