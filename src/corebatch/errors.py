@@ -4,6 +4,9 @@ Every error about input derives from `CorebatchError` and from `ValueError`, so 
 either, and its message says what was expected and what was found.
 """
 
+UNTOUCHED = "pool_factor 1, micro_batches plain"
+"""The settings with which corebatch leaves a Trainer's batches as they are, for messages."""
+
 
 class CorebatchError(Exception):
     """Base class of all errors that corebatch raises on purpose."""

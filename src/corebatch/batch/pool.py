@@ -37,12 +37,13 @@ class Pool:
     eligible: Tensor
 
 
-def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[int]) -> Pool:
+def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[int], *, repeats: bool = False) -> Pool:
     """Joins the rows of all ranks and sorts them by example id; of equal ids the first rank's is eligible.
 
     Args:
         columns: integers [n] of this rank's rows, named as in COLUMNS.
         counts: every rank's n.
+        repeats: whether all of equal ids are eligible.
     """
     mine = torch.arange(counts[ranks.index])
     integers = torch.stack([*(columns[name].cpu().long() for name in COLUMNS), mine], dim=1)
@@ -54,7 +55,7 @@ def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[in
     integers, holders = integers[order], holders[order]
     ids, sources, lengths, tokens, eligible, rows = integers.unbind(dim=1)
     first = torch.ones(len(ids), dtype=torch.bool)
-    first[1:] = ids[1:] != ids[:-1]
+    first[1:] = (ids[1:] != ids[:-1]) | repeats
     return Pool(
         ids=ids,
         sources=sources,

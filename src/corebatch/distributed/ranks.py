@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from corebatch.errors import ConfigError, RankError
+from corebatch.errors import UNTOUCHED, ConfigError, RankError
 
 MODEL_PARALLEL = {"tp_size": "tensor", "cp_size": "context", "sp_size": "sequence", "pp_size": "pipeline"}
 """Sizes in Accelerate's ParallelismConfig of groups whose ranks share a model, and what each group is called."""
@@ -54,8 +54,8 @@ class Ranks:
             if found > 1:
                 raise ConfigError(
                     f"Selection joins data-parallel ranks: DDP, FSDP2, DeepSpeed ZeRO. Found {kind} parallelism "
-                    f"({size} = {found}), whose ranks share the features of a row. Set {size} or "
-                    "pool_factor to 1."
+                    f"({size} = {found}), whose ranks share the features of a row. Set {size} to 1, "
+                    f"or train with the plain Trainer ({UNTOUCHED})."
                 )
         if getattr(accelerator.distributed_type, "value", "") == "MEGATRON_LM":
             raise ConfigError("Selection joins data-parallel ranks: DDP, FSDP2, DeepSpeed ZeRO. Found Megatron-LM.")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import DataError, InputError
+from corebatch.errors import UNTOUCHED, DataError, InputError
 from corebatch.types import ID, IGNORED, SOURCE
 
 PACKED_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "max_length_q")
@@ -44,7 +44,7 @@ def check_pool(batch: Mapping[str, Any]) -> None:
     if "loss_weights" in batch:
         raise DataError(
             "`loss_weights` in a batch are the ones that corebatch chooses. Found that name in the collator's: "
-            "weights of one's own are not used. Give it another name, or set pool_factor to 1."
+            f"weights of one's own are not used. Give it another name, or train with the plain Trainer ({UNTOUCHED})."
         )
     if batch["labels"].shape != batch["input_ids"].shape:
         raise DataError(

@@ -22,6 +22,7 @@ from corebatch.files import replacing, sync, write_text
 from corebatch.record.checkpoint_files import CutOffError, check_contents, check_files, list_files
 from corebatch.record.provenance import versions
 from corebatch.record.run_identity import check_same_run, note_versions
+from corebatch.sampling.order import DrawnOrder
 
 if TYPE_CHECKING:
     from corebatch.batch.scoring import Scoring
@@ -42,15 +43,17 @@ def save_state(
     global_step: int,
     scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
+    order: DrawnOrder | None = None,
 ) -> None:
     """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there. `run`: what
-    `run_identity.describe_run` says; None where only settings are to be compared."""
+    `run_identity.describe_run` says; None where only settings are to be compared. `order`: of the epoch's rows."""
     unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
     if step.feedback is not None:
         whole |= {f"feedback.{key}": value for key, value in step.feedback.state_dict().items()}
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
+    whole |= {f"order.{key}": value for key, value in ({} if order is None else order.state_dict()).items()}
     with replacing(folder / TENSORS) as part:
         save_file({key: value.contiguous() for key, value in whole.items()}, part)
     files = list_files(folder, MARKER)
@@ -100,12 +103,14 @@ def load_state(
     scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
     hashes: bool = True,
+    order: DrawnOrder | None = None,
 ) -> int:
     """Restores the selection's state from a checkpoint.
 
     Args:
         run: what `run_identity.describe_run` says of the run that goes on; None: only settings are compared.
         hashes: whether the contents of all files are compared with their hashes; one process of a machine does it.
+        order: takes what the checkpoint says of the epoch's order.
 
     Returns:
         The number of optimizer steps that it holds.
@@ -128,6 +133,8 @@ def load_state(
         step.feedback.load_state_dict(_of(tensors, "feedback."))
     if scoring is not None:
         scoring.load_state_dict(_of(tensors, "scoring."))
+    if order is not None:
+        order.load_state_dict(_of(tensors, "order."))
     return steps
 
 
@@ -201,8 +208,10 @@ def _read_marker(folder: Path) -> dict[str, Any]:
 
 def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that may change on the way: how scoring uses memory, as its error advises, and what
-    is only measured; with a key that checkpoints from before it lack."""
-    settings = {"leftovers": "random"} | {key: value for key, value in settings.items() if key != "track_error"}
+    is only measured, how rows are cut into micro-batches, which leaves the update as it is; with a key that checkpoints
+    from before it lack."""
+    free = ("track_error", "micro_batches")
+    settings = {"leftovers": "random"} | {key: value for key, value in settings.items() if key not in free}
     scoring = settings.get("scoring")
     if isinstance(scoring, dict):
         kept = {key: value for key, value in scoring.items() if key not in ("rows", "reuse_place", "reuse_gb")}

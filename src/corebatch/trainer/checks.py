@@ -6,12 +6,13 @@ import logging
 from typing import Any
 
 from corebatch.batch.method import CoresetStep
-from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.errors import UNTOUCHED, ConfigError, LossMismatchError
 from corebatch.model.compiling import check_uncompiled, is_asked_for
 from corebatch.model.modes import PACKS, packing_linears
 from corebatch.sampling.tags import is_stream
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.model_loss import check_model, check_router
+from corebatch.trainer.every_row import check_counted
+from corebatch.trainer.model_loss import check_model, check_normalization, check_router
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,12 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
     ]
     for bad, found, use in problems:
         if bad:
-            raise ConfigError(f"pool_factor {coreset.pool_factor} does not go with {found}. Use {use}.")
+            what = (
+                f"pool_factor {coreset.pool_factor}"
+                if coreset.pool_factor > 1
+                else f"coreset.micro_batches {coreset.cut.by!r}"
+            )
+            raise ConfigError(f"{what} does not go with {found}. Use {use}.")
     check_trained_loss(trainer, trainer.model)
 
 
@@ -95,9 +101,13 @@ def check_trained_loss(trainer: Any, model: Any) -> None:
         if bad:
             raise LossMismatchError(
                 f"corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should "
-                f"minimise just that. Found {found}. Switch it off, or set pool_factor to 1."
+                f"minimise just that. Found {found}. Switch it off, or train with the plain Trainer ({UNTOUCHED})."
             )
     check_router(model)
+    if model is not None:
+        check_normalization(model)
+        if trainer.coreset.pool_factor == 1:
+            check_counted(trainer, model)
 
 
 def _compiled(trainer: Any) -> list[tuple[bool, str, str]]:

@@ -11,10 +11,10 @@ from typing import Any, get_args
 from corebatch.batch.cuts import Cut, make_cut
 from corebatch.batch.feedback import ErrorFeedback, check_feedback
 from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
-from corebatch.batch.strategies import Strategy, make_strategy, shortest
+from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
-from corebatch.scoring import LossUnit, Scorer, make_scorer
+from corebatch.scoring import LossUnit, Scorer, Tokens, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
@@ -37,9 +37,9 @@ class CoresetConfig:
     """How the small batch is chosen. `CoresetConfig()` is the recommended setting.
 
     Attributes:
-        pool_factor: how many times more examples are drawn and scored than are trained, at least 1; 1 is plain
-            training. `per_device_train_batch_size` and `gradient_accumulation_steps` keep their meaning: what is
-            trained.
+        pool_factor: how many times more examples are drawn than are trained, at least 1. With 1 every row is trained,
+            as in the plain Trainer: what says how rows are scored and chosen plays no part.
+            `per_device_train_batch_size` and `gradient_accumulation_steps` keep their meaning: what is trained.
         scorer: a name in `corebatch.scoring.SCORERS`, or an instance.
         scorer_options: keyword arguments of a scorer given by name.
         selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
@@ -116,6 +116,7 @@ class CoresetConfig:
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
         make_cut(self.micro_batches, pool_factor=self.pool_factor)
+        self._check_every_row()
         if self.leftovers not in get_args(Leftovers):
             raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")
         self._check_scoring(
@@ -131,6 +132,22 @@ class CoresetConfig:
     def takes_part(self) -> bool:
         """Whether a step is other than the plain Trainer's: rows are chosen, or cut into micro-batches anew."""
         return self.pool_factor > 1 or self.cut != Cut(by="plain")
+
+    def _check_every_row(self) -> None:
+        """Raises ConfigError for settings that a step which trains every row cannot honor; a plain cut leaves the step
+        to the Trainer."""
+        if self.pool_factor > 1 or not self.takes_part:
+            return
+        if self.loss != "token_mean":
+            raise ConfigError(
+                f"coreset.micro_batches {self.cut.by!r} with pool_factor 1 trains the plain Trainer's update, a mean "
+                f"over tokens. Found coreset.loss {self.loss!r}. Set loss to token_mean, or micro_batches to plain."
+            )
+        if self.track_error:
+            raise ConfigError(
+                f"coreset.track_error compares what is trained with what was drawn, which is the same with pool_factor "
+                f"1. Found {self.track_error}. Set it to 0."
+            )
 
     @cached_property
     def scoring_settings(self) -> Strategy:
@@ -149,10 +166,18 @@ class CoresetConfig:
         Args:
             again: whether the run will see examples more than once.
         """
+        if self.pool_factor == 1:
+            return Unscored()
         step = self.build()
         return self.scoring_settings.resolve(
             again, lambda strategy: all(fits for fits, _ in strategy.needs(self, step))
         )
+
+    def step_of_run(self) -> CoresetStep:
+        """The step of a run, with a state of its own: where every row is trained, one that looks at nothing."""
+        if self.pool_factor > 1:
+            return self.build()
+        return CoresetStep(scorer=Tokens(), selector=make_selector("random", {}), seed=self.seed)
 
     def build(self) -> CoresetStep:
         """The step, with a state of its own.
@@ -209,6 +234,8 @@ class CoresetConfig:
         """Plain values, for a run's record; an instance is written as its repr, and `scoring` in its shortest form,
         so that two ways to write the same settings make the same record."""
         plain = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        cut = self.micro_batches
+        plain["micro_batches"] = dataclasses.asdict(cut) if isinstance(cut, Cut) else plain["micro_batches"]
         return {**plain, "scoring": shortest(self.scoring_settings)}
 
 

@@ -20,6 +20,7 @@ from corebatch.model.rows import Padding, put_together, take_rows
 from corebatch.sampling.tags import untagged
 from corebatch.trainer.checks import check_trained_loss
 from corebatch.trainer.engine import sharded
+from corebatch.trainer.every_row import check_sum
 from corebatch.trainer.hosts import runs_between
 from corebatch.trainer.in_backward import moves_in_backward
 from corebatch.trainer.loss_probe import check_own_loss
@@ -51,6 +52,8 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
         run.compared = method.selector.weighted or (method.scores and method.scorer.needs_forward)
         if run.compared:
             check_loss(model, pair, counts_items=trainer.model_accepts_loss_kwargs)
+        elif trainer.coreset.pool_factor == 1 and not run.weights.owned:
+            check_sum(trainer, model, batches, padding)
         if scoring.trained is not None:
             scoring.trained.watch(model, untagged(batches[0]))
         why_not = _not_packed(trainer, model, batches)

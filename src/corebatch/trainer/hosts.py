@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from corebatch.errors import ConfigError
+from corebatch.errors import UNTOUCHED, ConfigError
 from corebatch.types import ID
 
 CHANGED = (
@@ -40,8 +40,8 @@ def check_tagged(trainer: Any, batches: Sequence[Any]) -> None:
     for batch in batches:
         if not isinstance(batch, Mapping) or ID not in batch:
             raise ConfigError(
-                f"With pool_factor above 1 every batch of the train loader carries the ids of its examples. Found "
-                f"none: {who(trainer, 'get_train_dataloader')} made the loader. It should call "
+                f"Every batch of the train loader carries the ids of its examples, by which rows are chosen and put "
+                f"together anew. Found none: {who(trainer, 'get_train_dataloader')} made the loader. It should call "
                 "super().get_train_dataloader(), and leave the Trainer's train_dataset and data_collator in place."
             )
 
@@ -50,9 +50,9 @@ def check_chosen(trainer: Any, chosen: bool) -> None:
     """Raises ConfigError, before any weight is moved, for a step whose batches we have not chosen."""
     if not chosen:
         raise ConfigError(
-            f"With pool_factor above 1 the batches of a step are chosen in get_batch_samples. Found that "
-            f"{who(trainer, 'get_batch_samples')} gave them, so that nothing was chosen. It should call "
-            "super().get_batch_samples(), or set pool_factor to 1."
+            "The batches of a step are chosen in get_batch_samples. Found that "
+            f"{who(trainer, 'get_batch_samples')} gave them, so that nothing was chosen or put together anew. It "
+            f"should call super().get_batch_samples(), or train with the plain Trainer ({UNTOUCHED})."
         )
 
 

@@ -23,7 +23,7 @@ from corebatch.trainer.run_control import all_ranks
 def set_up(trainer: Any) -> None:
     """What the settings ask of the Trainer: when it is made, and when a run begins, since much of it can be
     changed in between, and a trial of a search has settings and an accelerator of its own."""
-    selects = trainer.coreset.pool_factor > 1
+    selects = trainer.coreset.takes_part
     if selects and compiling.is_asked_for(trainer.accelerator) and trainer._compiling is not trainer.accelerator:
         compiling.compile_decoder_instead(trainer.accelerator)
         trainer._compiling = trainer.accelerator
@@ -51,7 +51,7 @@ def start_over(trainer: Any) -> None:
     before = getattr(trainer, "_run", None)
     if before is not None:
         before.close()
-    selects = trainer.coreset.pool_factor > 1
+    selects = trainer.coreset.takes_part
     trainer._run = SelectionRun(trainer, compiled=selects and compiling.is_asked_for(trainer.accelerator))
     trainer._run.identity = None if before is None else before.identity
 
@@ -62,7 +62,7 @@ def start_run(trainer: Any) -> None:
         return
     trainer._begun = True
     set_up(trainer)
-    if trainer.coreset.pool_factor > 1:
+    if trainer.coreset.takes_part:
         trainer._resumed = trainer._run.begin(trainer._resumed)
         trainer._run.presence.watch()
     elif trainer.accelerator.num_processes > 1:

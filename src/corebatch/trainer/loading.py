@@ -118,11 +118,11 @@ def _batch_size(loader: Any) -> int | None:
 
 def eligible(trainer: Any, batches: Sequence[dict[str, Tensor]], ranks: Ranks, passes: Passes) -> Tensor:
     """BoolTensor [n]: False for the rows that Accelerate's loader adds from the start of the data to even out the last
-    batch."""
+    batch. Where every row is trained they are as well, as in the plain Trainer."""
     rows = [len(batch[ID]) for batch in batches]
     found = torch.ones(sum(rows), dtype=torch.bool)
     state = trainer.accelerator.gradient_state
-    if ranks.count == 1 or not rows:
+    if ranks.count == 1 or not rows or trainer.coreset.pool_factor == 1:
         return found
     if not trainer._tagged.latest(trainer).counts:  # a stream is numbered as it comes
         return passes.fresh(torch.cat([batch[ID] for batch in batches]).cpu())

@@ -5,7 +5,7 @@ optimizer step through the parent, has the small batch chosen jointly over ranks
 many micro-batches back through the parent; `compute_loss` knows `loss_weights`. `train` and `log` add what a run's
 record needs; `_save_checkpoint`, `save_model` and `_get_train_sampler` let a run be killed and go on.
 
-With pool_factor 1 every override is the parent's.
+Where corebatch takes no part (pool_factor 1, micro_batches plain) every override is the parent's.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class CoresetMixin(_Base):
         self.coreset = coreset if coreset is not None else CoresetConfig()
         if not isinstance(self.coreset, CoresetConfig):
             raise ConfigError(f"coreset should be a CoresetConfig. Found {type(self.coreset).__name__}.")
-        if self.coreset.pool_factor > 1:
+        if self.coreset.takes_part:
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             check_stream(given.get("args"), given.get("train_dataset"))
         super().__init__(*args, **kwargs)
@@ -85,7 +85,7 @@ class CoresetMixin(_Base):
         self._tagged = loading.TaggedSets()
         self._started = now()
         set_up(self)
-        named = self.coreset.pool_factor > 1 and self.coreset.source_column != DEFAULT_COLUMN
+        named = self.coreset.takes_part and self.coreset.source_column != DEFAULT_COLUMN
         if named and loading.is_mapped(self.train_dataset):
             loading.tagged(self)  # a column that is missing is an error now
 
@@ -94,7 +94,7 @@ class CoresetMixin(_Base):
     def get_train_dataloader(self) -> Any:
         """The parent's loader over micro-batch x pool_factor rows that carry their ids and sources."""
         start_run(self)
-        if self.coreset.pool_factor == 1:
+        if not self.coreset.takes_part:
             return super().get_train_dataloader()
         if self._begun and self._train_batch_size != self._run.scoring.micro_batch:
             start_over(self)  # the Trainer begins anew with smaller micro-batches
@@ -104,11 +104,14 @@ class CoresetMixin(_Base):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's, in an order that a resumed run draws again."""
         sampler = super()._get_train_sampler(*args, **kwargs)
-        return sampler if self.coreset.pool_factor == 1 else resumable(sampler, self.args, lambda: self.state)
+        if not self.coreset.takes_part:
+            return sampler
+        drawn = None if self.coreset.pool_factor > 1 else self._run.order
+        return resumable(sampler, self.args, lambda: self.state, drawn)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any) -> Any:
         """The pool of one optimizer step goes in, the small batch comes out as equally many micro-batches."""
-        if self.coreset.pool_factor == 1:
+        if not self.coreset.takes_part:
             return super().get_batch_samples(epoch_iterator, num_batches, *args)
         run, recorder, step = self._run, self._recorder, self.state.global_step + 1
         recorder.phases.start()
@@ -126,7 +129,10 @@ class CoresetMixin(_Base):
             )
         if not sum(rows_by_rank):
             return super().get_batch_samples(iter([]), 0, *args)
-        small = run.small_batch(batches, rows_by_rank, max(batches_by_rank), num_batches)
+        given = max(batches_by_rank)
+        # At the end of a stream the plain Trainer trains what there is; a small batch is spread out.
+        asked = num_batches if self.coreset.pool_factor > 1 else given
+        small = run.small_batch(batches, rows_by_rank, given, asked)
         recorder.note(small)
         made, items = super().get_batch_samples(iter(small.micro_batches), len(small.micro_batches), *args)
         recorder.phases.end("repack")
@@ -168,7 +174,7 @@ class CoresetMixin(_Base):
         **kwargs: Any,
     ) -> Any:
         """The parent's loss, or with `loss_weights` in the batch: sum_i weight_i sum_t loss_it / num_items_in_batch."""
-        if self.coreset.pool_factor == 1 or not model.training:
+        if not self.coreset.takes_part or not model.training:
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
@@ -195,7 +201,7 @@ class CoresetMixin(_Base):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's, whose loss is recorded: what was trained, whoever computed it."""
-        if self.coreset.pool_factor == 1:
+        if not self.coreset.takes_part:
             return super().training_step(*args, **kwargs)
         before = len(self._recorder.losses)
         loss = super().training_step(*args, **kwargs)
@@ -207,7 +213,7 @@ class CoresetMixin(_Base):
 
         Returns:
             [B], by which each row's summed loss is to be multiplied, before the sum is divided by
-            `num_items_in_batch`. Ones in evaluation, and with pool_factor 1.
+            `num_items_in_batch`. Ones in evaluation, and where every row is trained (pool_factor 1).
 
         Raises:
             LossMismatchError: these are not inputs that `compute_loss` received.
@@ -232,7 +238,7 @@ class CoresetMixin(_Base):
             self._begun, self._resumed = False, resume_from_checkpoint  # type: ignore[assignment]
             if self.model_init is None:  # else there is no model yet, and a trial of a search may change any setting
                 start_run(self)
-            elif resume_from_checkpoint is True and self.coreset.pool_factor > 1:
+            elif resume_from_checkpoint is True and self.coreset.takes_part:
                 self._resumed = str(last_complete(Path(self.args.output_dir)))
             try:
                 return super(CoresetMixin, self).train(self._resumed, *args, **kwargs)
@@ -261,7 +267,7 @@ class CoresetMixin(_Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log with the pool's loss beside the small batch's, and tokens scored apart from trained."""
-        if self.coreset.pool_factor > 1 and "loss" in logs:
+        if self.coreset.takes_part and "loss" in logs:
             logs.update(self._recorder.take_means())
         super().log(logs, *args, **kwargs)
 
@@ -271,7 +277,7 @@ class CoresetMixin(_Base):
         Raises:
             CheckpointError: on every rank, this or another rank could not write.
         """
-        if self.coreset.pool_factor == 1:
+        if not self.coreset.takes_part:
             super()._save_checkpoint(model, trial, *args, **kwargs)
             return
         run, run_dir = self._run, Path(self._get_output_dir(trial=trial))

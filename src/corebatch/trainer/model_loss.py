@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from corebatch.errors import LossMismatchError, UnsupportedModelError
+from corebatch.errors import UNTOUCHED, LossMismatchError, UnsupportedModelError
 from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import take_rows, trained_tokens
 from corebatch.model.untraced import untraced
@@ -56,7 +56,7 @@ def check_model(model: Any) -> None:
             raise UnsupportedModelError(
                 "Scores are read at value projections that see a row's own tokens. Found peft's adaption prompt "
                 "(ADAPTION_PROMPT), which runs them on its prompt as well. Use LoRA or another adapter of weights, or "
-                "pool_factor 1."
+                f"the plain Trainer ({UNTOUCHED})."
             )
 
 
@@ -74,8 +74,20 @@ def check_router(model: Any) -> None:
             "corebatch scores and weights the cross-entropy of trained tokens, so the Trainer should minimise just "
             f"that. Found output_router_logits with router_aux_loss_coef {weight}: {type(base_model(model)).__name__} "
             "adds a loss of its router. Set config.output_router_logits to False (TRL: router_aux_loss_coef=0.0), or "
-            "pool_factor to 1."
+            f"train with the plain Trainer ({UNTOUCHED})."
         )
+
+
+def check_normalization(model: Any) -> None:
+    """Raises LossMismatchError for a model with batch normalization: a row's loss depends on the rows beside
+    it."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise LossMismatchError(
+                f"A row's loss should not depend on the rows of its micro-batch, which corebatch puts together. Found "
+                f"batch normalization in {type(base_model(model)).__name__} ({name}: {type(module).__name__}). Use "
+                f"another normalization, or the plain Trainer ({UNTOUCHED})."
+            )
 
 
 def two_rows(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -108,24 +120,32 @@ def check_loss(model: Any, rows: Mapping[str, Tensor], *, counts_items: bool = T
     with scoring_mode(model):
         evaluated = model(**forward_inputs(rows), labels=labels, **given)
     with untraced(model, inner=True, outermost=_has_its_class_s_forward(base_model(model))):
-        run = _quietly(model)
-        trained = run(**forward_inputs(rows), labels=labels, **given)
-        nothing = run(**forward_inputs(rows), labels=torch.full_like(labels, IGNORED), **given)
+        trained = _quietly(model)(**forward_inputs(rows), labels=labels, **given)
+    added = zero_if_nothing_is_trained(model, rows, given["num_items_in_batch"]) if counts_items else None
     ours = float(losses.sum()) / max(tokens, 1)
     if tokens == 0 or not math.isfinite(ours):
         return  # a loss that is not finite is told with its step and examples when it is scored
     problem = _logits_differ(evaluated, labels, losses, ours)
     for output, mode in ((evaluated, "evaluation"), (trained, "training")):
         problem = problem or _more_than_logits(model, output, labels, mode)
-    rest = float(_loss_of(model, nothing))
-    if problem is None and counts_items and math.isfinite(rest) and rest != 0:
-        problem = f"labels that train nothing give {rest:.6g} and not 0: something is added to the loss"
+    problem = problem or added
     if problem is not None:
         raise LossMismatchError(
             f"On the first batch the model's own loss should equal corebatch's cross-entropy ({ours:.6f}) in every "
             f"part. Found that {problem}. {_causes(model, trained)}Features and weights would be of another loss than "
-            "the one that is trained: switch it off, or set pool_factor to 1."
+            f"the one that is trained: switch it off, or train with the plain Trainer ({UNTOUCHED})."
         )
+
+
+def zero_if_nothing_is_trained(model: Any, rows: Mapping[str, Tensor], items: Tensor) -> str | None:
+    """What the model adds to its loss in training, in words; None where labels that train nothing give zero."""
+    with untraced(model, inner=True, outermost=_has_its_class_s_forward(base_model(model))):
+        labels = torch.full_like(rows["labels"], IGNORED)
+        nothing = _quietly(model)(**forward_inputs(rows), labels=labels, num_items_in_batch=items)
+    rest = float(loss_of(model, nothing))
+    if not math.isfinite(rest) or rest == 0:
+        return None
+    return f"labels that train nothing give {rest:.6g} and not 0: something is added to the loss"
 
 
 def _has_its_class_s_forward(base: Any) -> bool:
@@ -142,7 +162,7 @@ def _quietly(model: Any) -> Any:
     return model if sharded else model.forward
 
 
-def _loss_of(model: Any, output: Any) -> Tensor:
+def loss_of(model: Any, output: Any) -> Tensor:
     loss = output.get("loss") if isinstance(output, Mapping) else output[0]
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         raise UnsupportedModelError(f"{type(model).__name__} should return its loss given labels. It did not.")
@@ -165,7 +185,7 @@ def _logits_differ(output: Any, labels: Tensor, losses: Tensor, ours: float) -> 
     """How the losses [B] of our rows differ from those of the model's logits; from its loss if it returns none."""
     expected = _cross_entropy(output, labels)
     tokens = max(int(trained_tokens(labels).sum()), 1)
-    theirs = float(_loss_of(output, output)) if expected is None else float(expected.sum()) / tokens
+    theirs = float(loss_of(output, output)) if expected is None else float(expected.sum()) / tokens
     if abs(theirs - ours) <= LOSS_TOLERANCE * max(1.0, abs(ours)):
         return None
     what = "its loss is" if expected is None else "the cross-entropy of its logits is"
@@ -174,7 +194,7 @@ def _logits_differ(output: Any, labels: Tensor, losses: Tensor, ours: float) -> 
 
 def _more_than_logits(model: Any, output: Any, labels: Tensor, mode: str) -> str | None:
     """How the model's loss differs from the cross-entropy of the logits that it was computed from."""
-    loss, each = _loss_of(model, output), _cross_entropy(output, labels)
+    loss, each = loss_of(model, output), _cross_entropy(output, labels)
     if each is None:
         return None
     tokens = int(trained_tokens(labels).sum())

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 
-from corebatch.errors import ConfigError, LossMismatchError, NonFiniteError
+from corebatch.errors import UNTOUCHED, ConfigError, LossMismatchError, NonFiniteError
 from corebatch.sampling.tags import is_stream
 from corebatch.seeds import random_states
 from corebatch.trainer.config import CoresetConfig
@@ -39,7 +39,7 @@ KNOWN = (
 WAY = (
     "Multiply each row's summed loss by `weights = self.row_weights(inputs)` ([B], taken before the model is called) "
     "and return `(weights * row_losses).sum() / num_items_in_batch`, or add to what `super().compute_loss(model, "
-    "inputs, return_outputs, num_items_in_batch)` returns. pool_factor 1 trains the loss as it is."
+    f"inputs, return_outputs, num_items_in_batch)` returns. The plain Trainer ({UNTOUCHED}) trains the loss as it is."
 )
 
 
@@ -206,7 +206,7 @@ class RowWeights:
         """What `CoresetMixin.row_weights` gives, [B]."""
         ids = next(value for value in inputs.values() if isinstance(value, Tensor) and value.ndim > 0)
         weights = None
-        if trainer.coreset.pool_factor > 1 and trainer.model.training:
+        if trainer.coreset.takes_part and trainer.model.training:
             weights, _ = self.take(inputs)
             if weights is None and (self.given or self.checking):
                 raise LossMismatchError(
@@ -228,7 +228,7 @@ class RowWeights:
         if lost or (known and float(received) != float(self._items)):
             raise LossMismatchError(
                 f"num_items_in_batch should reach compute_loss as get_batch_samples gives it. Found {received}: "
-                f"{_named(trainer)} should pass it on. With pool_factor 1 the Trainer does without."
+                f"{_named(trainer)} should pass it on. The plain Trainer ({UNTOUCHED}) does without."
             )
 
     def check_taken(self, trainer: Any) -> None:

@@ -26,9 +26,11 @@ from corebatch.record.rank_agreement import check_agreement, check_streams
 from corebatch.record.run_file import describe
 from corebatch.record.run_identity import describe_run
 from corebatch.record.saving import Saving, check_writable, saving_failed
+from corebatch.sampling.order import DrawnOrder
 from corebatch.sampling.tags import Passes
 from corebatch.trainer import first_pool
 from corebatch.trainer.engine import SHARDED, examples_come_again, inner_model, run_dir, sharded
+from corebatch.trainer.every_row import check_first_labels
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_resume
 from corebatch.trainer.loading import eligible, padding, tagged
@@ -50,6 +52,7 @@ class SelectionRun:
         method, scoring, step: what chooses.
         weights: of the rows of this step, on their way to whoever computes the loss.
         passes: over a stream.
+        order: of the epoch's rows, where the Trainer's sampler draws it from the global generator.
         limits: what the model can take.
         prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
             with ours; whether weights move inside backward.
@@ -61,9 +64,9 @@ class SelectionRun:
         coreset = trainer.coreset
         self.trainer = trainer
         # Plain training has no messages of its own.
-        self.ranks = Ranks() if coreset.pool_factor == 1 else Ranks.of(trainer.accelerator)
+        self.ranks = Ranks.of(trainer.accelerator) if coreset.takes_part else Ranks()
         self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
-        self.method = coreset.build()
+        self.method = coreset.step_of_run()
         self.scoring = Scoring(
             coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count)),
             self.method,
@@ -86,7 +89,7 @@ class SelectionRun:
         # In evaluation mode blocks keep their activations: then one row at a time.
         rows = 1 if getattr(trainer.args, "gradient_checkpointing", False) else trainer._train_batch_size
         self.step.tracking = ErrorTracking(loss=coreset.loss, seed=coreset.seed, rows=rows)
-        self.weights, self.passes = RowWeights(trainer), Passes()
+        self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
         self.limits: RowLimits | None = None
         self.prepared = self.compared = self.in_backward = False
         self.identity: dict[str, Any] | None = None
@@ -122,6 +125,8 @@ class SelectionRun:
             check_pool(batch)
         self.limits = self.limits or row_limits(self.model())
         check_rows(batches, self.limits.vocabulary, self.limits.longest, targets=self.limits.targets)
+        if self.trainer.coreset.pool_factor == 1:
+            check_first_labels(batches, padding(self.trainer, batches))
         if self.step.row_format is not None and self.ranks.count > 1:
             self.step.row_format.check(batches)
 
@@ -190,7 +195,9 @@ class SelectionRun:
                 check_resume(trainer)
                 folder = last_complete(self.folder) if resume is True else Path(resume)
                 first = trainer.accelerator.is_local_main_process
-                steps = load_state(folder, self.method, trainer.coreset.to_dict(), self.scoring, found, hashes=first)
+                steps = load_state(
+                    folder, self.method, trainer.coreset.to_dict(), self.scoring, found, first, self.order
+                )
         check_agreement(trainer, self.ranks, self.identity, sharded=sharded(trainer) is not None)
         pool = args.gradient_accumulation_steps * trainer._train_batch_size * trainer.coreset.pool_factor
         self.passes = Passes(steps * pool * self.ranks.count)
@@ -213,7 +220,7 @@ class SelectionRun:
         """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
         trainer = self.trainer
         coreset, step = trainer.coreset.to_dict(), trainer.state.global_step
-        save_state(folder, self.method, coreset, step, self.scoring, self.identity)
+        save_state(folder, self.method, coreset, step, self.scoring, self.identity, self.order)
 
     @contextmanager
     def saved_together(self, folder: Path) -> Iterator[None]:
