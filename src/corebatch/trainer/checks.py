@@ -42,6 +42,7 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
     args = trainer.args
     ranks, loading = trainer.accelerator.num_processes, args.accelerator_config
     stream = trainer.train_dataset is not None and is_stream(trainer.train_dataset)
+    chooses = coreset.pool_factor > 1
     problems = [
         (args.n_gpu > 1, "several GPUs in one process (DataParallel)", "one process for each GPU, by torchrun"),
         (getattr(args, "packing", False), "packing", "packing: false; selection works on unpacked rows"),
@@ -53,7 +54,7 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
         ),
         *_compiled(trainer),
         (
-            stream and coreset.scoring_settings.remembers,
+            stream and chooses and coreset.scoring_settings.remembers,
             f"scoring {coreset.scoring_settings.way!r} on a stream, whose examples cannot be told when they come again",
             "scoring 'full', 'window', 'first_blocks', 'two_phase' by tokens or 'none', or data with a length",
         ),
@@ -68,13 +69,9 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
             "Accelerate's default way of loading on several ranks",
         ),
     ]
+    what = f"pool_factor {coreset.pool_factor}" if chooses else f"coreset.micro_batches {coreset.cut.by!r}"
     for bad, found, use in problems:
         if bad:
-            what = (
-                f"pool_factor {coreset.pool_factor}"
-                if coreset.pool_factor > 1
-                else f"coreset.micro_batches {coreset.cut.by!r}"
-            )
             raise ConfigError(f"{what} does not go with {found}. Use {use}.")
     check_trained_loss(trainer, trainer.model)
 

@@ -89,16 +89,16 @@ def check_sum(trainer: Any, model: Any, batches: Sequence[Mapping[str, Tensor]],
     low = bool(args.bf16 or args.fp16) or any(p.dtype.itemsize < 4 for p in model.parameters() if p.is_floating_point())
     problem = added
     allowed = (CLOSE_LOW if low else CLOSE) * max(1.0, abs(float(together)))
-    if torch.isfinite(together) and abs(float(together - first - second)) > allowed:
+    if added is None and torch.isfinite(together) and abs(float(together - first - second)) > allowed:
         problem = (
             f"rows of losses {float(first):.6g} and {float(second):.6g} have {float(together):.6g} together, padded to "
             f"{both['input_ids'].shape[1]} positions{' on the left' * padding.left}"
         )
     if problem is not None:
         raise LossMismatchError(
-            f"coreset.micro_batches {trainer.coreset.cut.by!r} with pool_factor 1 needs a loss that is a sum over rows, "
-            f"whatever they are padded to. Found of {type(base_model(model)).__name__} that {problem}. Rows that are "
-            f"put together anew would have another update: use the plain Trainer ({UNTOUCHED})."
+            f"coreset.micro_batches {trainer.coreset.cut.by!r} with pool_factor 1 needs a loss that is a sum over "
+            f"rows, whatever they are padded to. Found of {type(base_model(model)).__name__} that {problem}. Rows that "
+            f"are put together anew would have another update: use the plain Trainer ({UNTOUCHED})."
         )
 
 

@@ -26,6 +26,7 @@ from corebatch.trainer.in_backward import moves_in_backward
 from corebatch.trainer.loss_probe import check_own_loss
 from corebatch.trainer.model_loss import check_loss, two_rows
 from corebatch.trainer.own_loss import RowWeights
+from corebatch.trainer.parts import check_parts
 from corebatch.types import ID
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
     run = trainer._run
     step, scoring, method = run.step, run.scoring, run.method
     check_trained_loss(trainer, model)
+    check_parts(trainer)
     run.weights = RowWeights.beside(trainer)
     run.in_backward = moves_in_backward(trainer)
     check_tracking(trainer.coreset.track_error, in_backward=run.in_backward, sharded=sharded(trainer))

@@ -16,6 +16,7 @@ from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.in_backward import check_in_backward
 from corebatch.trainer.own_loss import LossWatch
+from corebatch.trainer.parts import check_parts
 from corebatch.trainer.run import SelectionRun
 from corebatch.trainer.run_control import all_ranks
 
@@ -38,6 +39,7 @@ def set_up(trainer: Any) -> None:
     if selects:
         trainer.data_collator = SourceCollator(trainer._own_collator, trainer.coreset.source_column)
         check_settings(trainer, trainer.coreset, trainer._run.method)
+        check_parts(trainer)
         check_tracking(trainer.coreset.track_error, in_backward=check_in_backward(trainer), sharded=sharded(trainer))
         if trainer._recorder is None:
             trainer._recorder, trainer._watch = writer.Recorder(trainer, check=check_chosen), LossWatch(trainer)

@@ -63,11 +63,12 @@ def name_sources(trainer: Any) -> tuple[Any, Sources]:
     if has_transform(dataset):
         trainer._remove_unused_columns(dataset, description="training")  # refuses what leaves it no column
     made, sources = tagged(trainer)
-    if not sources.counts and coreset.small_sources is not None:
+    small = coreset.small_sources if coreset.pool_factor > 1 else None
+    if not sources.counts and small is not None:
         raise ConfigError("small_sources needs a data set whose sources can be counted. Found a stream.")
     method.source_names = sources.names
-    method.small_sources = small_candidates(sources.counts, sources.names, coreset.small_sources)
-    absent = absent_names(sources.counts, sources.names, coreset.small_sources)
+    method.small_sources = small_candidates(sources.counts, sources.names, small)
+    absent = absent_names(sources.counts, sources.names, small)
     if absent and trainer.is_world_process_zero():
         logger.warning(absent_note(sources, absent))
     if method.small_sources and trainer.is_world_process_zero():

@@ -34,6 +34,7 @@ from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.engine import inner_model
 from corebatch.trainer.lifecycle import end_run, set_up, start_over, start_run
 from corebatch.trainer.own_loss import as_the_trainer_wants, check_bases
+from corebatch.trainer.parts import folded, train_parts
 from corebatch.trainer.run import SelectionRun
 from corebatch.trainer.run_control import controlled
 from corebatch.types import ID
@@ -142,7 +143,7 @@ class CoresetMixin(_Base):
         elif isinstance(items, Tensor):
             items = items.clamp(min=1)  # where nothing is trained the loss is 0, not 0 / 0
         run.weights.begin(made, items)
-        return made, items
+        return folded(made, asked), items
 
     def _draw(
         self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any
@@ -199,12 +200,13 @@ class CoresetMixin(_Base):
                 self._recorder.check_loss(self.state.global_step)
         return result
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The parent's, whose loss is recorded: what was trained, whoever computed it."""
+        train = super().training_step
         if not self.coreset.takes_part:
-            return super().training_step(*args, **kwargs)
+            return train(model, inputs, *args, **kwargs)
         before = len(self._recorder.losses)
-        loss = super().training_step(*args, **kwargs)
+        loss = train_parts(self, model, inputs, lambda part: train(model, part, *args, **kwargs))
         self._recorder.losses[before:] = [loss]
         return loss
 

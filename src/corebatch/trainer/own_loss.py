@@ -61,10 +61,12 @@ def check_beside(coreset: CoresetConfig, owned: Sequence[str]) -> None:
         coreset: the settings.
         owned: see `RowWeights`.
     """
+    reuses = coreset.pool_factor > 1 and coreset.scoring_settings.reuse is True
     for bad, found in (
         (coreset.track_error > 0, f"track_error {coreset.track_error}, which measures gradients of the cross-entropy"),
         (coreset.padding_free is True, "padding_free true, where weights are of tokens and not of rows"),
-        (coreset.scoring_settings.reuse is True, "scoring.reuse true, which needs the forward that trains to be ours"),
+        (reuses, "scoring.reuse true, which needs the forward that trains to be ours"),
+        (coreset.cut.most is not None, f"micro_batches.most {coreset.cut.most}, by which a loss may come in parts"),
     ):
         if owned and bad:
             raise ConfigError(f"{owned[0]} computes the loss itself. Found coreset.{found}. Leave it at its default.")
