@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,11 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+
+from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.pieces import by_length, deal, split
+from corebatch.model.rows import Padding
+from corebatch.types import ID
 
 HIDDEN, HEADS, LAYERS, VOCABULARY, LENGTH = 32, 4, 3, 64, 64
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -205,6 +211,22 @@ def batch_for(kind: str, **settings: Any) -> dict[str, Tensor]:
 def take(batch: dict[str, Tensor], rows: Any) -> dict[str, Tensor]:
     """Some rows of a batch."""
     return {key: value[rows] for key, value in batch.items()}
+
+
+def in_micro_batches(
+    rows: Sequence[Mapping[str, Tensor]],
+    weights: Tensor | None,
+    count: int,
+    padding: Padding,
+    filler: Mapping[str, Tensor],
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Rows in `count` micro-batches of near-equal numbers of rows, or packed of near-equal tokens."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = by_length(range(len(rows)), lengths, [int(row[ID]) for row in rows])
+    packed, most = settings.get("packed"), -(-len(rows) // count)
+    pieces = deal(order, lengths, count, most) if packed else split(order, count)
+    return micro_batches(dict(enumerate(rows)), weights, pieces, padding, filler, **settings)
 
 
 def value_modules(model: nn.Module, kind: str) -> list[nn.Module]:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corebatch.batch.micro_batches import micro_batches
 from corebatch.model.rows import Padding, put_together, take_rows
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.scoring import GradientNorm, LastLayer
@@ -20,7 +19,7 @@ from corebatch.scoring.trained import TrainedFeatures
 from corebatch.scoring.value_gradients import ValueGradientScorer
 from corebatch.trainer import CoresetConfig
 from corebatch.types import ID, PLACES
-from models import batch_for, tiny_model
+from models import batch_for, in_micro_batches, tiny_model
 from training import Collator, mixture, run, trainer
 from training import tiny_model as trained_model
 
@@ -59,7 +58,7 @@ def small_batch(
     tokens = torch.tensor([int((row["labels"][1:] != -100).sum()) for row in taken])
     each = weights[: len(rows)] / (tokens.clamp(min=1) if loss == "example_mean" else 1)
     filler = {**take_rows(batches, [0])[0], ID: torch.tensor(0)}
-    return micro_batches(taken, each, count, Padding(token=0), filler, numbers=rows, packed=packed)
+    return in_micro_batches(taken, each, count, Padding(token=0), filler, numbers=rows, packed=packed)
 
 
 def train(

@@ -4,13 +4,13 @@ known."""
 import pytest
 import torch
 
-from corebatch.batch.micro_batches import micro_batches
 from corebatch.bench.gradients.errors import Gram
 from corebatch.bench.gradients.mean_weights import mean_weights
 from corebatch.bench.gradients.series import Series, large_batches, positions
 from corebatch.bench.gradients.windows import exponential_steps, paired_errors, windows
 from corebatch.model.rows import Padding
 from corebatch.types import ID
+from models import in_micro_batches
 
 POPULATION, LARGE, BUDGET, LONG = 24, 8, 3, 40
 
@@ -240,5 +240,5 @@ def test_positions_are_those_of_micro_batches():
         for k, n in enumerate(lengths.tolist())
     ]
     for size in (1, 4, 8, 30):
-        made = micro_batches(rows, None, -(-21 // size), Padding(token=0), rows[0])
+        made = in_micro_batches(rows, None, -(-21 // size), Padding(token=0), rows[0])
         assert positions(lengths, size) == sum(batch["input_ids"].numel() for batch in made)

@@ -47,6 +47,11 @@ class Cut:
                 f"coreset.micro_batches.most is a cap for a cut by positions or flops. Found it beside {self.by!r}."
             )
 
+    def plain(self) -> str | dict[str, Any]:
+        """As a config file has it, in its shortest form: the name, or a mapping where an option is set."""
+        options = {key: getattr(self, key) for key in ("most", "multiple") if getattr(self, key) not in (None, 1)}
+        return {"by": self.by, **options} if options else self.by
+
 
 def make_cut(what: str | Mapping[str, Any] | Cut, *, pool_factor: int) -> Cut:
     """The setting `coreset.micro_batches`: a name, "auto", a mapping of `by` and options, or a Cut.

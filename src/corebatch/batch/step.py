@@ -26,6 +26,7 @@ from corebatch.batch.error_tracking import ErrorTracking, Step
 from corebatch.batch.line import step_line
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.pieces import by_length, deal, split
 from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool, gather_pool, gather_scores
 from corebatch.batch.scoring import Scoring
@@ -230,18 +231,17 @@ class BatchStep:
         self, rows: LocalRows, pool: Pool, chosen: Tensor, shares: Shares, weights: LossWeights, asked: int
     ) -> list[dict[str, Any]]:
         """This rank's share of the chosen rows as micro-batches, rows that change ranks included."""
-        mine = shares.of(self.ranks.index)
-        held = self._held(rows, pool, chosen, shares, mine)
+        mine, lengths = shares.of(self.ranks.index), pool.lengths[chosen].tolist()
+        order = by_length(mine, lengths, pool.ids[chosen].tolist())
         placed = self.states is not None or self.scoring.trained is not None
         made = micro_batches(
-            [held[p] for p in mine],
-            None if weights.rows is None else weights.rows[mine],
-            asked,
+            self._held(rows, pool, chosen, shares, mine),
+            weights.rows,
+            deal(order, lengths, asked, self.rows) if self.packed else split(order, asked),
             rows.padding,
             take_rows(rows.batches, [0])[0],
-            numbers=chosen[mine].tolist() if placed else None,
+            numbers=chosen.tolist() if placed else None,
             packed=self.packed,
-            most_rows=self.rows if self.packed else None,
             flash=self.packed and self.flash,
         )
         for batch in made if placed else []:

@@ -22,11 +22,22 @@ PACKED_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "max_length_q")
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """What fills a row up to a batch's width, and on which side."""
+    """What fills a row up to a batch's width, and on which side.
+
+    Attributes:
+        multiple_of: widths are rounded up to a multiple of this, but not above `longest`, which is what a model can
+            take.
+    """
 
     token: int
     left: bool = False
     multiple_of: int = 1
+    longest: int | None = None
+
+    def width(self, length: int) -> int:
+        """Of a batch whose longest row has so many tokens."""
+        width = -(-length // self.multiple_of) * self.multiple_of
+        return width if self.longest is None else max(length, min(width, self.longest))
 
     def value(self, key: str) -> int:
         return {"input_ids": self.token, "labels": IGNORED}.get(key, 0)
@@ -101,8 +112,7 @@ def _by_token(key: str, value: Tensor, width: int, known: Mapping[str, bool] | N
 
 def put_together(rows: Sequence[Mapping[str, Tensor]], padding: Padding) -> dict[str, Tensor]:
     """A padded batch of rows that `take_rows` gave."""
-    length = max(len(row["input_ids"]) for row in rows)
-    length = -(-length // padding.multiple_of) * padding.multiple_of
+    length = padding.width(max(len(row["input_ids"]) for row in rows))
     batch = {}
     for key in rows[0]:
         values = [row[key] for row in rows]

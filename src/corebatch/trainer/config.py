@@ -231,12 +231,10 @@ class CoresetConfig:
         return cls(**{**RECIPES[recipe], **settings})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a run's record; an instance is written as its repr, and `scoring` in its shortest form,
-        so that two ways to write the same settings make the same record."""
+        """Plain values, for a run's record; an instance is written as its repr, and `scoring` and `micro_batches`
+        in their shortest form, so that two ways to write the same settings make the same record."""
         plain = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        cut = self.micro_batches
-        plain["micro_batches"] = dataclasses.asdict(cut) if isinstance(cut, Cut) else plain["micro_batches"]
-        return {**plain, "scoring": shortest(self.scoring_settings)}
+        return {**plain, "scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
 
 
 RECIPES: dict[str, dict[str, Any]] = {

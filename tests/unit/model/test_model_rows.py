@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
-from corebatch.batch.micro_batches import cut, deal, micro_batches
+from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.pieces import deal, split
 from corebatch.errors import CorebatchError
 from corebatch.model.modes import forward_inputs
 from corebatch.model.rows import Padding, check_pool, pack_together, put_together, row_spans, take_rows
 from corebatch.types import ID, PLACES, SOURCE
-from models import tiny_batch
+from models import in_micro_batches, tiny_batch
 
 LENGTHS = (12, 10, 8, 6, 12)  # of tiny_batch's rows
 
@@ -107,7 +108,7 @@ def packed(count: int, rows: int, weights: bool = True, left: bool = False) -> l
     taken = take_rows([pool(left=left), pool(left=left, seed=2, first=5)], list(range(rows)))
     filler = take_rows([pool(left=left)], [0])[0]
     given = torch.arange(1.0, rows + 1) if weights else None
-    return micro_batches(taken, given, count, Padding(token=0, left=left), filler)
+    return in_micro_batches(taken, given, count, Padding(token=0, left=left), filler)
 
 
 @SIDES
@@ -166,7 +167,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["right", "left", "packed"])
 def test_places_are_where_the_tokens_lie(count: int, lengths: list[int], multiple_of: int, layout: str) -> None:
     rows, filler = [row(n, number) for number, n in enumerate(lengths)], row(6, 77)
     numbers = [-1 if number == 3 else 2 * number for number in range(len(rows))]
-    made = micro_batches(
+    made = in_micro_batches(
         rows,
         torch.arange(1.0, len(rows) + 1),
         count,
@@ -227,7 +228,7 @@ def test_packed_rows_are_what_transformers_collator_makes(flash: bool) -> None:
 
 
 def test_a_label_on_the_first_token_is_ignored_and_its_weight_stays_with_the_row() -> None:
-    (made,) = micro_batches(
+    (made,) = in_micro_batches(
         [row(2, 0), row(3, 1)], torch.tensor([2.0, 5.0]), 1, Padding(token=0), row(1), packed=True, flash=True
     )
     assert made["labels"].tolist() == [[-100, 201, 202, -100, 101]]
@@ -241,8 +242,8 @@ def test_a_key_by_row_cannot_be_packed(key: str, value: Tensor) -> None:
     """Also where one of the rows is as long as the key is wide."""
     rows = [{**row(length, number), key: value} for number, length in enumerate((3, 4))]
     with pytest.raises(CorebatchError, match=f"Found '{key}' of shapes"):
-        micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=True)
-    assert len(micro_batches(rows, None, 2, Padding(token=0), rows[0])) == 2
+        in_micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=True)
+    assert len(in_micro_batches(rows, None, 2, Padding(token=0), rows[0])) == 2
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_a_key_by_row_cannot_be_packed(key: str, value: Tensor) -> None:
 )
 def test_rows_that_need_their_mask_or_positions_cannot_be_packed(change: dict[str, Tensor], found: str) -> None:
     with pytest.raises(CorebatchError, match=found):
-        micro_batches([{**row(4, 5), **change}], None, 1, Padding(token=0), {**row(4, 6), **change}, packed=True)
+        in_micro_batches([{**row(4, 5), **change}], None, 1, Padding(token=0), {**row(4, 6), **change}, packed=True)
 
 
 def test_positions_of_a_row_that_was_padded_on_the_left_restart_at_zero() -> None:
@@ -263,12 +264,11 @@ def test_positions_of_a_row_that_was_padded_on_the_left_restart_at_zero() -> Non
 
 
 @LAYOUTS
-def test_more_rows_than_fit_are_an_error(layout: str) -> None:
-    rows = [row(2, number) for number in range(5)]
-    with pytest.raises(CorebatchError, match=r"2 micro-batches of at most 2 rows should hold all rows\. Found 5"):
-        micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=layout == "packed", most_rows=2)
-    with pytest.raises(CorebatchError, match=r"one number for each of 5 rows\. Found 4"):
-        micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=layout == "packed", numbers=[0] * 4)
+@pytest.mark.parametrize("pieces", [[[0, 1], [2, 3]], [[0, 1, 2], [2, 3, 4]], [[0, 1, 2, 3, 4, 5]]])
+def test_pieces_that_do_not_hold_every_row_once_are_an_error(pieces: list[list[int]], layout: str) -> None:
+    rows = {number: row(2, number) for number in range(5)}
+    with pytest.raises(CorebatchError, match=r"each of 5 rows once\. Found [46] rows in [12]"):
+        micro_batches(rows, None, pieces, Padding(token=0), rows[0], packed=layout == "packed")
 
 
 @given(
@@ -290,7 +290,7 @@ def test_dealing_balances_tokens(lengths: list[int], count: int, room: int | Non
         tokens = [sum(lengths[i] for i in part) for part in parts]
         return max(tokens) - min(tokens)
 
-    assert spread(piles) <= spread(cut(order, count))
+    assert spread(piles) <= spread(split(order, count))
     if lengths and most == len(lengths):  # Graham's bound holds without the limit of rows
         best = max(max(lengths), -(-sum(lengths) // count))
         assert max(sum(lengths[i] for i in pile) for pile in piles) <= best + max(lengths)
@@ -303,7 +303,7 @@ def test_dealing_is_decided_by_ids_where_lengths_tie() -> None:
 
 def packed_ids(rows: list[tuple[int, int]], count: int) -> list[list[int]]:
     """Example ids by micro-batch of packed rows (length, id)."""
-    made = micro_batches([row(*pair) for pair in rows], None, count, Padding(token=0), row(1), packed=True)
+    made = in_micro_batches([row(*pair) for pair in rows], None, count, Padding(token=0), row(1), packed=True)
     firsts = [batch["input_ids"][batch["position_ids"] == 0] for batch in made]
     return [(first // 100 - 1).tolist() for first in firsts]
 

@@ -12,14 +12,13 @@ from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM
 
-from corebatch.batch.micro_batches import micro_batches
 from corebatch.model.head import logit_map
 from corebatch.model.head_loss import weighted_token_loss
 from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.rows import Padding, pack_together, put_together, take_rows
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.types import ID, SOURCE
-from models import ARCHITECTURES, HIDDEN, TOKENS, VOCABULARY, batch_for, take, tiny_batch, tiny_model
+from models import ARCHITECTURES, HIDDEN, TOKENS, VOCABULARY, batch_for, in_micro_batches, take, tiny_batch, tiny_model
 
 NO_POSITIONS = ("bloom", "mpt")
 FALCONS = ("falcon", "falcon_multi_query", "falcon_new", "falcon_alibi")
@@ -49,7 +48,7 @@ def loss_and_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Of two micro-batches' weighted losses together."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    made = micro_batches(rows, weights, 2, Padding(token=0, left=left), rows[0], packed=packed, numbers=range(5))
+    made = in_micro_batches(rows, weights, 2, Padding(token=0, left=left), rows[0], packed=packed, numbers=range(5))
     losses = [weighted_loss(model, model, batch, batch.pop("loss_weights"))[0] for batch in made]
     assert [len(batch["input_ids"]) for batch in made] == ([1, 1] if packed else [3, 2])
     total = torch.stack(losses).sum()
@@ -102,7 +101,7 @@ def test_the_plain_loss_of_packed_rows_is_that_of_padded_rows(kind: str, trainin
     items = torch.tensor(17.0)
     sums = []
     for packed in (True, False):
-        made = micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=packed)
+        made = in_micro_batches(rows, None, 2, Padding(token=0), rows[0], packed=packed)
         sums.append(sum(model(**batch, num_items_in_batch=items).loss for batch in made))
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-6, atol=0.0)  # transformers' loss is in float32
 

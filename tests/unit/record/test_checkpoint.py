@@ -138,6 +138,18 @@ def test_other_settings_are_named_and_change_nothing(tmp_path: Path) -> None:
     assert step.normalise.state_dict() == {}
 
 
+def test_another_cut_into_micro_batches_goes_on_with_a_warning(tmp_path: Path, caplog) -> None:
+    """The updates are the same but for rounding. In checkpoints from before it was a setting rows were sorted."""
+    before, same = CoresetConfig(micro_batches="length"), CoresetConfig(micro_batches={"by": "length"})
+    folder = saved(tmp_path / "checkpoint-5", before)
+    rewrite(folder, coreset={key: value for key, value in before.to_dict().items() if key != "micro_batches"})
+    assert load_state(folder, same.build(), same.to_dict()) == 5
+    assert caplog.messages == []
+    capped = CoresetConfig(micro_batches={"by": "positions", "most": 512})
+    assert load_state(folder, capped.build(), capped.to_dict()) == 5
+    assert "micro_batches length, and the run goes on with {'by': 'positions', 'most': 512}" in caplog.text
+
+
 def test_a_checkpoint_from_before_leftovers_were_a_setting_loads(tmp_path: Path) -> None:
     """They went by largest remainders then; the run goes on, and says with which version it began."""
     config = CoresetConfig(selector="stratified")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corebatch.batch.micro_batches import cut
+from corebatch.batch.pieces import split
 from corebatch.bench.gradients.population import Chosen, PopulationScoring
 from corebatch.scoring import LossUnit, Scores
 from corebatch.seeds import seeded
@@ -174,4 +174,4 @@ def positions(lengths: Tensor, rows: int) -> int:
     """Padded positions of examples of so many tokens, sorted by length and cut into micro-batches of about so many
     rows, as a step does it."""
     order = lengths.sort(descending=True).values.tolist()
-    return sum(len(part) * part[0] for part in cut(order, -(-len(order) // rows)))
+    return sum(len(part) * part[0] for part in split(order, -(-len(order) // rows)))
