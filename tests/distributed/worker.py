@@ -81,7 +81,22 @@ STREAMS = {
     "stream": (CoresetConfig(), {"stream": True, "max_steps": 5}),
     "stream_ends": (CoresetConfig(), {"stream": True, "rows": 35, "max_steps": 6}),
 }
-ALL = METHODS | SELECTED | SINGLE | STREAMS
+UPDATES = {  # transformers' own loss is in float32; gpt2 has no angles in it
+    "two": {"kind": "gpt2"},
+    "one": {"kind": "gpt2", "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4},
+    # 35 rows: the plain Trainer trains the rows by which its loader evens out two ranks, and so do we
+    "uneven": {"kind": "gpt2", "rows": 35, "num_train_epochs": 2, "max_steps": -1},
+    "lora": {"kind": "gpt2", "lora": True},
+}
+EVERY_ROW = {
+    f"{name}_{by}": (
+        None if by == "plain" else CoresetConfig(pool_factor=1, micro_batches=by),
+        {"lora": False, "optim": "sgd", "learning_rate": 2e-2, **settings},
+    )
+    for name, settings in UPDATES.items()
+    for by in ("plain", "length", "positions")
+}
+ALL = METHODS | SELECTED | SINGLE | STREAMS | EVERY_ROW
 FSDP2 = (
     *("recommended", "colm", "optimizer_scale", "random", "full_tied", "remembered_scored", "padding_free", "every"),
     *("llama_full", "uneven", "own_loss"),
@@ -154,21 +169,20 @@ def main(job: dict[str, Any], rank: int) -> None:
             folder / name,
             model,
             coreset,
-            per_device_train_batch_size=4 // world,
-            gradient_accumulation_steps=2,
+            plain=coreset is None,
             train_dataset=Stream(list(mixture(rows))) if stream else mixture(rows),
-            optim="adamw_torch",
             ddp_backend="gloo" if world > 1 else None,
-            **{"max_steps": STEPS, **settings},
+            **{"optim": "adamw_torch", "max_steps": STEPS, "per_device_train_batch_size": 4 // world, **settings},
         )
         if own_loss:
             made.compute_loss = MethodType(focal, made)
-        choices = watch_choices(made)
+        choices = [] if coreset is None else watch_choices(made)
         run(made)
         assert sharded == (made.accelerator.distributed_type == DistributedType.FSDP)
         found = {key: whole(value) for key, value in weights(made).items()}
         if made.is_world_process_zero():
             torch.save(found, folder / f"{name}.pt")
+        if made.is_world_process_zero() and coreset is not None:
             lines = [json.loads(line) for line in (folder / name / "selection.jsonl").read_text().splitlines()]
             kept = ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained")
             kept += (

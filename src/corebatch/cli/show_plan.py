@@ -63,6 +63,12 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
     names = sorted(counts)
     numbered = Counter({i: counts[name] for i, name in enumerate(names)})
     kept = sorted(names[s] for s in small_candidates(numbered, names, coreset.small_sources))
+    choice: list[dict[str, Any]] = [
+        {"what": "scorer", "value": str(coreset.scorer)},
+        {"what": "selector", "value": str(coreset.selector)},
+        {"what": "error feedback", "value": "none" if coreset.feedback is None else coreset.feedback},
+        {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
+    ]
     return [
         {"what": "examples", "value": total},
         {"what": "large batch (drawn a step)", "value": large},
@@ -71,8 +77,5 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
         {"what": "ranks", "value": ranks},
         {"what": "steps an epoch", "value": per_epoch},
         {"what": "steps in all", "value": steps},
-        {"what": "scorer", "value": str(coreset.scorer)},
-        {"what": "selector", "value": str(coreset.selector)},
-        {"what": "error feedback", "value": "none" if coreset.feedback is None else coreset.feedback},
-        {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
+        *(choice if coreset.pool_factor > 1 else []),
     ]

@@ -38,8 +38,8 @@ def _train(settings: Settings, console: Console, held: ExitStack) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # several agree on it when they are connected
         held.enter_context(owned(output_dir))
     start = plan_start(output_dir, asked, settings.overwrite, was_there=was_there)
-    if start.resume is not None and settings.coreset.pool_factor == 1:  # else the trainer looks, on all ranks together
-        checkpoint_of(output_dir, start.resume, 1)
+    if start.resume is not None and not settings.coreset.takes_part:  # else the trainer looks, on all ranks together
+        checkpoint_of(output_dir, start.resume, takes_part=False)
     run = prepare(settings, console)
     trainer = run.trainer
     ranks = all_ranks(trainer)
@@ -53,8 +53,8 @@ def _train(settings: Settings, console: Console, held: ExitStack) -> None:
     show_progress(trainer, console)
     run.tasks.before(trainer.model, run.tokenizer)
     resume = start.resume
-    if resume is not None and settings.coreset.pool_factor == 1:
-        resume = checkpoint_of(output_dir, resume, 1)
+    if resume is not None and not settings.coreset.takes_part:
+        resume = checkpoint_of(output_dir, resume, takes_part=False)
     result = trainer.train(resume_from_checkpoint=resume)
     nothing = not result.metrics
     if nothing and ranks.largest(int(run.first and is_closed(output_dir, result.global_step))):

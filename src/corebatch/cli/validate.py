@@ -43,7 +43,7 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
     check_unowned(output_dir)
     resume = plan_start(output_dir, resume, settings.overwrite).resume
     if resume is not None:
-        resume = checkpoint_of(output_dir, resume, settings.coreset.pool_factor)
+        resume = checkpoint_of(output_dir, resume, takes_part=settings.coreset.takes_part)
     if fast:
         _look(settings, console, rows)
         console.print("\n--fast: a sample of the data was looked at, and no step was made. ", end="", highlight=False)

@@ -57,7 +57,7 @@ def close(run: PreparedRun, result: Any, settings: Settings, output_dir: Path, r
 
 def finish(output_dir: Path, settings: Settings, console: Console) -> None:
     """The run's report, on the terminal and as a page; plain training has none."""
-    if settings.coreset.pool_factor > 1:
+    if settings.coreset.takes_part:
         report_run(output_dir, console)
     say(console, f"The model is in {output_dir}")
 

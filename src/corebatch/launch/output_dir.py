@@ -140,10 +140,10 @@ def _refusal(output_dir: Path, found: Contents, overwrite: bool) -> str:
     )
 
 
-def checkpoint_of(output_dir: Path, resume: Any, pool_factor: int) -> str:
-    """The checkpoint that `train` would go on from. Raises CheckpointError: there is none. With a pool_factor above 1,
-    the trainer checks whether it is whole."""
-    if pool_factor > 1:
+def checkpoint_of(output_dir: Path, resume: Any, *, takes_part: bool) -> str:
+    """The checkpoint that `train` would go on from. Raises CheckpointError: there is none. Where corebatch takes
+    part in a step, the trainer checks whether it is whole."""
+    if takes_part:
         return str(last_complete(output_dir)) if resume is True else str(resume)
     folder = resume
     if resume is True:

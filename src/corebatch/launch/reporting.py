@@ -64,6 +64,12 @@ def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> No
             f"selector {markdown_code(coreset['selector'])}{follows}. {markdown(made['method_note'])} "
             f"Choosing a mini-batch coreset at every step is {_COLM}'s idea."
         )
+    elif trainer.coreset.takes_part:
+        method = (
+            f"Plain training: at each optimizer step up to {batch} examples were drawn and all of them trained. "
+            f"corebatch {made['corebatch']} put them together in micro-batches by {trainer.coreset.cut.by}, which "
+            "leaves the update as it is."
+        )
     else:
         method = f"Plain training with corebatch {made['corebatch']} (pool_factor 1), {batch} examples a step."
     sources = "\n".join(f"- {markdown(name)}: {row['examples']} examples" for name, row in made["sources"].items())

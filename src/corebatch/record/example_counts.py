@@ -31,13 +31,14 @@ END = 100
 
 
 def write_examples(folder: Path, trainer: Any) -> None:
-    """Writes `examples.json` from `chosen.jsonl`. Nothing for a stream, whose rows have no identity from pass to pass.
+    """Writes `examples.json` from `chosen.jsonl`. Nothing for a stream, whose rows have no identity from pass to pass,
+    and nothing where every row is trained.
 
     It comes after training, so what goes wrong is a warning and no error. `trainer`: has the train set, and a tokenizer
     or processor that decodes `input_ids`, or none.
     """
     dataset = getattr(trainer, "train_dataset", None)
-    if is_stream(dataset) or not (folder / ROWS).exists():
+    if is_stream(dataset) or not (folder / ROWS).exists() or trainer.coreset.pool_factor == 1:
         return
     try:
         found = count_examples(folder / ROWS)

@@ -39,13 +39,16 @@ def describe(
             sources.names[s]: {"examples": count, "share": count / total, "small": s in small}
             for s, count in sorted(sources.counts.items())
         },
-        "method_note": kept_note(sources, small),
+        "method_note": kept_note(sources, small) if coreset["pool_factor"] > 1 else EVERY_ROW,
         "hardware": hardware(),
         "versions": found,
         "commit": commit_of_user(),
         "corebatch_commit": commit_of_corebatch(),
         "started": started,
     }
+
+
+EVERY_ROW = "Every row that is drawn is trained, with the plain Trainer's update."
 
 
 def kept_note(sources: Sources, small: frozenset[int]) -> str:

@@ -153,9 +153,11 @@ _CAPTION = (
 
 def losses(steps: Sequence[StepLine]) -> Chart | None:
     """Loss of what was drawn, chosen and trained over the steps; None when no loss was recorded."""
-    title = "Loss of the pool, of the chosen and of the trained rows (nats per token)"
+    title, caption = "Loss of the pool, of the chosen and of the trained rows (nats per token)", _CAPTION
+    if all(step.pool_loss is None and step.chosen_loss is None for step in steps):
+        title, caption = "Loss of the trained rows (nats per token)", ""
     found = [Line(name, [getattr(step, key) for step in steps], color, dash) for name, key, color, dash in _CURVES]
-    return lines("loss", title, steps, found, _CAPTION, clip=True, most=500, wide=True)
+    return lines("loss", title, steps, found, caption, clip=True, most=500, wide=True)
 
 
 def held_out(run: RunRecord) -> Chart | None:

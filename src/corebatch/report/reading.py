@@ -54,6 +54,7 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
     notes: list[str] = []
     steps = read_steps(folder / "selection.jsonl", notes)
     info = _read_info(folder / "corebatch.json", notes)
+    coreset = info.get("coreset") or {}
     path = folder / "evaluation.json"
     evaluation = record(_Evaluation, _read_object(path) if path.is_file() else {}, str(path))
     return RunRecord(
@@ -61,7 +62,7 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
         steps=steps,
         info=info,
         eval_losses=_read_eval_losses(folder, notes),
-        examples=_read_examples(folder, steps[-1].step, notes),
+        examples=_read_examples(folder, steps[-1].step, notes, chooses=coreset.get("pool_factor") != 1),
         before=evaluation.before,
         after=evaluation.after,
         notes=tuple(notes),
@@ -104,11 +105,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     return json_object(parse(path.read_bytes(), str(path)), str(path))
 
 
-def _read_examples(folder: Path, last_step: int, notes: list[str]) -> Examples | None:
+def _read_examples(folder: Path, last_step: int, notes: list[str], *, chooses: bool) -> Examples | None:
     """Of the run up to `last_step`; those of another state of it are left out."""
     path = folder / "examples.json"
     if not path.is_file():
-        if (folder / "chosen.jsonl").is_file():
+        if chooses and (folder / "chosen.jsonl").is_file():
             notes.append(
                 f"{path.name} is missing: it is written when training ends. Which examples were chosen is in "
                 "chosen.jsonl."

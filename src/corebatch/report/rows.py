@@ -12,14 +12,12 @@ from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary
 
 def totals(summary: Summary) -> list[tuple[str, str]]:
     """Names and values of what was counted, for the terminal and for the page."""
-    scored, trained = formats.compact(summary.scored_per_second), formats.compact(summary.trained_per_second)
     rows = [
         ("Model", formats.clean(summary.model or "unknown")),
         ("Selection", method(summary)),
         ("Steps", f"{formats.count(summary.steps)} ({summary.first_step} to {summary.last_step})"),
         ("Examples", examples(summary)),
-        ("Tokens", _pair(summary.tokens_scored, summary.tokens_trained, "scored")),
-        ("Tokens per second", f"{scored} scored, {trained} trained"),
+        *_tokens(summary),
         ("Time in all phases", formats.duration(summary.phase_seconds)),
         ("Wall-clock time", formats.duration(summary.wall_seconds)),
     ]
@@ -27,7 +25,7 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("Padding", empty))
     if summary.mfu is not None:
         rows.append(("Utilisation (MFU)", utilisation(summary)))
-    if summary.scoring:
+    if summary.scoring and summary.chooses:
         rows.append(("Pool scored", ways(summary.scoring)))
     if summary.reuse_mb:
         rows.append(("Kept from scoring", f"at most {formats.compact(summary.reuse_mb)} MB a step, used in training"))
@@ -49,6 +47,15 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     return rows
 
 
+def _tokens(summary: Summary) -> list[tuple[str, str]]:
+    a_second = f"{formats.compact(summary.trained_per_second)} trained"
+    if not summary.chooses:
+        return [("Tokens", f"{formats.count(summary.tokens_trained)} trained"), ("Tokens per second", a_second)]
+    scored = formats.compact(summary.scored_per_second)
+    both = _pair(summary.tokens_scored, summary.tokens_trained, "scored")
+    return [("Tokens", both), ("Tokens per second", f"{scored} scored, {a_second}")]
+
+
 def sent(summary: Summary) -> str:
     """How much travelled between ranks, in all, a step, and what for."""
     found = sorted(summary.bytes_sent.items(), key=lambda item: -item[1])
@@ -62,7 +69,8 @@ def balance(summary: Summary) -> str:
     """How many rows moved, and how unequal the ranks' work was."""
     moved, trained = formats.count(summary.rows_moved), formats.count(summary.examples_trained)
     more = formats.percent(summary.token_imbalance)
-    return f"{moved} of {trained} chosen rows changed ranks; the busiest rank trained {more} more tokens than the mean"
+    rows = "chosen rows" if summary.chooses else "rows"
+    return f"{moved} of {trained} {rows} changed ranks; the busiest rank trained {more} more tokens than the mean"
 
 
 def gradient(found: GradientSummary) -> str:
@@ -90,8 +98,9 @@ def never_chosen(found: Examples) -> str:
 def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:
     """Tokens scored and trained: how many, a second of all phases, a second of their own phase, and padding."""
     s = summary
+    scored = s.tokens_scored if s.chooses else None
     known = (
-        ("scored", s.tokens_scored, s.scored_per_second, s.scored_per_second_in_phase, s.padding_scored),
+        ("scored", scored, s.scored_per_second, s.scored_per_second_in_phase, s.padding_scored),
         ("trained", s.tokens_trained, s.trained_per_second, s.trained_per_second_in_phase, s.padding_trained),
     )
     return [
@@ -203,6 +212,8 @@ def accuracy(value: Accuracy | None) -> tuple[str, str, str]:
 
 def method(summary: Summary) -> str:
     """Selector and scorer: balanced on last_layer, error feedback 0.99; 'unknown' without settings."""
+    if not summary.chooses:
+        return f"none: every row is trained, in micro-batches by {clean(summary.cut)}"
     selector, scorer = (summary.coreset.get(key) for key in ("selector", "scorer"))
     if selector is None:
         return "unknown"

@@ -17,6 +17,7 @@ from corebatch.step_line import StepLine
 
 _MOST_SOURCES = 300
 _MOST_STEPS = 40
+_OF_CHOICES = ("pool loss", "chosen loss", "tokens scored", "largest weight", "effective sample")
 
 
 def contents(run: RunRecord, summary: Summary) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def contents(run: RunRecord, summary: Summary) -> dict[str, Any]:
             "gradient": _gradient(summary),
             "phases": _phases(summary),
             "pace": _pace(summary),
-            "steps": _steps(run),
+            "steps": _steps(run, chooses=summary.chooses),
         },
         "examples": None if summary.examples is None else _examples(summary.examples, summary.steps),
         "gradient": _told(summary),
@@ -53,8 +54,8 @@ def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, .
     return {
         "loss": (lines.losses(steps),),
         "held_out": (sources.answers(summary), lines.held_out(run)),
-        "shares": (sources.shares(summary), sources.shares_over_time(run, summary)),
-        "pool": (sources.pool_and_chosen(run, summary),),
+        "shares": (sources.shares(summary), sources.shares_over_time(run, summary)) if summary.chooses else (),
+        "pool": (sources.pool_and_chosen(run, summary),) if summary.chooses else (),
         "gradient": (lines.gradient_error(steps), lines.gradient_direction(steps)),
         "time": (cost.time(summary), cost.time_over_steps(steps, summary), cost.memory(summary), cost.tokens(steps)),
         "weights": weights,
@@ -92,13 +93,18 @@ def _sources(summary: Summary) -> Sheet | None:
         ("in data set", lambda s: formats.count(s.examples)),
         ("drawn", lambda s: formats.count(s.drawn)),
         ("share", lambda s: formats.percent(s.drawn_share)),
-        ("chosen", lambda s: formats.count(s.chosen)),
-        ("share", lambda s: formats.percent(s.chosen_share)),
-        ("ratio of shares", lambda s: formats.times(s.ratio)),
+        *(_CHOSEN if summary.chooses else ()),
         *([("share by weight", lambda s: formats.percent(s.weight_share))] if weighted else []),
         ("steps kept whole", lambda s: formats.count(s.kept_steps) if s.small or s.kept_steps else ""),
     ]
     return sheet_by(columns, (*shown, *([other] if other else [])))
+
+
+_CHOSEN: tuple[tuple[str, Callable[[SourceSummary], str]], ...] = (
+    ("chosen", lambda s: formats.count(s.chosen)),
+    ("share", lambda s: formats.percent(s.chosen_share)),
+    ("ratio of shares", lambda s: formats.times(s.ratio)),
+)
 
 
 def _examples(found: Examples, steps: int) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def _pace(summary: Summary) -> Sheet | None:
     return sheet_of(header, found, caption)
 
 
-def _steps(run: RunRecord) -> Sheet | None:
+def _steps(run: RunRecord, *, chooses: bool) -> Sheet | None:
     parts = series.bins(len(run.steps), _MOST_STEPS)
     last = [run.steps[part][-1] for part in parts]
     columns: list[tuple[str, Callable[[StepLine], str]]] = [
@@ -187,5 +193,7 @@ def _steps(run: RunRecord) -> Sheet | None:
         ("ms", lambda s: formats.milliseconds(sum(s.ms.values()) if s.ms else None)),
         ("MFU", lambda s: formats.share(s.mfu)),
     ]
+    if not chooses:
+        columns = [column for column in columns if column[0] not in _OF_CHOICES]
     each = "Every step." if len(last) == len(run.steps) else f"{len(last)} of {len(run.steps)} steps."
     return sheet_by(columns, last, each)

@@ -148,6 +148,17 @@ class Summary:
     after: Evaluated | None
     notes: tuple[str, ...]
 
+    @property
+    def chooses(self) -> bool:
+        """Whether steps chose rows; with pool_factor 1 every row is trained."""
+        return self.coreset.get("pool_factor") != 1
+
+    @property
+    def cut(self) -> str:
+        """By what rows were cut into micro-batches: a name."""
+        told = self.coreset.get("micro_batches", "auto")
+        return str(told.get("by", "positions") if isinstance(told, Mapping) else told)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only: what `to_json` writes."""
         found: dict[str, Any] = plain(dataclasses.asdict(self))

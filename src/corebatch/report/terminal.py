@@ -62,11 +62,14 @@ def _sources(summary: Summary) -> Sheet | None:
         ("source", lambda s: formats.shorten(s.name, 26)),
         ("drawn", lambda s: formats.count(s.drawn)),
         ("share", lambda s: formats.percent(s.drawn_share)),
-        ("chosen", lambda s: formats.count(s.chosen)),
-        ("share", lambda s: formats.percent(s.chosen_share)),
-        ("ratio", lambda s: formats.times(s.ratio)),
-        ("kept", lambda s: formats.count(s.kept_steps) if s.kept_steps else ""),
     ]
+    if summary.chooses:
+        columns += [
+            ("chosen", lambda s: formats.count(s.chosen)),
+            ("share", lambda s: formats.percent(s.chosen_share)),
+            ("ratio", lambda s: formats.times(s.ratio)),
+            ("kept", lambda s: formats.count(s.kept_steps) if s.kept_steps else ""),
+        ]
     return sheet_by(columns, (*shown, *([other] if other else [])), "Sources")
 
 

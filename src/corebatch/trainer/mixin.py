@@ -270,7 +270,8 @@ class CoresetMixin(_Base):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's log with the pool's loss beside the small batch's, and tokens scored apart from trained."""
         if self.coreset.takes_part and "loss" in logs:
-            logs.update(self._recorder.take_means())
+            chooses, means = self.coreset.pool_factor > 1, self._recorder.take_means()
+            logs.update((key, value) for key, value in means.items() if chooses or "scored" not in key)
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:

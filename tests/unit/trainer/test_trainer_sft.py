@@ -48,6 +48,22 @@ def made(kind, folder, tokenizer, coreset=None, **settings):
     )
 
 
+@pytest.mark.parametrize("by", ["length", "positions"])
+def test_every_row_put_together_anew_is_the_plain_sft_trainer(tmp_path, tokenizer, by):
+    settings = {"optim": "sgd", "max_steps": 6, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 3}
+    plain = made(SFTTrainer, tmp_path / "plain", tokenizer, **settings)
+    ours = made(CoresetSFTTrainer, tmp_path / by, tokenizer, CoresetConfig(pool_factor=1, micro_batches=by), **settings)
+    for each in (plain, ours):
+        each.model.double()
+        each.train()
+    one, other = (each.accelerator.unwrap_model(each.model_wrapped).state_dict() for each in (plain, ours))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-10, atol=1e-12)
+    for before, after in zip(plain.state.log_history[:-1], ours.state.log_history[:-1], strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+        assert after["num_tokens"] == before["num_tokens"]
+
+
 @pytest.mark.parametrize("coreset", [CoresetConfig(), CoresetConfig(selector="random"), CoresetConfig.colm()])
 def test_sources_survive_and_the_small_batch_is_trained(tmp_path, tokenizer, coreset):
     trainer = made(CoresetSFTTrainer, tmp_path, tokenizer, coreset)

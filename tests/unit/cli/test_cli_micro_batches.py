@@ -1,0 +1,66 @@
+"""`micro_batches` at pool_factor 1 from the command line: trained, resumed, recorded and reported."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from corebatch.cli.main import main
+from corebatch.report import read_run, summarise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def corebatch(monkeypatch, capfd):
+    """Exit code, standard output on one line, and standard error of `corebatch words...`."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["corebatch", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = 0 if stop.code is None else stop.code
+        out, err = capfd.readouterr()
+        return code, " ".join(out.split()), err
+
+    return run
+
+
+EVERY = ("--coreset.pool_factor", 1, "--coreset.micro_batches", "length")
+
+
+def test_trained_resumed_and_reported(corebatch, config, settings):
+    folder = Path(settings["output_dir"])
+    saved = ("--max_steps", 4, "--save_strategy", "steps", "--save_steps", 2, "--logging_steps", 1)
+    code, out, err = corebatch("train", config, *EVERY, *saved)
+    assert code == 0, err
+    assert "scored" not in out
+    assert "Selection none: every row is trained, in micro-batches by length" in out
+    assert "chosen" not in out.replace("nothing was chosen", "")
+    summary = summarise(read_run(folder))
+    assert summary.examples_drawn == summary.examples_trained
+    assert summary.examples is None
+    assert summary.notes == ()
+    assert "Every row that is drawn is trained" in json.loads((folder / "corebatch.json").read_text())["method_note"]
+    page = re.sub("<style>.*?</style>|<script.*?</script>", "", (folder / "report.html").read_text(), flags=re.DOTALL)
+    assert "Loss of the trained rows" in page
+    for word in ("chosen most", "ratio of shares", "pool loss", "never chosen"):
+        assert word not in page.lower(), word
+    card = (folder / "README.md").read_text()
+    assert "all of them trained" in card
+    assert "in micro-batches by length, which leaves the update as it is" in card
+    assert "chosen by corebatch" not in card
+    code, out, _ = corebatch("train", config, *EVERY, *saved, "--resume_from_checkpoint", "true")
+    assert (code, "Nothing to do" in out) == (0, True)
+
+
+def test_validate_makes_the_first_step(corebatch, config, settings):
+    code, out, err = corebatch("validate", config, *EVERY)
+    assert code == 0, err
+    assert "The first step was made" in out
+    assert "selector" not in out
+    assert not (Path(settings["output_dir"]) / "selection.jsonl").exists()
