@@ -13,6 +13,7 @@ from corebatch.cli.show_rows import show_data
 from corebatch.config.building import load_tokenizer, preview
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
+from corebatch.launch.cuts import check_cap
 from corebatch.launch.first_step import make_first_step
 from corebatch.launch.output_dir import check_place, checkpoint_of, plan_start
 from corebatch.launch.prepare import check_evaluation, prepare
@@ -74,6 +75,7 @@ def _look(settings: Settings, console: Console, rows: int) -> None:
     tell_idle(settings, args, console)
     tokenizer = load_tokenizer(settings.model)
     seen = preview(settings, tokenizer)
+    check_cap(settings.coreset, seen.sample)
     held_out = preview(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     tell_mixture(seen, tokenizer, console, "Sources (lengths in tokens, from a sample)")
     tell_unused(seen, console)

@@ -14,6 +14,7 @@ from transformers import set_seed
 from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
+from corebatch.launch.cuts import check_cap
 from corebatch.launch.held_out import CheckGeneration, TrainerBySource, refused, sets_by_source
 from corebatch.launch.tasks import BeforeAndAfter
 from corebatch.launch.telling import tell_idle, tell_known, tell_mixture, tell_unused
@@ -59,6 +60,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
         tell_idle(settings, args, console)
     tokenizer = load_tokenizer(settings.model)
     mixture = read_mixture(settings, tokenizer)
+    check_cap(settings.coreset, mixture.dataset)
     held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     eval_dataset = None if held_out is None else sets_by_source(held_out.dataset, settings)
     check_best_metric(args, eval_dataset)

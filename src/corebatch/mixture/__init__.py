@@ -14,7 +14,7 @@ from corebatch.mixture.load import Mixture, load_mixture
 from corebatch.mixture.parallel import check_processes
 from corebatch.mixture.preview import MixturePreview, SourcePreview, preview_mixture
 from corebatch.mixture.spec import DatasetSpec, parse_spec, parse_specs
-from corebatch.mixture.store import row_sources
+from corebatch.mixture.store import row_lengths, row_sources
 from corebatch.mixture.tally import SourceCounts
 from corebatch.mixture.template import PLAIN_CHAT_TEMPLATE
 from corebatch.mixture.tokenise import TokeniseOptions, TokenRow, tokenise_row
@@ -42,6 +42,7 @@ __all__ = [
     "parse_spec",
     "parse_specs",
     "preview_mixture",
+    "row_lengths",
     "row_sources",
     "tokenise_row",
 ]

@@ -34,6 +34,8 @@ SCHEMA = pa.schema(
 COLUMNS = tuple(SCHEMA.names)
 FILE = "rows.arrow"
 
+Integers = NDArray[np.int32]
+
 
 class RowStore:
     """Takes Arrow batches with the columns of SCHEMA, and writes them into a folder. A context manager. Raises
@@ -84,7 +86,10 @@ def row_sources(dataset: Any) -> list[str]:
     return sources
 
 
-Integers = NDArray[np.int32]
+def row_lengths(dataset: Any) -> Integers:
+    """Tokens of every row of a mixture, int32 [N]."""
+    lengths: Integers = dataset.with_format("arrow", columns=["length"])[:].column("length").to_numpy()
+    return lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

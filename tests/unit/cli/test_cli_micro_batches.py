@@ -64,3 +64,29 @@ def test_validate_makes_the_first_step(corebatch, config, settings):
     assert "The first step was made" in out
     assert "selector" not in out
     assert not (Path(settings["output_dir"]) / "selection.jsonl").exists()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_cap_below_the_longest_row_stops_all_commands(corebatch, config, settings, factor):
+    words = ("--coreset.pool_factor", factor, "--coreset.micro_batches", "{by: positions, most: 12, multiple: 4}")
+    for command in (("validate",), ("validate", "--fast"), ("train",)):
+        code, _, error = corebatch(command[0], config, *words, *command[1:])
+        assert code == 2
+        assert "coreset.micro_batches.most should leave room for the longest row. Found 12 positions, and row " in error
+        assert re.search(r"of the mixture \(\w+\) with 1\d tokens, which are rounded up to 16", " ".join(error.split()))
+    assert not (Path(settings["output_dir"]) / "selection.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "cut, message",
+    [
+        ("sorted", "coreset.micro_batches should be one of auto, plain, length, positions, flops. Found 'sorted'"),
+        ("{most: 0}", "coreset.micro_batches.most"),
+        ("{by: length, most: 100}", "a cap for a cut by positions or flops"),
+        ("{upto: 100}", "coreset.micro_batches has the keys by, most, multiple. Found 'upto'"),
+    ],
+)
+def test_a_cut_that_is_none(corebatch, config, cut, message):
+    code, _, error = corebatch("validate", config, "--coreset.micro_batches", cut)
+    assert code == 2
+    assert message in " ".join(error.split())
