@@ -37,7 +37,7 @@ def step(
     output: Annotated[Path | None, typer.Option(help="JSON lines are added here")] = None,
     report: Annotated[Path | None, typer.Option(help="a dated page in Markdown goes here")] = None,
 ) -> None:
-    """Time and memory of a step: accumulation, the same grouped by length, a plain small batch, and corebatch.
+    """Time and memory of a step: accumulation, a plain small batch, both sorted by length, and corebatch.
 
     Every arm trains through the real trainer on random token ids, in turn; the ratios are taken within a round.
     """

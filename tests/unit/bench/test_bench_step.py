@@ -14,7 +14,7 @@ from corebatch.bench.steps import measure as step
 from corebatch.bench.steps import plan as step_plan
 from corebatch.bench.steps import report as step_report
 from corebatch.bench.steps.arm import ArmRound
-from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, GROUPED, SMALL, Shape, StepArm, StepSettings
+from corebatch.bench.steps.plan import ACCUMULATION, ARMS, COREBATCH, SMALL, SORTED, Shape, StepArm, StepSettings
 from corebatch.errors import ConfigError, DataError, UnsupportedModelError
 from corebatch.trainer import CoresetConfig, ScoringConfig
 from corebatch.trainer.run import SelectionRun
@@ -63,30 +63,35 @@ def one(lines, arm, ratio=1):
 def test_every_arm_has_a_line_with_all_that_a_claim_needs(lines, settings):
     corebatch = ["full", "none (tokens x importance)"]
     assert [(line["arm"], line["ratio"]) for line in lines] == [
-        (ACCUMULATION, 1), (GROUPED, 1), *((arm, ratio) for ratio in (2, 4) for arm in (SMALL, *corebatch)),
+        (ACCUMULATION, 1), (SORTED, 1), *((arm, ratio) for ratio in (2, 4) for arm in (SMALL, SORTED, *corebatch)),
     ]  # fmt: skip
     for line in lines:
         assert line["hardware"]
         assert line["versions"]
         assert (line["seed"], line["large"], line["small"]) == (settings.seed, LARGE, LARGE // line["ratio"])
-        for key in ("step_ms", "to_accumulation", "to_grouped", "speedup"):
+        for key in ("step_ms", "to_accumulation", "to_plain_sorted", "token_to_plain_sorted", "speedup"):
             assert 0 < line[f"{key}_min"] <= line[key] <= line[f"{key}_max"] < math.inf
         assert line["peak_bytes"] > line["start_bytes"] > 0
         json.dumps(line)
 
 
 def test_ratios_are_taken_to_the_plain_arms(lines):
-    assert one(lines, ACCUMULATION)["to_accumulation_max"] == one(lines, GROUPED)["to_grouped_max"] == 1
+    assert one(lines, ACCUMULATION)["to_accumulation_max"] == one(lines, SORTED)["to_plain_sorted_max"] == 1
+    assert {one(lines, SORTED, ratio)["token_to_plain_sorted_min"] for ratio in (1, 2, 4)} == {1}
     assert one(lines, SMALL, 4)["memory_to_small"] == 1
     assert one(lines, ACCUMULATION)["memory_to_small"] is None
 
 
 def test_arms_train_and_score_the_same_rows(lines):
     large = one(lines, ACCUMULATION)
-    grouped = one(lines, GROUPED)
-    assert grouped["tokens_trained"] == large["tokens_trained"]
-    assert grouped["labels_trained"] == large["labels_trained"]
-    assert grouped["padding"] < large["padding"]
+    for ratio, plain in ((1, large), (2, one(lines, SMALL, 2)), (4, one(lines, SMALL, 4))):
+        by_length = one(lines, SORTED, ratio)
+        assert by_length["tokens_trained"] == plain["tokens_trained"]
+        assert by_length["labels_trained"] == plain["labels_trained"]
+        assert by_length["padding"] < plain["padding"] or (ratio == 4 and by_length["padding"] == plain["padding"])
+        assert by_length["largest_micro_batch"] <= plain["largest_micro_batch"]
+        assert by_length["tokens_scored"] == 0
+        assert by_length["coreset"]["micro_batches"] == "positions"
     for ratio in (2, 4):
         full = one(lines, "full", ratio)
         assert full["tokens_scored"] == large["tokens_trained"]
@@ -103,7 +108,7 @@ def test_other_settings_run(settings, adapter, precision, checkpointing):
         settings, adapter=adapter, precision=precision, checkpointing=checkpointing, ratios=[2], rounds=1, steps=1
     )
     made = step.bench_step(step_plan.plan(few))
-    assert len(made) == 5
+    assert len(made) == 6
     assert {line["precision"] for line in made} == {precision}
 
 
@@ -137,34 +142,29 @@ def test_memory_is_counted_over_a_whole_period(settings, model_folder, monkeypat
 
 def test_summaries_take_ratios_within_a_round(settings):
     def runs(*seconds):
-        return [ArmRound(seconds=s, tokens=10, labels=5, cells=20, peak_bytes=100) for s in seconds]
+        return [ArmRound(seconds=s, tokens=10, labels=5, cells=20, largest=4, peak_bytes=100) for s in seconds]
 
-    arms = [StepArm(kind=ACCUMULATION, name=ACCUMULATION), StepArm(kind=GROUPED, name=GROUPED)]
-    arms += [
+    arms = [
+        StepArm(kind=ACCUMULATION, name=ACCUMULATION),
+        StepArm(kind=SORTED, name=SORTED),
         StepArm(kind=SMALL, name=SMALL, ratio=2),
+        StepArm(kind=SORTED, name=SORTED, ratio=2),
         StepArm(kind=COREBATCH, name="full", ratio=2, coreset=CoresetConfig()),
     ]
-    table = dict(zip(arms, [runs(2, 4, 8), runs(1, 4, 4), runs(1, 2, 3), runs(1, 3, 2)], strict=True))
+    table = dict(zip(arms, [runs(2, 4, 8), runs(1, 4, 4), runs(1, 2, 3), runs(2, 1, 4), runs(1, 3, 2)], strict=True))
     full = step.summaries(table, settings)[-1]
     assert (full["to_accumulation_min"], full["to_accumulation"], full["to_accumulation_max"]) == (0.25, 0.5, 0.75)
-    assert (full["to_grouped_min"], full["to_grouped"], full["to_grouped_max"]) == (0.5, 0.75, 1)
+    kinds = ("", "_min", "_max")
+    assert [full[f"to_plain_sorted{kind}"] for kind in kinds] == [0.75, 0.5, 1]
+    assert [full[f"token_to_plain_sorted{kind}"] for kind in kinds] == [0.5, 0.5, 3]  # to that of as many rows
     assert full["speedup"] == 2
     assert full["padding"] == 0.5
 
 
-def test_grouping_keeps_every_row_and_cuts_padding():
-    batches = [
-        step_arm._collate([{"input_ids": torch.full((n,), n), "labels": torch.full((n,), n)} for n in part])
-        for part in ([3, 9], [4, 2], [9, 5])
-    ]
-    made = step_arm.group_by_length(batches, 2)
-    assert [batch["attention_mask"].sum(dim=1).tolist() for batch in made] == [[9, 9], [5, 4], [3, 2]]
-    assert [batch["input_ids"].shape[1] for batch in made] == [9, 5, 3]
-    for batch in made:
-        there = batch["attention_mask"].bool()
-        lengths = batch["attention_mask"].sum(dim=1, keepdim=True).expand_as(there)
-        assert torch.equal(batch["input_ids"][there], lengths[there])
-        assert torch.equal(batch["labels"], torch.where(there, lengths, -100))
+def test_one_micro_batch_has_nothing_to_sort(settings):
+    made = step_plan.plan(replace(settings, ratios=[4, 8]))
+    assert [arm.ratio for arm in made.arms if arm.kind == SORTED] == [1, 4]
+    assert made.notes == ["left out: plain_sorted at 1/8 (one micro-batch has nothing to sort: it is the small batch)"]
 
 
 def test_lengths_of_rows(tmp_path):
@@ -253,7 +253,11 @@ def test_an_arm_that_the_model_refuses_is_left_out(settings, monkeypatch):
     made = step_plan.plan(replace(settings, ratios=[2], rounds=1, steps=1))
     said = []
     lines = step.bench_step(made, said.append)
-    assert [line["arm"] for line in lines] == [ACCUMULATION, GROUPED, SMALL]
+    assert [line["arm"] for line in lines] == [ACCUMULATION, SMALL]
+    assert {line["to_plain_sorted"] for line in lines} == {None}
+    assert {row["to plain_sorted's"] for row in step_report.table_rows(lines)} == {"-"}
+    assert step_report.report_text(lines, "command")
+    assert "left out: plain_sorted at 1/1 (UnsupportedModelError: no such projection)" in said
     assert "left out: full at 1/2 (UnsupportedModelError: no such projection)" in said
     assert set(made.notes) < set(said)
 
@@ -330,4 +334,4 @@ def test_a_report_keeps_an_earlier_one(lines, tmp_path):
     text = path.read_text()
     for word in (lines[0]["time"][:10], "transformers", "left out: nothing", "with checkpointing", "## Targets"):
         assert word in text
-    assert text.count("| 8 of 16 |") == 3
+    assert text.count("| 8 of 16 |") == 4

@@ -29,13 +29,13 @@ def test_bench_step_prints_tables_adds_lines_and_writes_a_report(
     assert not bench(monkeypatch, *words, "--no-random-weights", "--output", output, "--report", page)
     earlier, *lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert earlier == {"earlier": 1}
-    assert len(lines) == 2 * (2 + 1 + 4)
+    assert len(lines) == 2 * (2 + 2 + 4)
     assert {line["adapter"] for line in lines} == {"lora", "full"}
     assert all(line["seed"] == 4 and line["checkpointing"] for line in lines)
     (mine,) = [line for line in lines if line["arm"] == "mine" and line["adapter"] == "lora"]
     assert mine["coreset"]["scorer"] == "loss"
     shown = " ".join(capsys.readouterr().out.split())
-    assert "accumulation, grouped by length" in shown
+    assert "plain_sorted" in shown
     assert "not measured here" in shown
     assert "--seed 4" in page.read_text()
     assert "all weights, float32, with checkpointing" in page.read_text()

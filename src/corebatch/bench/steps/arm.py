@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -21,10 +22,10 @@ from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.steps.plan import (
     ACCUMULATION,
     COREBATCH,
-    GROUPED,
     LEARNING_RATE,
     OVERHEAD,
     SMALL,
+    SORTED,
     Shape,
     StepArm,
     StepSettings,
@@ -44,6 +45,7 @@ class ArmRound:
     Attributes:
         seconds: of a measured step, median.
         tokens, labels, cells: a measured step trains, means: attended tokens, trained labels, tokens with padding.
+        largest: tokens with padding of the largest micro-batch of all measured steps.
         scored: attended tokens scored a step, mean.
         score_share, overhead_share: of a measured step's time, for corebatch arms: scoring; OVERHEAD.
         padding_scored, mfu: the share of padding in what is scored, and of the device's peak FLOPs, as the run tells.
@@ -55,6 +57,7 @@ class ArmRound:
     tokens: float
     labels: float
     cells: float
+    largest: float
     scored: float = 0.0
     score_share: float | None = None
     overhead_share: float | None = None
@@ -97,26 +100,10 @@ def _collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def group_by_length(batches: Sequence[Mapping[str, Tensor]], micro_batch: int) -> list[dict[str, Tensor]]:
-    """The same rows, padded on the right, in micro-batches of like lengths, the longest first."""
-    width = max(batch["input_ids"].shape[1] for batch in batches)
-    fill = {"labels": IGNORED}
-    rows = {key: torch.cat([_widened(batch[key], width, fill.get(key, 0)) for batch in batches]) for key in batches[0]}
-    lengths = rows["attention_mask"].sum(dim=1)
-    made = []
-    for part in lengths.argsort(descending=True, stable=True).split(micro_batch):
-        longest = int(lengths[part[0]])
-        made.append({key: value[part, :longest] for key, value in rows.items()})
-    return made
-
-
-def _widened(values: Tensor, width: int, fill: int) -> Tensor:
-    return torch.nn.functional.pad(values, (0, width - values.shape[1]), value=fill)
-
-
 class _Counted(Trainer):
-    """A Trainer that counts what it trains: (tokens, labels, cells) for each step, on the device until they are read.
-    It stands before CoresetMixin's override, so it sees the small batch."""
+    """A Trainer that counts what it trains: (tokens, labels, cells, cells of the largest micro-batch) for each step, on
+    the device until they are read. It stands before CoresetMixin's override, so it sees what is trained. It takes rows
+    in their order, so that all arms of a round take the same."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,28 +114,19 @@ class _Counted(Trainer):
         if batches:
             masks = [batch["attention_mask"].sum() for batch in batches]
             labels = [trained_tokens(batch["labels"]).sum() for batch in batches]
-            cells = sum(batch["input_ids"].numel() for batch in batches)
-            self.counts.append([torch.stack(masks).sum(), torch.stack(labels).sum(), cells])
+            cells = [batch["input_ids"].numel() for batch in batches]
+            self.counts.append([torch.stack(masks).sum(), torch.stack(labels).sum(), sum(cells), max(cells)])
         return batches, items
 
-
-class _Grouping(Trainer):
-    """A Trainer that sorts the rows of a step by length before it cuts them into micro-batches."""
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> Any:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, *args)
-        return (group_by_length(batches, self.args.per_device_train_batch_size) if batches else batches), items
-
-
-class _GroupedTrainer(_Counted, _Grouping):
-    pass
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return SequentialSampler(self.train_dataset)
 
 
 class _CorebatchTrainer(_Counted, CoresetTrainer):
     pass
 
 
-TRAINERS = {ACCUMULATION: _Counted, GROUPED: _GroupedTrainer, SMALL: _Counted, COREBATCH: _CorebatchTrainer}
+TRAINERS = {ACCUMULATION: _Counted, SORTED: _CorebatchTrainer, SMALL: _Counted, COREBATCH: _CorebatchTrainer}
 
 
 class _Clock(TrainerCallback):
@@ -212,7 +190,8 @@ def run_arm(arm: StepArm, model: Any, rows: Any, settings: StepSettings, *, numb
     """Trains one warm-up step and the measured ones; the model's weights move a little.
 
     Args:
-        number: of the round; rounds draw the rows in orders of their own, all arms of a round in the same.
+        rows: taken in their order.
+        number: of the round.
         memory: whether the peak is measured too.
     """
     gpu = torch.cuda.is_available()
@@ -236,9 +215,9 @@ def run_arm(arm: StepArm, model: Any, rows: Any, settings: StepSettings, *, numb
             if vars(model).pop("_original_forward", None) is not None:
                 vars(model).pop("forward")  # Accelerate wraps it for autocast, once more in every run
         record = _record(Path(folder), steps)
-        tokens, labels, cells = (
-            statistics.mean(float(count[part]) for count in trainer.counts[1 : 1 + steps]) for part in range(3)
-        )
+        counted = trainer.counts[1 : 1 + steps]
+        tokens, labels, cells = (statistics.mean(float(count[part]) for count in counted) for part in range(3))
+        largest = max(float(count[3]) for count in counted)
     del trainer
     gc.collect()
     seconds = [statistics.mean(clock.seconds[start : start + arm.period]) for start in range(0, steps, arm.period)]
@@ -251,6 +230,7 @@ def run_arm(arm: StepArm, model: Any, rows: Any, settings: StepSettings, *, numb
         tokens=tokens,
         labels=labels,
         cells=cells,
+        largest=largest,
         start_bytes=clock.start_bytes if memory else None,
         peak_bytes=max(peaks) if peaks else None,
         **record,

@@ -18,7 +18,7 @@ from corebatch.errors import ConfigError, DataError
 from corebatch.trainer import CoresetConfig
 from corebatch.types import IGNORED
 
-ACCUMULATION, GROUPED, SMALL, COREBATCH = "accumulation", "accumulation, grouped by length", "small batch", "corebatch"
+ACCUMULATION, SORTED, SMALL, COREBATCH = "accumulation", "plain_sorted", "small batch", "corebatch"
 RECOMMENDED = "full"
 ARMS: dict[str, dict[str, Any]] = {
     RECOMMENDED: {"scoring": "full"},
@@ -124,10 +124,10 @@ class StepArm:
     """One way to train.
 
     Attributes:
-        kind: ACCUMULATION, GROUPED, SMALL or COREBATCH.
+        kind: ACCUMULATION, SORTED, SMALL or COREBATCH.
         name: the kind, or the corebatch arm's.
         ratio: N / M.
-        coreset: of corebatch arms.
+        coreset: of arms that are trained by a CoresetTrainer.
     """
 
     kind: str
@@ -189,9 +189,13 @@ def plan(settings: StepSettings) -> StepPlan:
     if limit is not None and longest > limit:
         raise ConfigError(f"{settings.model} takes rows of {limit} tokens at most. Found {longest}: lower max_length.")
     blocks = {**ARMS, **settings.arms}
-    arms, notes = [StepArm(kind=ACCUMULATION, name=ACCUMULATION), StepArm(kind=GROUPED, name=GROUPED)], []
+    arms, notes = [StepArm(kind=ACCUMULATION, name=ACCUMULATION), _sorted(1)], []
     for ratio in settings.ratios:
         arms.append(StepArm(kind=SMALL, name=SMALL, ratio=ratio))
+        if settings.large > ratio * settings.micro_batch:
+            arms.append(_sorted(ratio))
+        else:
+            notes.append(f"left out: {SORTED} at 1/{ratio} (one micro-batch has nothing to sort: it is the {SMALL})")
         for name, block in blocks.items():
             if block is None:
                 continue
@@ -207,6 +211,13 @@ def plan(settings: StepSettings) -> StepPlan:
                 continue
             arms.append(StepArm(kind=COREBATCH, name=name, ratio=ratio, coreset=coreset))
     return StepPlan(settings, shapes, arms, notes)
+
+
+def _sorted(ratio: int) -> StepArm:
+    """Plain training on N / ratio rows, sorted by length before they are cut into micro-batches."""
+    return StepArm(
+        kind=SORTED, name=SORTED, ratio=ratio, coreset=CoresetConfig(pool_factor=1, micro_batches="positions")
+    )
 
 
 def read_shapes(path: Path, max_length: int, tokenizer: Any = None) -> list[Shape]:

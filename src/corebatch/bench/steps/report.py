@@ -21,7 +21,8 @@ def table_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "step, ms": f"{line['step_ms']:,.0f}",
             "time to accumulation": _span(line, "to_accumulation"),
             "speed-up": _span(line, "speedup") + "x",
-            "to grouped's": f"{1 / line['to_grouped']:.2f}x",
+            "to plain_sorted's": "-" if line["to_plain_sorted"] is None else f"{1 / line['to_plain_sorted']:.2f}x",
+            "time a token to plain_sorted's": _span(line, "token_to_plain_sorted"),
             "memory, MB": "-" if line["peak_bytes"] is None else f"{line['peak_bytes'] / 2**20:,.1f}",
             "to accumulation's": "-"
             if line.get("memory_to_accumulation") is None
@@ -37,6 +38,8 @@ def table_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _span(line: Mapping[str, Any], key: str) -> str:
+    if line[key] is None:
+        return "-"
     return f"{line[key]:.2f} ({line[f'{key}_min']:.2f} to {line[f'{key}_max']:.2f})"
 
 
@@ -85,8 +88,9 @@ def _reached(line: Mapping[str, Any] | None, wanted: float) -> str:
 
 HOW = """Every arm trains through the real trainer on the same rows (random token ids), in turn; a time runs from the
 end of a step to the end of the next, loading and scoring included. Ratios are taken within a round: the median over
-rounds, with the least and the greatest. "to grouped" compares with accumulation whose rows are sorted by length within
-the large batch: sorting alone saves padding. Memory is
+rounds, with the least and the greatest. "plain_sorted" is plain training with the rows of a step sorted by length
+(micro_batches: positions): the same update, and sorting alone saves padding; a speed-up is to that of the large batch,
+the time of a trained token to that of as many rows. Memory is
 {memory};
 its ratio is to the plain small batch on the same micro-batch. Scoring is a share of the step; overhead is the share of
 loading, exchange, selection and repacking, which are neither forward nor backward. Padding is a share of what is
