@@ -86,7 +86,7 @@ class Here:
 def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict[str, Any]], Any]:
     monkeypatch.setattr(command, "Processes", Here)
     # A tiny model's steps take what the machine makes of them; budgets should not depend on that in a test.
-    price = {"plain_large": 2.0, "colm": 1.6, "coreset": 1.25}
+    price = {"plain_large_sorted": 2.0, "colm": 1.6, "coreset": 1.25}
     monkeypatch.setattr(jobs, "time_arm", lambda arm, *_: (price.get(arm.method.name, 1.0),) * 2)
 
     def run(values: dict[str, Any]) -> Any:
@@ -127,10 +127,10 @@ def test_the_table_is_honest(compare: Any, values: dict[str, Any]) -> None:
         assert spent + each * (1 + 1e-6) > allowed or run["method"] == "coreset"
         assert run["curve"][-1]["step"] == run["steps"]
         assert 0 <= run["final"]["tasks"]["items"] <= 1
-    assert arms["plain_large@wall_clock"]["steps"] == 3  # 6 x 1.25 / 2
+    assert arms["plain_large_sorted@wall_clock"]["steps"] == 3  # 6 x 1.25 / 2
     assert arms["plain_small@wall_clock"]["steps"] == 7
     assert arms["plain_small@steps"]["steps"] == 6
-    plain = [run for run in runs if run["method"] in ("plain_small", "plain_large")]
+    plain = [run for run in runs if run["method"] in ("plain_small", "plain_large_sorted")]
     assert all(run["tokens_trained"] == run["tokens_drawn"] and run["tokens_scored"] == 0 for run in plain)
     assert all(run["tokens_scored"] > 0 for run in runs if run["method"] in ("coreset", "colm"))
     # the same large batches for all that draw as many, in one order for all arms of a seed
@@ -141,6 +141,26 @@ def test_the_table_is_honest(compare: Any, values: dict[str, Any]) -> None:
     text = (folder / "comparison.md").read_text()
     assert all(arm["title"] in text for arm in plan["arms"])
     assert (folder / "comparison.html").stat().st_size < 5 * 2**20
+
+
+@pytest.mark.slow
+def test_a_sorted_plain_arm_has_the_plain_ones_losses_for_fewer_flops(compare: Any, values: dict[str, Any]) -> None:
+    sets = {"extra_arms": {}, "tune": {"enabled": False}, "tasks": [], "seeds": 1}
+    values["compare"] |= sets | {"arms": ["plain_small@steps", "plain_sorted@steps", "plain_large_sorted@steps"]}
+    values |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    found = compare(values)
+    assert found.marks == ()
+    by_arm = {run.arm: run for run in found.runs}
+    plain, by_length, large = (
+        by_arm[f"{name}@steps"] for name in ("plain_small", "plain_sorted", "plain_large_sorted")
+    )
+    assert (by_length.rows_drawn, by_length.order) == (plain.rows_drawn, plain.order)
+    assert by_length.rows_trained == by_length.rows_drawn
+    assert by_length.tokens_trained == by_length.tokens_drawn == plain.tokens_trained
+    assert by_length.tokens_scored == 0
+    assert by_length.final.losses == pytest.approx(plain.final.losses, rel=1e-5)
+    assert by_length.flops < plain.flops
+    assert large.rows_trained == large.rows_drawn == by_arm["coreset@wall_clock"].rows_drawn
 
 
 @pytest.mark.slow

@@ -25,8 +25,11 @@ class ComparedMethod:
         name: a word.
         title: for readers.
         baseline: whether the reference is tested against it in the main table.
-        coreset: what replaces keys of the `coreset:` block, all of it but pool_factor, seed and source_column.
-        large: whether all that is drawn is trained, in more accumulation steps.
+        coreset: what replaces keys of the `coreset:` block, all of it but those in `_KEPT`.
+        plain: whether all that is drawn is trained.
+        large: whether that is the whole large batch, in more accumulation steps.
+        by_length: whether a plain method sorts the rows of a step before they are cut into micro-batches: the same
+            update with less padding.
         training: what replaces training arguments.
     """
 
@@ -34,15 +37,32 @@ class ComparedMethod:
     title: str
     coreset: Mapping[str, Any] = field(default_factory=dict)
     baseline: bool = False
+    plain: bool = False
     large: bool = False
+    by_length: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, ComparedMethod] = {
     method.name: method
     for method in (
-        ComparedMethod("plain_large", "plain, large batch (accumulated)", baseline=True, large=True),
-        ComparedMethod("plain_small", "plain, small batch", baseline=True),
+        ComparedMethod("plain_large", "plain, large batch (accumulated)", baseline=True, plain=True, large=True),
+        ComparedMethod(
+            "plain_large_sorted",
+            "plain, large batch (accumulated), sorted by length within a step",
+            baseline=True,
+            plain=True,
+            large=True,
+            by_length=True,
+        ),
+        ComparedMethod("plain_small", "plain, small batch", baseline=True, plain=True),
+        ComparedMethod(
+            "plain_sorted",
+            "plain, small batch, sorted by length within a step",
+            baseline=True,
+            plain=True,
+            by_length=True,
+        ),
         ComparedMethod("random", "random out of the pool", {"scorer": "tokens", "selector": "random"}, baseline=True),
         ComparedMethod(
             "tokens_importance",
@@ -65,10 +85,11 @@ METHODS: dict[str, ComparedMethod] = {
 """The built-in methods beside the user's own."""
 
 DEFAULT_ARMS = (
-    *("plain_large", "plain_small@steps", "plain_small@flops", "plain_small", "random", "tokens_importance"),
+    *("plain_large_sorted", "plain_sorted@steps", "plain_sorted@flops", "plain_sorted", "random", "tokens_importance"),
     *("random_small_kept", "stratified", "hard", "length", "colm"),
 )
-_KEPT = ("pool_factor", "seed", "source_column", "padding_free")
+"""The plain ones are sorted, as every small batch that is chosen is: what is claimed of choosing is not sorting's."""
+_KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches")
 """Keys of the user's block that every method has in common."""
 
 _SET_BY_COMPARISON = ("learning_rate", "adam_beta2", "max_steps", "num_train_epochs", "seed", "data_seed", "output_dir")
@@ -141,7 +162,8 @@ def make_arms(
             raise ConfigError(f"compare.arms: a budget should be {', '.join(BUDGETS)}. Found {text!r}.")
         if name == REFERENCE and budget not in ("", "wall_clock"):
             raise ConfigError(f"compare.arms: {REFERENCE} sets the budgets and has none of its own. Found {text!r}.")
-        arm = _arm(methods[name], budget or "wall_clock", coreset, training)  # type: ignore[arg-type]  # checked above
+        method = _told_apart(methods[name], methods["plain_small"], coreset, training)
+        arm = _arm(method, budget or "wall_clock", coreset, training)  # type: ignore[arg-type]  # checked above
         arms[arm.name] = arm
     return list(arms.values())
 
@@ -153,6 +175,19 @@ def by_method(arms: Sequence[Arm]) -> dict[str, Arm]:
 
 def _named(name: str, wanted: Sequence[str]) -> bool:
     return any(str(text).partition("@")[0] == name for text in wanted)
+
+
+def _told_apart(
+    method: ComparedMethod, plain: ComparedMethod, coreset: CoresetConfig, training: Mapping[str, Any]
+) -> ComparedMethod:
+    """The method, or where its step has one micro-batch and so nothing to sort, the plain one, which says so."""
+    if method.large or not method.by_length or _accumulation(training) > 1 or coreset.cut.most is not None:
+        return method
+    return dataclasses.replace(plain, title=f"{plain.title} (sorted it is the same: one micro-batch a step)")
+
+
+def _accumulation(training: Mapping[str, Any]) -> int:
+    return int(training.get("gradient_accumulation_steps") or 1)
 
 
 def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
@@ -175,31 +210,37 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
                 f"compare.extra_arms.{name}.training should leave {', '.join(_SET_BY_COMPARISON)} to the comparison, "
                 f"which tunes rates and fixes steps and seeds for all arms. Found {key!r}."
             )
-    own = values.get("coreset") or {}
+    own, large = values.get("coreset") or {}, bool(values.get("large", False))
+    for key in own if large else ():
+        if key != "micro_batches":
+            raise ConfigError(
+                f"compare.extra_arms.{name} trains the whole large batch, so that of `coreset` it takes micro_batches "
+                f"alone. Found {key!r}."
+            )
     return ComparedMethod(
         name=name,
         title=str(values.get("title", name)),
         baseline=bool(values.get("baseline", False)),
-        large=bool(values.get("large", False)),
-        coreset=dict(own) if "recipe" in own else {**block, **own},
+        plain=large,
+        large=large,
+        coreset=dict(own) if large or "recipe" in own else {**block, **own},
         training=training,
     )
 
 
 def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, training: Mapping[str, Any]) -> Arm:
     training = {**training, **method.training}
-    micro = int(training.get("per_device_train_batch_size") or 8)
-    accumulation = int(training.get("gradient_accumulation_steps") or 1)
-    common = {key: getattr(coreset, key) for key in _KEPT}
+    micro, accumulation = int(training.get("per_device_train_batch_size") or 8), _accumulation(training)
+    values = {key: getattr(coreset, key) for key in _KEPT}
     if method.large:
         accumulation *= coreset.pool_factor
-    if method.large or (not method.coreset and method.name != REFERENCE):
-        chosen = dataclasses.replace(CoresetConfig(), **{**common, "pool_factor": 1})
-    else:
-        try:
-            chosen = CoresetConfig.from_dict({**common, **method.coreset})
-        except ConfigError as error:
-            raise ConfigError(f"The arm {method.name}: {error}") from error
+    if method.plain:
+        cut = coreset.cut if coreset.cut.by != "plain" else "positions"
+        values |= {"pool_factor": 1, "micro_batches": cut if method.by_length else "plain"}
+    try:
+        chosen = CoresetConfig.from_dict({**values, **method.coreset})
+    except ConfigError as error:
+        raise ConfigError(f"The arm {method.name}: {error}") from error
     return Arm(
         method=method, budget=budget, coreset=chosen, training=training, micro_batch=micro, accumulation=accumulation
     )

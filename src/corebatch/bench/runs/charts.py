@@ -30,7 +30,8 @@ _EARLY = 0.3
 
 _COLORS = (svg.POOL, svg.TRAINED, *(svg.EXTRA[i] for i in (1, 2, 3, 0, 4)))
 _MARKERS = ("s", "^", "D", "v", "P", "X", "*", "p")
-_FIRST = ("plain_small", "plain_large", "random", "tokens_importance")  # so that pages agree on their colours
+_SMALL = ("plain_sorted", "plain_small")
+_FIRST = (*_SMALL, "plain_large_sorted", "plain_large", "random", "tokens_importance")  # so that pages agree on colours
 _MOST_SHOWN = 6
 _SWATCH_SIZE = 8.0
 
@@ -245,13 +246,13 @@ def _value_axis(axes: Axes, zero: bool, text: Callable[[float, object], str]) ->
 
 
 def compared_to(comparison: Comparison) -> str | None:
-    """The arm that sources are compared to: the plain small batch at the reference's budget, else any plain small
-    batch, else the first baseline; None without a baseline that has runs."""
+    """The arm that sources are compared to: a plain small batch, the sorted one first, at the reference's budget, else
+    any plain small batch, else the first baseline; None without a baseline that has runs."""
     plan = comparison.plan
     reference = plan.reference_arm
     found = [arm for arm in plan.baselines if comparison.of(arm.name) and arm is not reference]
     budget = reference.budget if reference is not None else ""
-    found.sort(key=lambda arm: (arm.method != "plain_small", arm.budget != budget))
+    found.sort(key=lambda arm: (arm.method not in _SMALL, arm.budget != budget, arm.method != _SMALL[0]))
     return found[0].name if found else None
 
 

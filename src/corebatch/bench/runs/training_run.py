@@ -164,12 +164,12 @@ def train_arm(
         trainer.remove_callback(PrinterCallback)
         counts = trainer.counts = Counts()
         trainer.train()
-        if arm.coreset.pool_factor == 1:
-            counts.rows_drawn = counts.rows_trained
-        else:
+        if arm.coreset.takes_part:
             lines = read_steps(Path(folder) / LOG)
             counts.rows_drawn = sum(line.pool_examples for line in lines)
             counts.tokens_scored = sum(line.tokens_scored or 0 for line in lines)
+        else:
+            counts.rows_drawn = counts.rows_trained
         reached = int(trainer.state.global_step)
     counts.tokens_drawn = sum(tokens for _, tokens in watched.rows[: counts.rows_drawn])
     counts.order = watched.order(counts.rows_drawn)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corebatch.batch.cuts import Cut
 from corebatch.bench.runs.arms import METHODS, make_arms
 from corebatch.bench.runs.costs import StepCost, flop_counter, side_by_side, step_seconds
 from corebatch.bench.runs.from_config import split_rows
 from corebatch.bench.runs.settings import CompareSettings, TuneSettings
 from corebatch.bench.runs.training_run import _rehearsal, points
 from corebatch.bench.runs.tuning import candidates, rungs
+from corebatch.errors import ConfigError
 from corebatch.trainer import CoresetConfig
 
 costs = st.builds(
@@ -113,8 +116,54 @@ def test_arms_draw_and_train_what_they_say() -> None:
     assert by_name["colm@wall_clock"].scorer == "zeroth_order"
     assert by_name["hard@wall_clock"].selector == "hard"
     assert {name for name, method in METHODS.items() if method.baseline} == {
-        *("plain_large", "plain_small", "random", "tokens_importance")
+        *("plain_large", "plain_small", "plain_large_sorted", "plain_sorted", "random", "tokens_importance")
     }
+
+
+TWO = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    "micro_batches, cut",
+    [
+        ("auto", Cut(by="positions")),
+        ("plain", Cut(by="positions")),
+        ("length", Cut(by="length")),
+        ({"by": "flops", "most": 512}, Cut(by="flops", most=512)),
+    ],
+)
+def test_sorted_arms_are_cut_as_the_chosen_batch_is_and_plain_ones_are_not(micro_batches: Any, cut: Cut) -> None:
+    block = {"pool_factor": 4, "micro_batches": micro_batches}
+    wanted = ["plain_large", "plain_small", "plain_large_sorted", "plain_sorted@flops", "random"]
+    arms = {arm.method.name: arm for arm in make_arms(wanted, {}, CoresetConfig.from_dict(block), block, TWO)}
+    assert [arms[name].rows_drawn for name in ("plain_large_sorted", "plain_sorted")] == [32, 8]
+    for name in ("plain_large_sorted", "plain_sorted"):
+        assert (arms[name].coreset.pool_factor, arms[name].coreset.cut) == (1, cut)
+        assert (arms[name].rows_trained, arms[name].method.baseline) == (arms[name].rows_drawn, True)
+    assert not any(arms[name].coreset.takes_part for name in ("plain_large", "plain_small"))
+    assert arms["random"].coreset.cut == arms["coreset"].coreset.cut
+
+
+def test_one_micro_batch_has_nothing_to_sort_and_is_trained_once() -> None:
+    block: dict[str, Any] = {"pool_factor": 4}
+    once = {**TWO, "gradient_accumulation_steps": 1}
+    wanted = ["plain_large_sorted", "plain_small", "plain_sorted", "plain_sorted@steps"]
+    arms = make_arms(wanted, {}, CoresetConfig(pool_factor=4), block, once)
+    names = ["coreset@wall_clock", "plain_large_sorted@wall_clock", "plain_small@wall_clock", "plain_small@steps"]
+    assert [arm.name for arm in arms] == names
+    assert "sorted it is the same: one micro-batch a step" in arms[-1].method.title
+    block["micro_batches"] = {"most": 64}  # a cap may cut it nonetheless
+    arms = make_arms(["plain_sorted"], {}, CoresetConfig.from_dict(block), block, once)
+    assert [arm.name for arm in arms] == ["coreset@wall_clock", "plain_sorted@wall_clock"]
+
+
+def test_a_large_arm_of_the_users_own_is_plain() -> None:
+    extra: dict[str, Any] = {"mine": {"large": True, "coreset": {"micro_batches": "length"}}}
+    (_, arm) = make_arms([], extra, CoresetConfig(pool_factor=4), {"pool_factor": 4, "selector": "pivotal"}, TWO)
+    assert (arm.rows_trained, arm.coreset.pool_factor, arm.coreset.cut) == (32, 1, Cut(by="length"))
+    extra["mine"]["coreset"]["selector"] = "random"
+    with pytest.raises(ConfigError, match=r"mine trains the whole large batch.*Found 'selector'"):
+        make_arms([], extra, CoresetConfig(pool_factor=4), {}, TWO)
 
 
 def test_every_arm_is_timed_on_as_many_trained_rows() -> None:
