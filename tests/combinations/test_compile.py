@@ -142,10 +142,18 @@ def test_asked_for_by_accelerate_launch(tmp_path, monkeypatch):
 
 def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        made = run(compiled(tmp_path, max_steps=8))  # more than one epoch: features are remembered
+        scored = CoresetConfig(scoring={"way": "remembered", "unknown": "score"})
+        made = run(compiled(tmp_path, None, scored, max_steps=8))  # more than one epoch
     assert made._run.scoring.strategy.way == "remembered"
     assert made._run.scoring.trained is None
     assert sum("is not learnt" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_by_default_nothing_is_scored_or_remembered(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        made = run(compiled(tmp_path, max_steps=8))
+    assert made._run.scoring.strategy.way == "none"
+    assert "is not learnt" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-@pytest.mark.parametrize("scoring", ["auto", "none"])
+@pytest.mark.parametrize("scoring", ["full", "none"])
 def test_a_damaged_row_is_named_and_nothing_is_trained(tmp_path, damage, scoring):
     changes, message = DAMAGED[damage]
     model = tiny_model("gpt2")

@@ -44,8 +44,9 @@ KINDS = pytest.mark.parametrize("kind", ["torch", "datasets"])
 def test_a_stream_trains_what_the_same_rows_in_order_train(tmp_path, kind):
     if not _sequential():
         pytest.skip("this transformers has no sequential sampling to compare with")
-    rows = run(trainer(tmp_path / "rows", train_sampling_strategy="sequential"))
-    made = run(trainer(tmp_path / "stream", train_dataset=stream_of(kind)))
+    scored = CoresetConfig(scoring="full")
+    rows = run(trainer(tmp_path / "rows", None, scored, train_sampling_strategy="sequential"))
+    made = run(trainer(tmp_path / "stream", None, scored, train_dataset=stream_of(kind)))
     assert same(weights(rows), weights(made))
     for one, other in zip(lines(tmp_path / "rows"), lines(tmp_path / "stream"), strict=True):
         for key in ("drawn", "chosen", "pool_loss", "tokens_scored", "tokens_trained"):
@@ -86,8 +87,8 @@ def test_resumed_is_uninterrupted(tmp_path, kind, workers):
 
     def made():
         return trainer(
-            tmp_path, train_dataset=stream_of(kind), dataloader_num_workers=workers, max_steps=9,
-            save_strategy="steps", save_steps=4,
+            tmp_path, None, CoresetConfig(scoring="full"), train_dataset=stream_of(kind), max_steps=9,
+            dataloader_num_workers=workers, save_strategy="steps", save_steps=4,
         )  # fmt: skip
 
     whole = run(made())
@@ -131,6 +132,12 @@ def test_pool_factor_one_is_plain_training(tmp_path):
         for plain in (True, False)
     ]  # fmt: skip
     assert same(*map(weights, found))
+
+
+@KINDS
+def test_nothing_of_a_stream_is_scored_by_default(tmp_path, kind):
+    run(trainer(tmp_path, train_dataset=stream_of(kind), max_steps=8))
+    assert [(line["scoring"], line["tokens_scored"]) for line in lines(tmp_path)] == [("none", 0)] * 8
 
 
 @KINDS

@@ -58,8 +58,8 @@ def test_activation_checkpointing_changes_no_weight(tmp_path, lora, reentrant):
 
 
 def test_bfloat16_autocast(tmp_path):
-    run(trainer(tmp_path / "exact"))
-    made = run(trainer(tmp_path / "bf16", bf16=True))
+    run(trainer(tmp_path / "exact", None, CoresetConfig(scoring="full")))
+    made = run(trainer(tmp_path / "bf16", None, CoresetConfig(scoring="full"), bf16=True))
     assert counts(tmp_path / "bf16") == CHOSEN
     for one, other in zip(lines(tmp_path / "exact"), lines(tmp_path / "bf16"), strict=True):
         assert other["pool_loss"] == pytest.approx(one["pool_loss"], rel=0.01)
@@ -73,13 +73,14 @@ def test_a_model_in_bfloat16(tmp_path):
 
 
 def test_neftune_is_noise_in_training_alone(tmp_path):
-    quiet = run(trainer(tmp_path / "quiet"))
-    noisy = trainer(tmp_path / "noisy", neftune_noise_alpha=5.0, save_strategy="steps", save_steps=3)
+    scored = CoresetConfig(scoring="full")
+    quiet = run(trainer(tmp_path / "quiet", None, scored))
+    noisy = trainer(tmp_path / "noisy", None, scored, neftune_noise_alpha=5.0, save_strategy="steps", save_steps=3)
     run(noisy)
     assert lines(tmp_path / "quiet")[0]["pool_loss"] == lines(tmp_path / "noisy")[0]["pool_loss"]
     assert lines(tmp_path / "quiet")[0]["chosen"] == lines(tmp_path / "noisy")[0]["chosen"]
     assert not same(weights(quiet), weights(noisy))
-    again = trainer(tmp_path / "noisy", neftune_noise_alpha=5.0, save_strategy="steps", save_steps=3)
+    again = trainer(tmp_path / "noisy", None, scored, neftune_noise_alpha=5.0, save_strategy="steps", save_steps=3)
     run(again, resume_from_checkpoint=str(tmp_path / "noisy" / "checkpoint-3"))
     assert same(weights(noisy), weights(again))
 

@@ -94,7 +94,7 @@ def made(name: str, lora: bool) -> Any:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_it_trains(tmp_path, name, lora, caplog):
-    scoring = "none" if name.startswith(NO_VALUES) else "auto"
+    scoring = "none" if name.startswith(NO_VALUES) else "full"
     settings = {"max_steps": 2, "gradient_checkpointing": not lora, "train_dataset": mixture(48)}
     trained = run(trainer(tmp_path, made(name, lora), CoresetConfig(scoring=scoring), **settings))
     losses = [line["loss"] for line in trained.state.log_history if "loss" in line]
@@ -107,7 +107,7 @@ def test_it_trains(tmp_path, name, lora, caplog):
 def test_attention_without_a_known_projection_is_named_with_what_works_instead(tmp_path):
     name = next(name for name in MODELS if name.startswith(NO_VALUES))
     with pytest.raises(UnsupportedModelError, match=r"executed .*kv_b_proj.*Use coreset.scoring none, or a scorer"):
-        run(trainer(tmp_path / "a", made(name, False), max_steps=2))
+        run(trainer(tmp_path / "a", made(name, False), CoresetConfig(scoring="full"), max_steps=2))
     other = CoresetConfig(scorer="representation")
     assert run(trainer(tmp_path / "b", made(name, False), other, max_steps=2)).state.global_step == 2
 

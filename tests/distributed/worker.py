@@ -22,6 +22,7 @@ CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs"
 METHODS = {
     "recommended": (CoresetConfig(), {}),
     "quarter": (CoresetConfig(pool_factor=4), {}),
+    "scored": (CoresetConfig(scoring="full", pool_factor=4), {}),
     "colm": (CoresetConfig.colm(), {}),
     "balanced": (CoresetConfig(selector="balanced"), {}),
     "importance": (CoresetConfig(scorer="tokens", selector="importance"), {}),
@@ -32,7 +33,7 @@ METHODS = {
     "following": (CoresetConfig.following(), {}),
     "following_features": (CoresetConfig(selector="balanced", feedback=0.9, scoring="full"), {"kind": "gpt2"}),
     "hard": (CoresetConfig(scorer="loss", selector="hard"), {}),
-    "full_tied": (CoresetConfig(), {"lora": False, "kind": "gpt2"}),
+    "full_tied": (CoresetConfig(scoring="full"), {"lora": False, "kind": "gpt2"}),
     # gpt2's norms are in float64 like the model; float32 norms of weighted gradients differ in what is remembered
     "remembered": (CoresetConfig(scoring="remembered"), {"kind": "gpt2"}),
     "remembered_scored": (
@@ -48,10 +49,10 @@ METHODS = {
         CoresetConfig(scoring={"way": "full", "reuse": True}, padding_free=True),
         {**CHECKPOINTING, "kind": "gpt2", "lora": False},
     ),
-    "padding_free": (CoresetConfig(padding_free=True), {}),
-    "tracked": (CoresetConfig(track_error=3), {}),
+    "padding_free": (CoresetConfig(padding_free=True, scoring="full"), {}),
+    "tracked": (CoresetConfig(track_error=3, scoring="full"), {}),
     # 35 rows: the last pool is short, and a loader of two ranks fills it up from the start
-    "uneven": (CoresetConfig(), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
+    "uneven": (CoresetConfig(scoring="full"), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
     "uneven_random": (
         CoresetConfig(selector="random", pool_factor=3),
         {"rows": 35, "num_train_epochs": 2, "max_steps": -1},
@@ -61,7 +62,7 @@ METHODS = {
         {"rows": 35, "num_train_epochs": 3, "max_steps": -1, "kind": "gpt2"},
     ),
     "own_loss": (CoresetConfig(), {"own_loss": True}),
-    "own_loss_of_ranks": (CoresetConfig(), {"own_loss": True, "average_tokens_across_devices": False}),
+    "own_loss_of_ranks": (CoresetConfig(scoring="full"), {"own_loss": True, "average_tokens_across_devices": False}),
 }
 STEPS = 8
 LONG = 50
@@ -75,11 +76,11 @@ SELECTED = {  # every selector that a trainer takes; gpt2 and a loss of our own 
 }
 SINGLE = {  # in float32
     "float32": (CoresetConfig(), {"dtype": torch.float32}),
-    "float32_full": (CoresetConfig(), {"dtype": torch.float32, "lora": False}),
+    "float32_full": (CoresetConfig(scoring="full"), {"dtype": torch.float32, "lora": False}),
 }
 STREAMS = {
     "stream": (CoresetConfig(), {"stream": True, "max_steps": 5}),
-    "stream_ends": (CoresetConfig(), {"stream": True, "rows": 35, "max_steps": 6}),
+    "stream_ends": (CoresetConfig(scoring="full"), {"stream": True, "rows": 35, "max_steps": 6}),
 }
 UPDATES = {  # transformers' own loss is in float32; gpt2 has no angles in it
     "two": {"kind": "gpt2"},
@@ -101,7 +102,7 @@ FSDP2 = (
     *("recommended", "colm", "optimizer_scale", "random", "full_tied", "remembered_scored", "padding_free", "every"),
     *("llama_full", "uneven", "own_loss"),
 )
-ALL["llama_full"] = (CoresetConfig(), {"lora": False})
+ALL["llama_full"] = (CoresetConfig(scoring="full"), {"lora": False})
 
 
 def focal(self, model, inputs, return_outputs=False, num_items_in_batch=None):

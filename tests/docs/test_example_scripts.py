@@ -12,4 +12,4 @@ def test_optimizer_in_backward(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert len(lines) == 60
     assert {(line["pool_examples"], line["chosen_examples"]) for line in lines} == {(32, 8)}
-    assert loss < 3.3 < lines[0]["pool_loss"]  # from ln 64 = 4.2
+    assert loss < 3.3 < lines[0]["train_loss"]  # from ln 64 = 4.2

@@ -20,7 +20,7 @@ from training import mixture, run, tiny_model, trainer
 
 METHODS = {
     "recommended": (CoresetConfig(), {}),
-    "quarter_lora": (CoresetConfig(pool_factor=4), {"lora": True}),
+    "quarter_lora": (CoresetConfig(pool_factor=4, scoring="full"), {"lora": True}),
     "colm": (CoresetConfig.colm(), {}),
     "random": (CoresetConfig(selector="random"), {}),
     "example_mean": (CoresetConfig(loss="example_mean"), {}),
@@ -34,8 +34,8 @@ METHODS = {
     ),
     "optimizer_scale": (CoresetConfig(normalise="optimizer"), {}),
     "optimizer_scale_tied": (CoresetConfig(normalise="optimizer"), {"kind": "gpt2"}),
-    "uneven": (CoresetConfig(), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
-    "few_labels": (CoresetConfig(), {"labels": 1}),
+    "uneven": (CoresetConfig(scoring="full"), {"rows": 35, "num_train_epochs": 2, "max_steps": -1}),
+    "few_labels": (CoresetConfig(scoring="full"), {"labels": 1}),
 }
 STEPS = 5
 LINE = ("drawn", "chosen", "pool_examples", "chosen_examples", "examples_scored", "labels_trained", "train_loss")

@@ -46,7 +46,7 @@ def main(folder: Path, tracker: str) -> None:
     made = trainer(
         folder / "run",
         tiny_model(),
-        CoresetConfig(track_error=2),
+        CoresetConfig(track_error=2, scoring="full"),
         max_steps=4,
         logging_steps=2,
         report_to=[tracker],

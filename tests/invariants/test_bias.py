@@ -140,10 +140,11 @@ def test_the_measure_finds_a_bias_where_there_is_one(tmp_path: Any, lora: bool) 
 
 WAYS: dict[str, CoresetConfig] = {
     "by default": CoresetConfig(),
+    "every row scored": CoresetConfig(scoring="full"),
     "half of it known": CoresetConfig(scoring={"way": "remembered", "unknown": "guess"}),
     "no scoring": CoresetConfig(scoring="none"),
     "an early exit": CoresetConfig(scoring={"way": "first_blocks", "blocks": 1}),
-    "example mean": CoresetConfig(loss="example_mean"),
+    "example mean": CoresetConfig(loss="example_mean", scoring="full"),
     "small sources kept": CoresetConfig(small_sources="auto"),
     "the optimizer's scale": CoresetConfig(normalise="optimizer"),
 }

@@ -20,6 +20,7 @@ OF_THE_MACHINE = ("ms", "seconds", "memory_mb", "mfu", "bytes_sent", "seconds_at
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 RUNS = {
     "default": ({}, {}),
+    "full": ({"scoring": "full"}, {}),
     "balanced": ({"selector": "balanced", "loss": "example_mean"}, {}),
     "optimizer": ({"normalise": "optimizer", "scoring": "full"}, {}),
     "random": ({"selector": "random", "small_sources": "auto"}, {}),
@@ -32,8 +33,8 @@ RUNS = {
     "remembered": ({"scoring": "remembered"}, {}),
     "remembered_scored": ({"scoring": {"way": "remembered", "unknown": "score", "max_age": 3}}, {"max_steps": 8}),
     "remembered_guess": ({"scoring": {"way": "remembered", "unknown": "guess"}}, {"max_steps": 8}),
-    "packed": ({"padding_free": True}, {}),
-    "tracked": ({"track_error": 2}, {}),
+    "packed": ({"padding_free": True, "scoring": "full"}, {}),
+    "tracked": ({"track_error": 2, "scoring": "full"}, {}),
     "reused": ({"scoring": {"way": "full", "reuse": True}}, CHECKPOINTING),
 }
 COLM = "colm"

@@ -10,6 +10,7 @@ from training import BY_LENGTH, largest_difference, mixture, run, same, tiny_mod
 
 METHODS = {
     "recommended": CoresetConfig(),
+    "scored": CoresetConfig(scoring="full"),
     "colm": CoresetConfig.colm(),
     "balanced": CoresetConfig(selector="balanced", pool_factor=4),
     "tokens": CoresetConfig(scorer="tokens", selector="importance"),
@@ -18,7 +19,7 @@ METHODS = {
     "stratified": CoresetConfig(selector="stratified"),
     "hard": CoresetConfig(scorer="loss", selector="hard"),
     "small_kept": CoresetConfig(small_sources="auto"),
-    "example_mean": CoresetConfig(loss="example_mean"),
+    "example_mean": CoresetConfig(loss="example_mean", scoring="full"),
 }
 PLAIN_LOSS = {"random", "stratified", "hard"}
 
@@ -45,7 +46,7 @@ def test_one_by_eight_is_eight_by_one(tmp_path, method):
     assert largest_difference(results[0], results[2]) < bound
 
 
-@pytest.mark.parametrize("method", ["recommended", "colm", "balanced"])
+@pytest.mark.parametrize("method", ["recommended", "scored", "colm", "balanced"])
 def test_the_same_seed_gives_the_same_run(tmp_path, method):
     results = []
     for name in ("one", "two"):

@@ -12,13 +12,14 @@ from training import mixture, run, same, tiny_model, trainer, weights
 
 CASES = {
     "recommended": (CoresetConfig(), {}),
+    "scored_once": (CoresetConfig(scoring={"way": "remembered", "unknown": "score"}), {}),
     "colm": (CoresetConfig.colm(), {}),
     "optimizer_scale": (CoresetConfig(normalise="optimizer", selector="balanced"), {}),
     "following": (CoresetConfig.following(), {}),
     "following_features": (CoresetConfig(selector="balanced", feedback=0.9, scoring="remembered"), {}),
     # transformers 4 is reentrant by default, and then trains no adapter, with the plain Trainer either
     "checkpointing": (
-        CoresetConfig(),
+        CoresetConfig(scoring={"way": "remembered", "unknown": "score"}),
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     ),
 }

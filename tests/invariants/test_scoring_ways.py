@@ -263,7 +263,7 @@ def test_auto_reuses_where_there_is_checkpointing_and_no_dropout(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, dropout, settings in (("plain", 0.0, {}), ("dropout", 0.1, CHECKPOINTING), ("fits", 0.0, CHECKPOINTING)):
-        trained(tmp_path / name, CoresetConfig(), tiny_model(dropout=dropout), max_steps=1, **settings)
+        trained(tmp_path / name, CoresetConfig(scoring="full"), tiny_model(dropout=dropout), max_steps=1, **settings)
         assert ("reuse_mb" in lines(tmp_path / name)[0]) == (name == "fits")
     assert caplog.text.count("The scoring forward is not reused for training. Dropout or noise is active") == 1
 
@@ -302,19 +302,14 @@ def test_reuse_in_trls_trainer(tmp_path: Path, selector: str) -> None:
     assert largest_difference(*results) < 1e-10
 
 
-def test_by_default_every_example_is_scored_once(tmp_path):
-    made = run(trainer(tmp_path, max_steps=15))  # 96 examples, 16 a step: six steps are an epoch
+def test_with_unknown_score_every_example_is_scored_once(tmp_path):
+    coreset = CoresetConfig(scoring={"way": "remembered", "unknown": "score"})
+    made = run(trainer(tmp_path, coreset=coreset, max_steps=15))  # 96 examples, 16 a step: six steps are an epoch
     found = lines(tmp_path)
     assert [line["examples_scored"] for line in found] == [16] * 6 + [0] * 9
     assert all(line["pool_loss"] is not None for line in found[:6])
     assert [line["scoring"] for line in found] == ["remembered"] * 15
     assert len(made._run.scoring.memory) == 96
-
-
-def test_in_a_single_epoch_scoring_is_full(tmp_path):
-    made = run(trainer(tmp_path, max_steps=6))
-    assert [line["scoring"] for line in lines(tmp_path)] == ["full"] * 6
-    assert made._run.scoring.memory is None
 
 
 def test_a_window_counts_its_own_tokens(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 
@@ -142,3 +143,20 @@ class Scoring:
             self.memory.load_state_dict(memory)
         self.forwards.positions = int(state["positions"]) if "positions" in state else None
         self.reuse_bytes = int(state["reuse_bytes"]) if "reuse_bytes" in state else None
+
+
+def scored_rows(strategy: Strategy, step: CoresetStep) -> str:
+    """What a run scores, in words.
+
+    Args:
+        strategy: the way of scoring, resolved.
+        step: the stages that choose.
+    """
+    if not step.scores:
+        return f"nothing: {step.selector.name} looks at no scores"
+    if not step.scorer.needs_forward:
+        return f"nothing: {step.scorer.name} is known without a forward"
+    drawn = "by the square root of their trained tokens" if step.loss == "token_mean" else "equally often"
+    if strategy.only_learns:
+        return f"nothing: rows are chosen by what training taught of them, and those not known are drawn {drawn}"
+    return strategy.in_words.format(drawn=drawn, **dataclasses.asdict(strategy))

@@ -70,7 +70,7 @@ def _demo(output_dir: Path, console: Console, steps: int | None, seed: int) -> N
     batch = settings.train_batch_size
     console.print(
         f"[bold]3/4[/bold] {settings.steps} steps: each draws {batch * settings.pool_factor} examples, "
-        f"chooses {batch} ({coreset.selector} on {coreset.scorer}) and trains on them",
+        f"chooses {batch} and trains on them. Scored: {trainer._run.scored}",
         highlight=False,
     )
     show_progress(trainer, console)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from corebatch.batch.scoring import scored_rows
 from corebatch.config.building import skeleton
 from corebatch.config.settings import Settings
 from corebatch.model.footprint import predict
@@ -60,12 +61,15 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
         math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps
     )
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    again = steps * large > total if args.max_steps > 0 else args.num_train_epochs > 1
+    scoring = coreset.resolve_scoring(again, taught=not args.torch_compile)
     names = sorted(counts)
     numbered = Counter({i: counts[name] for i, name in enumerate(names)})
     kept = sorted(names[s] for s in small_candidates(numbered, names, coreset.small_sources))
     choice: list[dict[str, Any]] = [
         {"what": "scorer", "value": str(coreset.scorer)},
         {"what": "selector", "value": str(coreset.selector)},
+        {"what": "scored", "value": scored_rows(scoring, coreset.step_of_run())},
         {"what": "error feedback", "value": "none" if coreset.feedback is None else coreset.feedback},
         {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
     ]

@@ -50,6 +50,8 @@ def _train(settings: Settings, console: Console, held: ExitStack) -> None:
             start.clear()
             if start.told:
                 say(console, start.told)
+    if run.first and settings.coreset.pool_factor > 1:
+        say(console, f"Scored: {trainer._run.scored}.")
     show_progress(trainer, console)
     run.tasks.before(trainer.model, run.tokenizer)
     resume = start.resume

@@ -61,7 +61,8 @@ def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> No
         method = (
             f"At each optimizer step up to {batch * coreset['pool_factor']} examples were drawn and {batch} of them "
             f"trained, chosen by corebatch {made['corebatch']}: scorer {markdown_code(coreset['scorer'])}, "
-            f"selector {markdown_code(coreset['selector'])}{follows}. {markdown(made['method_note'])} "
+            f"selector {markdown_code(coreset['selector'])}{follows}. Scored: {markdown(made['scored'])}. "
+            f"{markdown(made['method_note'])} "
             f"Choosing a mini-batch coreset at every step is {_COLM}'s idea."
         )
     elif trainer.coreset.takes_part:

@@ -65,7 +65,9 @@ def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, .
 def _origin(run: RunRecord) -> list[tuple[str, str]]:
     info = run.info
     note = [("Note on the method", str(info["method_note"]))] if "method_note" in info else []
+    scored = [("Scored", str(info["scored"]))] if "scored" in info else []
     return [
+        *scored,
         *note,
         ("corebatch", str(info.get("corebatch") or "unknown")),
         ("Commit of corebatch", str(info.get("corebatch_commit") or "a released package, or unknown")),

@@ -64,7 +64,7 @@ class CoresetConfig:
             the mean over examples of each one's mean, as in the official CoLM code.
         scoring: how the pool gets its features: a way ("auto", "full", "window", "first_blocks", "every", "remembered",
             "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`; see
-            `corebatch.batch.strategies`.
+            `corebatch.batch.strategies`. "auto" runs no forward for it unless something that is given asks for one.
         padding_free: whether a micro-batch is trained as one row without padding, its examples kept apart by their
             positions: True, False, or "auto": where the model runs flash attention and passes a numerical check.
         micro_batches: how a step's rows are cut into micro-batches: "plain", "length", "positions", "flops", "auto",
@@ -160,17 +160,21 @@ class CoresetConfig:
             if not fits:
                 raise ConfigError(f"coreset.scoring {self.scoring_settings.way!r} needs {found}.")
 
-    def resolve_scoring(self, again: bool) -> Strategy:
+    def resolve_scoring(self, again: bool, *, taught: bool = True) -> Strategy:
         """`scoring` with "auto" resolved.
 
         Args:
             again: whether the run will see examples more than once.
+            taught: whether the training backward gives features of what it trains.
         """
         if self.pool_factor == 1:
             return Unscored()
         step = self.build()
         return self.scoring_settings.resolve(
-            again, lambda strategy: all(fits for fits, _ in strategy.needs(self, step))
+            again,
+            lambda strategy: all(fits for fits, _ in strategy.needs(self, step)),
+            named=_names_features(step),
+            taught=taught and step.selector.draws,
         )
 
     def step_of_run(self) -> CoresetStep:
@@ -257,6 +261,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Named settings: what each changes of the defaults."""
+
+
+def _names_features(step: CoresetStep) -> bool:
+    """Whether scorer or selector differ from the default in what makes a difference where rows have features alone."""
+    default = CoresetConfig().build()
+    if type(step.selector) is not type(default.selector) or repr(step.scorer) != repr(default.scorer):
+        return True
+    usual = vars(default.selector) | {"cost_power": vars(step.selector)["cost_power"]}  # unscored rows have costs too
+    return vars(step.selector) != usual
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corebatch.batch.error_tracking import ErrorTracking
 from corebatch.batch.row_checks import check_rows
-from corebatch.batch.scoring import Scoring
+from corebatch.batch.scoring import Scoring, scored_rows
 from corebatch.batch.small_batch import LocalRows, SmallBatch
 from corebatch.batch.step import BatchStep
 from corebatch.distributed.exchange import RowFormat
@@ -67,8 +67,10 @@ class SelectionRun:
         self.ranks = Ranks.of(trainer.accelerator) if coreset.takes_part else Ranks()
         self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
         self.method = coreset.step_of_run()
+        self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
+        taught = not compiled and not self.weights.owned
         self.scoring = Scoring(
-            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count)),
+            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count), taught=taught),
             self.method,
             loss=coreset.loss,
             micro_batch=trainer._train_batch_size,
@@ -89,7 +91,6 @@ class SelectionRun:
         # In evaluation mode blocks keep their activations: then one row at a time.
         rows = 1 if getattr(trainer.args, "gradient_checkpointing", False) else trainer._train_batch_size
         self.step.tracking = ErrorTracking(loss=coreset.loss, seed=coreset.seed, rows=rows)
-        self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
         self.limits: RowLimits | None = None
         self.prepared = self.compared = self.in_backward = False
         self.identity: dict[str, Any] | None = None
@@ -114,7 +115,15 @@ class SelectionRun:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
         trainer = self.trainer
         coreset, sources = trainer.coreset.to_dict(), trainer._tagged.latest(trainer)
-        return describe(trainer.args, coreset, self.model(), sources, self.method.small_sources, trainer._started)
+        found = describe(trainer.args, coreset, self.model(), sources, self.method.small_sources, trainer._started)
+        return {**found, "scored": self.scored}
+
+    @property
+    def scored(self) -> str:
+        """What is scored, in words."""
+        if self.trainer.coreset.pool_factor == 1:
+            return "nothing: every row is trained"
+        return scored_rows(self.scoring.strategy, self.method)
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
@@ -214,6 +223,8 @@ class SelectionRun:
                 "one that was interrupted.",
                 folder,
             )
+        if trainer.is_world_process_zero():
+            logger.info("Scored: %s.", self.scored)
         return None if folder is None else str(folder)
 
     def save(self, folder: Path) -> None:

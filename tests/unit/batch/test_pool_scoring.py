@@ -111,7 +111,7 @@ def test_sorted_and_cut_is_row_by_row(name: str, rows: Any) -> None:
 @pytest.mark.parametrize("padding", [Padding(token=0, left=True), Padding(token=0, multiple_of=8)], ids=str)
 @pytest.mark.parametrize("loss", ["token_mean", "example_mean"])
 def test_padding_and_units_make_no_difference(padding: Padding, loss: Any) -> None:
-    config = CoresetConfig(loss=loss)
+    config = CoresetConfig(loss=loss, scoring="full")
     model, batches = tiny_model(KIND), drawn(left=padding.left)
     found = scored(made(config), model, batches, padding)
     assert_near(found, row_by_row("last_layer", model, batches, config))
@@ -135,11 +135,11 @@ def test_no_forward_is_larger_than_asked_for(shapes: list[tuple[int, int]], rows
 
 
 def test_auto_is_a_micro_batch_of_the_first_pool(shapes: list[tuple[int, int]]) -> None:
-    scoring = made(CoresetConfig(), micro_batch=4)
+    scoring = made(CoresetConfig(scoring="full"), micro_batch=4)
     scored(scoring, tiny_model(KIND), drawn())
     assert scoring.forwards.positions == 4 * 12
     assert all(height * width <= 4 * 12 for height, width in shapes)
-    again = made(CoresetConfig(), micro_batch=9)
+    again = made(CoresetConfig(scoring="full"), micro_batch=9)
     again.load_state_dict(scoring.state_dict())
     assert again.forwards.positions == 4 * 12, "a resumed run cuts as before"
 
@@ -183,12 +183,12 @@ def test_forwards_are_halved_when_memory_runs_out(
 def test_a_single_row_that_does_not_fit_is_an_error(small_memory: list[int]) -> None:
     batch = tiny_batch(1, 24) | {ID: torch.tensor([0]), SOURCE: torch.tensor([0])}
     with pytest.raises(torch.OutOfMemoryError):
-        scored(made(CoresetConfig()), tiny_model(KIND), [batch])
+        scored(made(CoresetConfig(scoring="full")), tiny_model(KIND), [batch])
 
 
 def test_on_a_sharded_engine_no_rank_tries_again_by_itself(small_memory: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"set coreset\.scoring\.rows below 6"):
-        scored(made(CoresetConfig(), micro_batch=6, sharded=True), tiny_model(KIND), drawn())
+        scored(made(CoresetConfig(scoring="full"), micro_batch=6, sharded=True), tiny_model(KIND), drawn())
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------

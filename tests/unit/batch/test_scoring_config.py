@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from corebatch.batch.scoring import scored_rows
 from corebatch.batch.strategies import OPTIONS, STRATEGIES, Strategy
 from corebatch.batch.strategies.options import option_names
 from corebatch.config.settings import load_settings
 from corebatch.errors import ConfigError
+from corebatch.scoring.last_layer import LastLayer
+from corebatch.selectors.cube import Cube
 from corebatch.trainer import CoresetConfig, ScoringConfig
 
 OWN_OPTIONS = {way: [name for name in option_names(kind) if name != "rows"] for way, kind in STRATEGIES.items()}
@@ -218,32 +221,115 @@ def test_options_that_are_left_from_another_way_are_errors(tmp_path: Path) -> No
         loaded(tmp_path, 3, "--coreset.scoring.max_age", "5")
 
 
-def test_auto_scores_once_and_remembers_where_examples_come_again() -> None:
-    config = CoresetConfig()
+def test_the_default_scores_nothing() -> None:
+    config = CoresetConfig(pool_factor=4)
     assert config.scoring_settings.way == "auto"
-    assert config.resolve_scoring(False).way == "full"
-    again = config.resolve_scoring(True)
-    assert (again.way, again.unknown, again.learn) == ("remembered", "score", True)
+    assert config.resolve_scoring(False) == ScoringConfig(way="none")
+    assert config.resolve_scoring(True) == ScoringConfig(way="remembered", unknown="guess")
+    assert config.resolve_scoring(True, taught=False) == ScoringConfig(way="none")
+
+
+NAMED: list[dict[str, Any]] = [
+    {"selector": "balanced"},
+    {"selector": "balanced", "feedback": 0.99},
+    {"selector": "importance"},
+    {"selector_options": {"dimensions": 8}},
+    {"selector_options": {"calibrate": True}},
+    {"scorer_options": {"num_blocks": 2}},
+    {"scorer": "gradient_norm", "selector": "importance"},
+]
+"""What memory honours, and nothing in a single pass does without a forward."""
+
+
+@pytest.mark.parametrize("settings", NAMED, ids=str)
+def test_what_is_named_is_honoured_from_memory_or_by_scoring(settings: dict[str, Any]) -> None:
+    config = CoresetConfig(**settings)
+    assert config.resolve_scoring(True) == ScoringConfig(way="remembered", unknown="guess")
+    assert config.resolve_scoring(False) == ScoringConfig(way="full")
+    assert config.resolve_scoring(True, taught=False) == ScoringConfig(way="remembered", unknown="score")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scorer": "last_layer", "selector": "cube"},
+        {"scorer": LastLayer()},
+        {"scorer_options": {"num_blocks": "auto"}},
+        {"selector": Cube()},
+        {"selector_options": {"cost_power": 0.25}},
+        {"loss": "example_mean"},
+        {"track_error": 3},
+    ],
+    ids=str,
+)
+def test_the_default_in_other_words_scores_nothing(settings: dict[str, Any]) -> None:
+    config = CoresetConfig(**settings)
+    assert [config.resolve_scoring(again).way for again in (False, True)] == ["none", "remembered"]
+    assert config.resolve_scoring(True).only_learns
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"scorer": scorer} for scorer in ("zeroth_order", "loss", "logits", "representation")),
+        {"selector": "craig"},
+        {"selector": "gradient_matching"},
+    ],
+    ids=str,
+)
+def test_what_training_cannot_teach_is_scored_once_and_remembered(settings: dict[str, Any]) -> None:
+    config = CoresetConfig(**settings)
+    assert config.resolve_scoring(False) == ScoringConfig(way="full")
+    assert config.resolve_scoring(True) == ScoringConfig(way="remembered", unknown="score")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {"selector": "facility_location"},
+        {"selector": "gradient_matching", "normalise": "optimizer"},
+        {"scorer": "loss", "selector": "hard"},
         {"normalise": "optimizer"},
+        {"sparsify": "projection"},
         {"small_sources": "auto"},
         {"scorer": "tokens", "selector": "importance"},
+        {"scorer": "label_counts"},
         {"selector": "random"},
     ],
     ids=str,
 )
 def test_auto_is_full_where_the_other_settings_leave_no_room(settings: dict[str, Any]) -> None:
-    assert CoresetConfig(**settings).resolve_scoring(True).way == "full"
-    assert CoresetConfig.colm().resolve_scoring(True).way == "full"
-
-
-def test_auto_takes_what_says_how_forwards_are_reused() -> None:
-    config = CoresetConfig(scoring={"way": "auto", "rows": 3, "reuse": False})
     for again in (False, True):
-        found = config.resolve_scoring(again)
-        assert (found.rows, found.reuse) == (3, False)
+        assert CoresetConfig(**settings).resolve_scoring(again).way == "full"
+        assert CoresetConfig.colm().resolve_scoring(again).way == "full"
+        assert CoresetConfig.following().resolve_scoring(again).way == "full"
+
+
+@pytest.mark.parametrize("option, value", [("rows", 3), ("reuse", True), ("reuse", False), ("reuse_gb", 0.5)])
+def test_an_option_of_forwards_asks_for_them(option: str, value: Any) -> None:
+    config = CoresetConfig(scoring={"way": "auto", option: value})
+    assert config.resolve_scoring(False) == ScoringConfig(way="full", **{option: value})
+    assert config.resolve_scoring(True) == ScoringConfig(way="remembered", unknown="score", **{option: value})
+
+
+@pytest.mark.parametrize(
+    "settings, again, expected",
+    [
+        ({}, False, "nothing: rows are drawn by the square root of their trained tokens"),
+        ({"loss": "example_mean"}, False, "nothing: rows are drawn equally often"),
+        ({}, True, "nothing: rows are chosen by what training taught of them, and those not known are drawn by the "
+                   "square root of their trained tokens"),
+        ({"selector": "balanced"}, False, "every row that is drawn"),
+        ({"scorer": "loss"}, True, "rows that are not remembered"),
+        ({"scoring": {"way": "window", "tokens": 9}}, False, "9 tokens of every row that is drawn"),
+        ({"scoring": {"way": "first_blocks", "blocks": 3}}, False, "every row that is drawn, by the first 3 blocks"),
+        ({"scoring": {"way": "every", "steps": 5}}, True, "every row that is drawn, at every 5-th step"),
+        ({"scoring": "two_phase"}, True, "a part of the rows that are drawn"),
+        ({"selector": "random"}, False, "nothing: random looks at no scores"),
+        ({"scorer": "label_counts"}, True, "nothing: label_counts is known without a forward"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_scored_is_told_in_words(settings: dict[str, Any], again: bool, expected: str) -> None:
+    config = CoresetConfig(**settings)
+    assert scored_rows(config.resolve_scoring(again), config.build()) == expected

@@ -27,7 +27,7 @@ def files(folder):
 
 
 def test_train_leaves_a_whole_run(monkeypatch, config, settings, capsys):
-    assert corebatch(monkeypatch, "train", config) == 0
+    assert corebatch(monkeypatch, "train", config, "--coreset.scoring", "full") == 0
     run = Path(settings["output_dir"])
     for name in (
         "adapter_model.safetensors", "adapter_config.json", "trainer_state.json", "tokenizer.json", "README.md",
@@ -55,6 +55,24 @@ def test_train_leaves_a_whole_run(monkeypatch, config, settings, capsys):
     out = capsys.readouterr().out
     assert "pool" in out
     assert "report.html" in out
+
+
+def test_what_is_scored_is_told_everywhere(monkeypatch, config, settings, capsys):
+    said = "nothing: rows are drawn by the square root of their trained tokens"
+    assert corebatch(monkeypatch, "validate", config, "--fast", "--max_steps", "-1", "--num_train_epochs", "2") == 0
+    assert "nothing: rows are chosen by what training taught" in " ".join(capsys.readouterr().out.split())
+    steps = ("--max_steps", "2")
+    assert corebatch(monkeypatch, "validate", config, "--fast", *steps) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert corebatch(monkeypatch, "train", config, *steps) == 0
+    assert f"Scored: {said}." in " ".join(capsys.readouterr().out.split())
+    run = Path(settings["output_dir"])
+    record = json.loads((run / "corebatch.json").read_text())
+    assert (record["scored"], record["coreset"]["scoring"]) == (said, "auto")
+    lines = [json.loads(line) for line in (run / "selection.jsonl").read_text().splitlines()]
+    assert [(line["scoring"], line["tokens_scored"]) for line in lines] == [("none", 0)] * 2
+    assert f"Scored: {said}." in (run / "README.md").read_text()
+    assert said in (run / "report.html").read_text()
 
 
 def test_the_same_config_trains_the_same_weights_and_resuming_goes_on(monkeypatch, config, settings, tmp_path):

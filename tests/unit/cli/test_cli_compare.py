@@ -32,6 +32,7 @@ ARMS = list(DEFAULT_ARMS)
 def values(settings: dict[str, Any], data_file: Path, tmp_path: Path) -> dict[str, Any]:
     for key in ("save_steps", "logging_steps", "seed"):
         del settings[key]
+    settings["coreset"] = {**settings["coreset"], "scoring": "full"}
     own = {
         "arms": ARMS,
         "extra_arms": {"pivotal": {"coreset": {"selector": "pivotal"}, "title": "pivotal"}},

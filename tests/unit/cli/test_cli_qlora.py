@@ -28,6 +28,7 @@ def corebatch(monkeypatch, *words):
 @pytest.mark.parametrize("more", [[], ["--gradient_checkpointing"]], ids=["plain", "checkpointing"])
 def test_four_bits_are_trained_through(monkeypatch, config, settings, more):
     faster = ["--max_steps", "12", "--learning_rate", "2e-2"]
+    faster += ["--coreset.scoring", "{way: remembered, unknown: score}"]
     assert corebatch(monkeypatch, "train", config, *FOUR_BITS, *faster, *more) == 0
     run = Path(settings["output_dir"])
     losses = [json.loads(line)["pool_loss"] for line in (run / "selection.jsonl").read_text().splitlines()]

@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = trainer(
         folder,
         tiny_model(),
-        CoresetConfig(track_error=2),
+        CoresetConfig(track_error=2, scoring="full"),
         train_dataset=Dataset.from_list(rows),
         max_steps=24,
         logging_steps=4,

@@ -1,4 +1,4 @@
-"""Full scoring, or each example once, whichever the run calls for."""
+"""No scoring forward unless something that the user gave asks for one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ from typing import ClassVar
 from corebatch.batch.strategies.base import Reusing, Strategy
 from corebatch.batch.strategies.full import Full
 from corebatch.batch.strategies.remembered import Remembered
+from corebatch.batch.strategies.unscored import Unscored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Reusing):
-    """`remembered` with `unknown: score` where examples come again (more than one epoch) and the other settings go with
-    it: every example is scored in the first epoch, and none after it. Else `full`."""
+    """What costs no forward, where that honours all that was given: `remembered` with `unknown: guess` where examples
+    come again, else `none`. Else `remembered` with `unknown: score` where examples come again, else `full`.
+
+    A forward is asked for by a scorer whose features training does not give, by a normaliser or sparsifier, by small
+    sources, by a selector that looks at features and draws no rows; in a single pass, where nothing is remembered, by
+    any scorer or selector other than the default; and by an option here, which speaks of forwards.
+    """
 
     way: ClassVar[str] = "auto"
     stands_for_another: ClassVar[bool] = True
     first_pass_differs: ClassVar[bool] = True
     scores_exactly = False
 
-    def resolve(self, again: bool, fits: Callable[[Strategy], bool]) -> Strategy:
+    def resolve(
+        self, again: bool, fits: Callable[[Strategy], bool], *, named: bool = False, taught: bool = True
+    ) -> Strategy:
         options = dataclasses.asdict(self)
-        remembered = Remembered(unknown="score", **options)
-        return remembered if again and fits(remembered) else Full(**options)
+        guessed, scored, unscored = Remembered(), Remembered(unknown="score", **options), Unscored()
+        if self == Auto():
+            if again and taught and fits(guessed):
+                return guessed
+            if not named and fits(unscored):
+                return unscored
+        return scored if again and fits(scored) else Full(**options)

@@ -49,6 +49,7 @@ class Strategy(ABC):
         rows: how many of the longest rows one scoring forward takes (it takes more if they are shorter), or "auto":
             a micro-batch's worth, on a GPU more as memory allows. Halved, with a warning, when memory runs out.
         way: the key in `STRATEGIES`.
+        in_words: what is scored, with options in braces, and `drawn`: how rows without features are drawn.
         stands_for_another: whether it only becomes one of the others when a run begins.
         own_forward: whether its forwards are other ones than the model's on whole examples, so that their losses are
             not the examples', and their price is one of its own.
@@ -65,6 +66,7 @@ class Strategy(ABC):
     rows: int | Literal["auto"] = whole("auto", 1)
 
     way: ClassVar[str]
+    in_words: ClassVar[str] = "every row that is drawn"
     stands_for_another: ClassVar[bool] = False
     own_forward: ClassVar[bool] = False
     first_pass_differs: ClassVar[bool] = False
@@ -82,12 +84,16 @@ class Strategy(ABC):
         """What it needs of the other settings."""
         return (needs_forward(step),) if self.own_forward else ()
 
-    def resolve(self, again: bool, fits: Callable[[Strategy], bool]) -> Strategy:
+    def resolve(
+        self, again: bool, fits: Callable[[Strategy], bool], *, named: bool = False, taught: bool = True
+    ) -> Strategy:
         """The strategy that this one stands for in a run: itself, but for "auto".
 
         Args:
             again: whether the run will see examples more than once.
             fits: whether the other settings are what a strategy needs.
+            named: whether there is a scorer or selector that would do nothing without scores or a memory.
+            taught: whether rows may be chosen by what training teaches of them.
         """
         return self
 

@@ -27,6 +27,7 @@ class Every(FromMemory, Remembering):
     max_age: int | None = whole(None, 1)
 
     way: ClassVar[str] = "every"
+    in_words: ClassVar[str] = "every row that is drawn, at every {steps}-th step"
     step_options: ClassVar[tuple[str, ...]] = ("steps",)
 
     def scored(self, known: Tensor, step: int) -> Tensor:

@@ -25,6 +25,7 @@ class FirstBlocks(Strategy):
     blocks: int = whole(2, 1)
 
     way: ClassVar[str] = "first_blocks"
+    in_words: ClassVar[str] = "every row that is drawn, by the first {blocks} blocks"
     own_forward: ClassVar[bool] = True
     step_options: ClassVar[tuple[str, ...]] = ("blocks",)
 

@@ -31,6 +31,7 @@ class Remembered(FromMemory, Remembering):
     unknown: Literal["guess", "score"] = one_of("guess", "guess", "score")
 
     way: ClassVar[str] = "remembered"
+    in_words: ClassVar[str] = "rows that are not remembered"
     first_pass_differs: ClassVar[bool] = True
     supposed: ClassVar[tuple[str, ...]] = ("age", "known", "visits", "cost")
 

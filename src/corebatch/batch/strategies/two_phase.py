@@ -38,6 +38,7 @@ class TwoPhase(Remembering):
     proxy: Literal["tokens", "norm", "loss"] = one_of("tokens", "tokens", "norm", "loss")
 
     way: ClassVar[str] = "two_phase"
+    in_words: ClassVar[str] = "a part of the rows that are drawn"
     step_options: ClassVar[tuple[str, ...]] = ("share", "proxy")
 
     def __post_init__(self) -> None:

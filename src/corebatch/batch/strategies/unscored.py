@@ -18,6 +18,7 @@ class Unscored(FromMemory):
     over examples, equal sizes stand for that here and everywhere."""
 
     way: ClassVar[str] = "none"
+    in_words: ClassVar[str] = "nothing: rows are drawn {drawn}"
 
     def scored(self, known: Tensor, step: int) -> Tensor:
         return torch.zeros_like(known)

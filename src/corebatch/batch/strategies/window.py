@@ -27,6 +27,7 @@ class Window(Strategy):
     tokens: int = whole(64, 2)
 
     way: ClassVar[str] = "window"
+    in_words: ClassVar[str] = "{tokens} tokens of every row that is drawn"
     own_forward: ClassVar[bool] = True
     step_options: ClassVar[tuple[str, ...]] = ("tokens",)
 

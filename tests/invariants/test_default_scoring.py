@@ -1,0 +1,59 @@
+"""What runs score unless told: nothing, and what they say of it."""
+
+import json
+import logging
+
+import pytest
+
+from corebatch.trainer import CoresetConfig, CoresetTrainer
+from training import run, tiny_model, trainer
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "selection.jsonl").read_text().splitlines()]
+
+
+def told(folder):
+    return json.loads((folder / "corebatch.json").read_text())["scored"]
+
+
+def test_by_default_nothing_is_scored_and_what_is_trained_is_remembered(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        made = run(trainer(tmp_path, max_steps=15))
+    found = lines(tmp_path)
+    assert [(line["examples_scored"], line["tokens_scored"], line["pool_loss"]) for line in found] == [
+        (0, 0, None)
+    ] * 15
+    assert [line["scoring"] for line in found] == ["remembered"] * 15
+    made._run.update_memory()
+    chosen = [json.loads(line)["chosen"] for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
+    assert len(made._run.scoring.memory) == len({row for rows in chosen for row in rows})
+    assert told(tmp_path).startswith("nothing: rows are chosen by what training taught of them")
+    assert caplog.text.count(f"Scored: {told(tmp_path)}") == 1
+
+
+def test_in_a_single_epoch_the_default_draws_by_trained_tokens(tmp_path):
+    made = run(trainer(tmp_path, max_steps=6))
+    assert [(line["scoring"], line["tokens_scored"]) for line in lines(tmp_path)] == [("none", 0)] * 6
+    assert made._run.scoring.memory is None
+    assert told(tmp_path) == "nothing: rows are drawn by the square root of their trained tokens"
+
+
+@pytest.mark.parametrize("settings", [{"selector": "balanced"}, {"scorer": "gradient_norm", "selector": "importance"}])
+def test_what_is_named_is_scored_in_a_single_epoch(tmp_path, settings):
+    run(trainer(tmp_path, coreset=CoresetConfig(**settings), max_steps=2))
+    assert [(line["scoring"], line["examples_scored"]) for line in lines(tmp_path)] == [("full", 16)] * 2
+    assert told(tmp_path) == "every row that is drawn"
+
+
+def test_an_own_loss_teaches_nothing_so_the_default_remembers_nothing(tmp_path):
+    class Own(CoresetTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    plain = trainer(tmp_path, max_steps=15)
+    made = Own(
+        model=tiny_model(), args=plain.args, train_dataset=plain.train_dataset, data_collator=plain._own_collator,
+        coreset=CoresetConfig(),
+    )  # fmt: skip
+    assert (plain._run.scoring.strategy.way, made._run.scoring.strategy.way) == ("remembered", "none")
