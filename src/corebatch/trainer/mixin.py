@@ -31,7 +31,6 @@ from corebatch.scoring import Scores
 from corebatch.trainer import loading, trials
 from corebatch.trainer.checks import check_stream
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.engine import inner_model
 from corebatch.trainer.lifecycle import end_run, set_up, start_over, start_run
 from corebatch.trainer.own_loss import as_the_trainer_wants, check_bases
 from corebatch.trainer.parts import folded, train_parts
@@ -189,7 +188,7 @@ class CoresetMixin(_Base):
                 )
             else:
                 run.step.register(places, weights)
-                loss, outputs = weighted_loss(model, inner_model(self, model), inputs, weights)
+                loss, outputs = weighted_loss(model, run.model(model), inputs, weights)
                 if run.scoring.trained is not None:
                     run.scoring.trained.scale_by(loss)
                 loss = as_the_trainer_wants(self, loss / num_items_in_batch)

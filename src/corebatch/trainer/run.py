@@ -95,6 +95,7 @@ class SelectionRun:
         self.prepared = self.compared = self.in_backward = False
         self.identity: dict[str, Any] | None = None
         self.saving: Saving | None = None
+        self._unwrapped: tuple[Any, Any] = (None, None)
 
     def close(self) -> None:
         """Takes hooks off the model, and lets go of the loader."""
@@ -107,9 +108,12 @@ class SelectionRun:
         """Where the run's files lie."""
         return run_dir(self.trainer)
 
-    def model(self) -> Any:
-        """The model that is trained, without what wraps it."""
-        return inner_model(self.trainer)
+    def model(self, wrapped: Any = None) -> Any:
+        """The model that is trained, or `wrapped`, without what wraps it; a look at every module, so only once."""
+        wrapped = self.trainer.model_wrapped if wrapped is None else wrapped
+        if self._unwrapped[0] is not wrapped:
+            self._unwrapped = (wrapped, inner_model(self.trainer, wrapped))
+        return self._unwrapped[1]
 
     def record(self) -> dict[str, Any]:
         """What `corebatch.json` says of the run: settings, sources, versions, hardware."""
