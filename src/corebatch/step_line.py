@@ -46,7 +46,12 @@ class StepLine:
         pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
         examples_scored: rows that a forward scored. scoring: how the pool was scored in this step.
         pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
-        tokens_scored, tokens_trained: without padding; positions_scored, positions_trained: with it.
+        tokens_scored, tokens_trained: without padding; positions_scored, positions_trained: with it (those scored are
+            estimated by the tokens of all ranks).
+        positions_plain: of the same rows in micro-batches as without regrouping: the loader's own where every row is
+            trained, else of the rows in the order in which they were drawn.
+        largest_micro_batch, largest_plain: positions of the largest of all ranks, and of the largest as without
+            regrouping.
         labels_scored, labels_trained: tokens that count in the loss.
         weight_max, effective_sample_size: of the weights of the chosen rows.
         rows_moved: chosen rows that changed ranks.
@@ -82,6 +87,9 @@ class StepLine:
     effective_sample_size: float | None = None
     positions_scored: int | None = None
     positions_trained: int | None = None
+    positions_plain: int | None = None
+    largest_micro_batch: int | None = None
+    largest_plain: int | None = None
     rows_moved: int | None = None
     token_imbalance: float | None = None
     bytes_sent: Mapping[str, int] = field(default_factory=dict)

@@ -38,7 +38,8 @@ def pool(eligible: Tensor | None = None) -> Pool:
     ids = torch.arange(N) * 3 + 1
     return Pool(
         ids=ids, sources=ids % 2, lengths=TOKENS + 2, tokens=TOKENS, ranks=torch.zeros_like(ids),
-        rows=torch.arange(N), eligible=torch.ones(N, dtype=torch.bool) if eligible is None else eligible,
+        rows=torch.arange(N), batches=torch.zeros_like(ids), widths=TOKENS + 2,
+        eligible=torch.ones(N, dtype=torch.bool) if eligible is None else eligible,
     )  # fmt: skip
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corebatch.batch.layout import Layout
 from corebatch.batch.method import Choice
 from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool
 from corebatch.batch.scoring import Scoring
-from corebatch.distributed.balance import Shares
 from corebatch.distributed.ranks import Ranks
 from corebatch.model.recompute import BlockStates
 from corebatch.scoring import Scores
@@ -23,20 +23,17 @@ def step_line(
     plan: Plan,
     scores: Scores | None,
     choice: Choice,
-    shares: Shares,
+    layout: Layout,
     scoring: Scoring,
     ranks: Ranks,
     *,
     names: Any,
-    positions: int,
     states: BlockStates | None,
 ) -> dict[str, Any]:
     """The fields of `selection.jsonl` that a step knows; the writer adds time, epoch and the trained loss.
 
     Args:
         names: names[s] is the name of source s.
-        positions: padded positions of this rank's micro-batches. Those of all ranks are estimated by the tokens here
-            and there, as are those that were scored.
         states: of which the peak of kept block inputs is told.
     """
     candidates, tokens, selection = plan.candidates, pool.tokens, choice.selection
@@ -47,7 +44,7 @@ def step_line(
         losses = scores.losses.double().cpu()
         pool_loss = float(losses.sum() / tokens[candidates].sum().clamp(min=1))
         chosen_loss = float(losses[selection.indices.cpu()].sum() / tokens[chosen].sum().clamp(min=1))
-    work, mine = scoring.forwards.work, shares.of(ranks.index)
+    work = scoring.forwards.work
     tokens_scored, tokens_trained = scoring.tokens_scored(pool, scored), int(pool.lengths[chosen].sum())
     line: dict[str, Any] = {
         "drawn": per_source(pool.sources[candidates], names),
@@ -67,9 +64,12 @@ def step_line(
         "weight_max": selection.weight_max,
         "effective_sample_size": selection.effective_sample_size,
         "positions_scored": _scaled(work.positions, work.tokens, tokens_scored),
-        "positions_trained": _scaled(positions, int(pool.lengths[chosen[mine]].sum()), tokens_trained),
-        "rows_moved": len(shares.moving),
-        "token_imbalance": round(shares.imbalance, 4),
+        "positions_trained": layout.positions,
+        "positions_plain": layout.positions_plain,
+        "largest_micro_batch": layout.largest,
+        "largest_plain": layout.largest_plain,
+        "rows_moved": len(layout.shares.moving),
+        "token_imbalance": round(layout.shares.imbalance, 4),
         "bytes_sent": ranks.take_sent(),
     }
     if scoring.step.feedback is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from corebatch.distributed.ranks import Ranks
 from corebatch.scoring import Scores
 
-COLUMNS = ("ids", "sources", "lengths", "tokens", "eligible")
+COLUMNS = ("ids", "sources", "lengths", "tokens", "eligible", "batches", "widths")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,9 @@ class Pool:
     """What is known of the pool's rows before any is scored, in the order of their global example ids.
 
     Attributes:
-        ids, sources, lengths, tokens, ranks, rows: LongTensor [N] on the CPU: example id, source, tokens without
-            padding, trained tokens, the rank that holds the row, and its number there.
+        ids, sources, lengths, tokens, ranks, rows, batches, widths: LongTensor [N] on the CPU: example id, source,
+            tokens without padding, trained tokens, the rank that holds the row, its number there and that of the batch
+            in which it was drawn, and the width to which that batch was padded.
         eligible: BoolTensor [N] on the CPU: False for copies that a loader adds to even out ranks; they are scored
             (every rank runs the same forwards) but cannot be chosen.
     """
@@ -34,6 +35,8 @@ class Pool:
     tokens: Tensor
     ranks: Tensor
     rows: Tensor
+    batches: Tensor
+    widths: Tensor
     eligible: Tensor
 
 
@@ -53,7 +56,7 @@ def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[in
     order = torch.sort(integers[:, 4], descending=True, stable=True).indices
     order = order[torch.sort(integers[order, 0], stable=True).indices]
     integers, holders = integers[order], holders[order]
-    ids, sources, lengths, tokens, eligible, rows = integers.unbind(dim=1)
+    ids, sources, lengths, tokens, eligible, batches, widths, rows = integers.unbind(dim=1)
     first = torch.ones(len(ids), dtype=torch.bool)
     first[1:] = (ids[1:] != ids[:-1]) | repeats
     return Pool(
@@ -63,6 +66,8 @@ def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[in
         tokens=tokens,
         ranks=holders,
         rows=rows,
+        batches=batches,
+        widths=widths,
         eligible=first & eligible.bool(),
     )
 

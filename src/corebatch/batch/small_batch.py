@@ -54,12 +54,15 @@ class LocalRows:
     def columns(self) -> dict[str, Tensor]:
         """What travels of each row before scoring."""
         spans = torch.cat([row_spans(batch) for batch in self.batches])
+        sizes = torch.tensor([len(batch[ID]) for batch in self.batches])
         return {
             "ids": torch.cat([batch[ID] for batch in self.batches]),
             "sources": torch.cat([batch[SOURCE] for batch in self.batches]),
             "lengths": spans[:, 1] - spans[:, 0],
             "tokens": torch.cat([trained_tokens(batch["labels"]) for batch in self.batches]),
             "eligible": self.eligible,
+            "batches": torch.arange(len(sizes)).repeat_interleave(sizes),
+            "widths": torch.tensor([b["input_ids"].shape[1] for b in self.batches]).repeat_interleave(sizes),
         }
 
 
@@ -68,7 +71,7 @@ class SmallBatch:
     """What a rank trains.
 
     Attributes:
-        micro_batches: as many as were asked for.
+        micro_batches: as many as were asked for, or where a cap asks for more so many times as many.
         weights: of the chosen rows of all ranks.
         pool_ids, chosen, passed: example ids: of the pool, of what is trained, of what could have been; all ranks'.
         selected: the selector's weights of `chosen`; None: all are one.

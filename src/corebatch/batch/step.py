@@ -22,21 +22,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corebatch.batch.cuts import Cut
 from corebatch.batch.error_tracking import ErrorTracking, Step
+from corebatch.batch.layout import Cutting, Layout
 from corebatch.batch.line import step_line
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.micro_batches import micro_batches
-from corebatch.batch.pieces import by_length, deal, split
 from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool, gather_pool, gather_scores
 from corebatch.batch.scoring import Scoring
 from corebatch.batch.small_batch import Clock, LocalRows, Places, SmallBatch
 from corebatch.batch.weights import LossWeights, loss_weights
-from corebatch.distributed.balance import Shares, share
+from corebatch.distributed.balance import Shares
 from corebatch.distributed.exchange import RowFormat, exchange_rows
 from corebatch.distributed.heartbeat import Presence
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import NonFiniteError
+from corebatch.model.flops import ModelFlops
 from corebatch.model.moments import second_moments
 from corebatch.model.recompute import BlockStates
 from corebatch.model.rows import Padding, put_together, take_rows
@@ -59,12 +61,16 @@ class BatchStep:
         scoring: plans, scores, remembers.
         pool_factor: N / M.
         loss: what is minimised.
-        rows: of a training micro-batch, by which memory is measured.
+        cut: how rows are cut into micro-batches.
+        rows: of a micro-batch as the Trainer is told.
 
     Attributes:
         row_format: of the rows of all ranks, once they agree on it.
         states: keeps the scoring forward's block inputs for training, or None.
         packed, flash: whether micro-batches are rows without padding, and with the arguments of flash attention.
+        flops: of the model, for a cut by them.
+        longest: positions of a row that the model can take, or None.
+        own_denominators: whether each rank's plain loss is a mean over its own tokens, so that rows must not move.
         tracking: measures the gradient's error at every `track_every`-th step; 0 is never.
         device: of the rows.
     """
@@ -78,13 +84,16 @@ class BatchStep:
         *,
         pool_factor: int,
         loss: LossUnit,
+        cut: Cut,
         rows: int,
     ) -> None:
         self.ranks, self.presence, self.method, self.scoring = ranks, presence, method, scoring
-        self.pool_factor, self.loss, self.rows = pool_factor, loss, rows
+        self.pool_factor, self.loss, self.cut, self.rows = pool_factor, loss, cut, rows
         self.row_format: RowFormat | None = None
         self.states: BlockStates | None = None
-        self.packed = self.flash = False
+        self.packed = self.flash = self.own_denominators = False
+        self.flops: ModelFlops | None = None
+        self.longest: int | None = None
         self.tracking: ErrorTracking | None = None
         self.track_every = 0
         self.device = torch.device("cpu")
@@ -119,19 +128,18 @@ class BatchStep:
         selected, chosen = choice.selection.weights, plan.candidates[choice.selection.indices.cpu()]
         if self.states is not None:
             self.states.retain(chosen[pool.ranks[chosen] == ranks.index].tolist())
+        cutting = self.cutting(rows.padding)
+        layout = cutting.lay_out(pool, chosen, asked)
         weights = loss_weights(
             selected, choice.selection.indices, pool.tokens[plan.candidates],
-            loss=self.loss, weighted=self.method.selector.weighted, slots=asked * ranks.count,
+            loss=self.loss, weighted=self.method.selector.weighted, slots=len(chosen) + layout.empty,
         )  # fmt: skip
         error = self._gradient_error(model, rows, pool, plan, chosen, weights, step, clock)
-        shares = self._balance(pool, chosen)
-        made = self._micro_batches(rows, pool, chosen, shares, weights, asked)
+        made = self._micro_batches(rows, pool, chosen, layout, weights, cutting.widths.padding)
         self._pool_tokens, self._pending = pool.tokens, None if scoring.trained is None else (pool, step)
-        positions = sum(batch["input_ids"].numel() for batch in made)
         line = step_line(
-            pool, plan, scores, choice, shares, scoring, ranks,
-            names=self.method.source_names, positions=positions, states=self.states,
-        )  # fmt: skip
+            pool, plan, scores, choice, layout, scoring, ranks, names=self.method.source_names, states=self.states
+        )
         passed = torch.ones(len(pool.ids), dtype=torch.bool)
         passed[chosen] = False
         return SmallBatch(
@@ -221,25 +229,34 @@ class BatchStep:
         clock.end("track")
         return found
 
-    def _balance(self, pool: Pool, chosen: Tensor) -> Shares:
-        """Which rank trains which of the chosen rows. A row whose scoring forward is kept for training is dearer to
-        move than a rank that waits a little."""
-        owners, lengths, sources = (column[chosen].tolist() for column in (pool.ranks, pool.lengths, pool.sources))
-        return share(owners, lengths, sources, self.ranks.count, balance=self.states is None)
+    def cutting(self, padding: Padding) -> Cutting:
+        """How rows become micro-batches, where the collator pads so. A row whose scoring forward is kept for training
+        is dearer to move than a rank that waits a little."""
+        plain_loss = self.loss == "token_mean" and not self.method.selector.weighted
+        return Cutting(
+            cut=self.cut,
+            world=self.ranks.count,
+            rows=self.rows,
+            every_row=self.pool_factor == 1,
+            stays=self.states is not None or (self.own_denominators and plain_loss),
+            padding=padding,
+            longest=self.longest,
+            packed=self.packed,
+            cost=float if self.flops is None else self.flops.row,
+        )
 
     def _micro_batches(
-        self, rows: LocalRows, pool: Pool, chosen: Tensor, shares: Shares, weights: LossWeights, asked: int
+        self, rows: LocalRows, pool: Pool, chosen: Tensor, layout: Layout, weights: LossWeights, padding: Padding
     ) -> list[dict[str, Any]]:
         """This rank's share of the chosen rows as micro-batches, rows that change ranks included."""
-        mine, lengths = shares.of(self.ranks.index), pool.lengths[chosen].tolist()
-        order = by_length(mine, lengths, pool.ids[chosen].tolist())
+        rank, shares = self.ranks.index, layout.shares
         placed = self.states is not None or self.scoring.trained is not None
         made = micro_batches(
-            self._held(rows, pool, chosen, shares, mine),
+            self._held(rows, pool, chosen, shares, shares.of(rank)),
             weights.rows,
-            deal(order, lengths, asked, self.rows) if self.packed else split(order, asked),
-            rows.padding,
-            take_rows(rows.batches, [0])[0],
+            layout.pieces[rank],
+            padding,
+            take_rows(rows.batches, [layout.filler[rank]])[0],
             numbers=chosen.tolist() if placed else None,
             packed=self.packed,
             flash=self.packed and self.flash,

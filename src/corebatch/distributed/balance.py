@@ -14,6 +14,8 @@ import torch
 
 BALANCED = 0.05
 """Ranks whose tokens are within this part of their mean are left as they are: balancing them further moves rows."""
+BALANCED_WORK = 0.005
+"""The same of pieces, which move anyhow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,62 @@ def share(
     if balance:
         plan.swap_pairs()
     return Shares(owners, plan.trained_by, lengths, world)
+
+
+def share_pieces(work: Sequence[tuple[float, ...]], homes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Gives pieces, of which each becomes a micro-batch, to ranks: equal numbers, near-equal work, few rows that move.
+
+    Pieces of like work form a round, in which every rank has one, so that ranks that wait for each other at every
+    micro-batch wait little. Within a round a rank gets the piece of which it holds most; then two ranks swap theirs
+    while that brings their sums nearer to each other, until no sum is further from another than BALANCED_WORK of the
+    mean.
+
+    Args:
+        work: of each of the pieces, a multiple of W, in one or several measures that should all be near-equal; rounds
+            go by the first.
+        homes: how many rows of each piece each rank holds, [pieces][W].
+
+    Returns:
+        The pieces of each rank, ascending.
+    """
+    world, measures = len(homes[0]), range(len(work[0]))
+    order = sorted(range(len(work)), key=lambda number: (-work[number][0], number))
+    rounds = [_at_home(order[start : start + world], homes) for start in range(0, len(order), world)]
+    means = [max(sum(each[m] for each in work) / world, 1e-9) for m in measures]
+    sums = [[sum(work[each[rank]][m] for each in rounds) / means[m] for m in measures] for rank in range(world)]
+    for _ in range(4 * len(work)):
+        ends = [
+            (max((sums[r][m], r) for r in range(world)), min((sums[r][m], r) for r in range(world))) for m in measures
+        ]
+        apart, high, low = max((most - least, a, b) for (most, a), (least, b) in ends)
+        if apart <= BALANCED_WORK:
+            break
+
+        def left(number: int, high: int = high, low: int = low) -> float:
+            gains = (work[rounds[number][high]][m] - work[rounds[number][low]][m] for m in measures)
+            return max(
+                abs(sums[high][m] - sums[low][m] - 2 * gain / means[m]) for m, gain in zip(measures, gains, strict=True)
+            )
+
+        best = min(range(len(rounds)), key=left)
+        if left(best) >= apart:
+            break
+        each = rounds[best]
+        for m in measures:
+            gain = (work[each[high]][m] - work[each[low]][m]) / means[m]
+            sums[high][m], sums[low][m] = sums[high][m] - gain, sums[low][m] + gain
+        each[high], each[low] = each[low], each[high]
+    return [sorted(each[rank] for each in rounds) for rank in range(world)]
+
+
+def _at_home(pieces: Sequence[int], homes: Sequence[Sequence[int]]) -> list[int]:
+    """A piece for each rank, most at home first: of which the rank holds most rows."""
+    given: dict[int, int] = {}
+    ranks = range(len(pieces))
+    for _, rank, number in sorted((-homes[number][rank], rank, number) for number in pieces for rank in ranks):
+        if rank not in given and number not in given.values():
+            given[rank] = number
+    return [given[rank] for rank in ranks]
 
 
 @dataclass(slots=True)

@@ -52,6 +52,10 @@ class ModelFlops:
         """Of a forward and a backward."""
         return 4 * self.weights + 2 * self.trained_weights + 3 * self.attended(context)
 
+    def row(self, tokens: int) -> float:
+        """Of a forward and a backward of one row."""
+        return tokens * self.train(causal_context(tokens, 1))
+
     def step(self, *, scored: int, scored_rows: int, trained: int, trained_rows: int) -> float:
         """Of one step, from its tokens and rows over all ranks.
 

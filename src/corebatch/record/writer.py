@@ -81,11 +81,12 @@ class Recorder(TrainerCallback):
                     raise log_failed(error, folder / RUN) from error
         self._began = time.perf_counter()
 
-    def count_flops(self, model: Any, batch: Mapping[str, Tensor] | None) -> None:
-        """Counts what a token costs; on every rank alike, since a row of the batch is traced."""
+    def count_flops(self, model: Any, batch: Mapping[str, Tensor] | None) -> tuple[ModelFlops | None, str]:
+        """What a token costs, or why it is not known; on every rank alike, since a row of the batch is traced."""
         self._flops, reason = flops_or_reason(model, batch)
         if reason and self._trainer.is_world_process_zero():
             logger.warning("There is no model FLOPs utilisation (mfu) of this model: %s.", reason)
+        return self._flops, reason
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises, on every rank alike and before any weight is moved, NonFiniteError for a loss that is not finite,

@@ -115,7 +115,11 @@ class CoresetConfig:
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
-        make_cut(self.micro_batches, pool_factor=self.pool_factor)
+        if self.cut.multiple > 1 and self.padding_free is True:
+            raise ConfigError(
+                f"coreset.micro_batches.multiple rounds up what rows are padded to. Found {self.cut.multiple} beside "
+                "coreset.padding_free true, where nothing is padded."
+            )
         self._check_every_row()
         if self.leftovers not in get_args(Leftovers):
             raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")

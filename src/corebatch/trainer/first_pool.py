@@ -59,7 +59,12 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
         if scoring.trained is not None:
             scoring.trained.watch(model, untagged(batches[0]))
         why_not = _not_packed(trainer, model, batches)
-        trainer._recorder.count_flops(model, None if sharded(trainer) else untagged(batches[0]))
+        step.flops, reason = trainer._recorder.count_flops(model, None if sharded(trainer) else untagged(batches[0]))
+        if step.cut.by == "flops" and step.flops is None:
+            raise ConfigError(
+                f"coreset.micro_batches flops needs a model whose FLOPs can be counted. Found that {reason}. Use "
+                "positions."
+            )
     except Exception as error:  # of this rank's rows; the others are told before it is raised
         failure = error
     elsewhere = bool(run.ranks.report(failure, int(why_not is not None)).any())
@@ -79,7 +84,9 @@ def is_flash(model: Any) -> bool:
 
 def _tries_packing(trainer: Any, model: Any) -> bool:
     wanted = trainer.coreset.padding_free
-    return wanted is True or (wanted == "auto" and is_flash(model) and not trainer._run.weights.owned)
+    if wanted == "auto":
+        return is_flash(model) and not trainer._run.weights.owned and trainer._run.step.cut.multiple == 1
+    return bool(wanted)
 
 
 def _not_packed(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]]) -> str | None:

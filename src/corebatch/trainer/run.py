@@ -85,6 +85,7 @@ class SelectionRun:
             self.scoring,
             pool_factor=coreset.pool_factor,
             loss=coreset.loss,
+            cut=coreset.cut,
             rows=trainer._train_batch_size,
         )
         self.step.device, self.step.track_every = trainer.args.device, coreset.track_error
@@ -165,6 +166,9 @@ class SelectionRun:
         may = eligible(trainer, batches, self.ranks, self.passes)
         if 0 in counts:
             batches, may, counts = step.filled(batches, may, counts, padding(trainer, []))
+        assert self.limits is not None  # since batches were looked at
+        step.longest = self.limits.longest
+        step.own_denominators = not getattr(trainer.args, "average_tokens_across_devices", False)
         rows = LocalRows(batches=batches, eligible=may, counts=counts, padding=padding(trainer, batches))
         if not self.prepared:
             first_pool.look(trainer, model, batches, rows.padding)

@@ -52,6 +52,8 @@ def pool_of(batches: list[Batch]) -> Pool:
         "lengths": spans[:, 1] - spans[:, 0],
         "tokens": torch.cat([(batch["labels"][:, 1:] != -100).sum(dim=1) for batch in batches]),
         "eligible": torch.ones(len(spans), dtype=torch.bool),
+        "batches": torch.zeros(len(spans), dtype=torch.long),
+        "widths": spans[:, 1] - spans[:, 0],
     }
     return gather_pool(ALONE, columns, [len(columns["ids"])])
 
@@ -335,7 +337,8 @@ def plain_pool(eligible: Tensor | None = None) -> Pool:
     ids = torch.arange(N) * 3 + 1
     return Pool(
         ids=ids, sources=ids % 2, lengths=TOKENS + 2, tokens=TOKENS, ranks=torch.zeros_like(ids),
-        rows=torch.arange(N), eligible=torch.ones(N, dtype=torch.bool) if eligible is None else eligible,
+        rows=torch.arange(N), batches=torch.zeros_like(ids), widths=TOKENS + 2,
+        eligible=torch.ones(N, dtype=torch.bool) if eligible is None else eligible,
     )  # fmt: skip
 
 

@@ -95,6 +95,8 @@ class Population:
             tokens=self.tokens[rows],
             ranks=zeros,
             rows=rows,
+            batches=zeros,
+            widths=self.lengths[rows],
             eligible=torch.ones_like(rows, dtype=torch.bool),
         )
 
