@@ -99,7 +99,7 @@ class Cutting:
         """
         columns = (pool.ranks, pool.lengths, pool.sources, pool.ids)
         owners, lengths, sources, ids = (column[chosen].tolist() for column in columns)
-        if self.every_row:
+        if self.every_row and self.cut.by != "length":
             shares = Shares(owners, owners, lengths, self.world)
         else:
             shares = share(owners, lengths, sources, self.world, balance=not self.stays)
