@@ -36,11 +36,22 @@ def counts(folder):
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_it_learns(tmp_path, lora):
-    made = run(trainer(tmp_path, tiny_model(lora=lora), max_steps=30, learning_rate=2e-2, train_dataset=mixture(32)))
-    found = losses(made)
+    scored = CoresetConfig(scoring={"way": "remembered", "unknown": "score"})
+    settings = {"max_steps": 30, "learning_rate": 2e-2, "train_dataset": mixture(32)}
+    found = losses(run(trainer(tmp_path, tiny_model(lora=lora), scored, **settings)))
     assert len(found) == 30
     assert sum(found[-5:]) < 0.95 * sum(found[:5])
     assert counts(tmp_path) == [(16, 8)] * 30
+
+
+@pytest.mark.parametrize("lora, least", [(True, 0.02), (False, 1.0)], ids=["lora", "full"])
+def test_the_default_learns_without_a_scoring_forward(tmp_path, lora, least):
+    rows = mixture(32)
+    settings = {"max_steps": 30, "learning_rate": 2e-2, "train_dataset": rows, "extra": {"eval_dataset": rows}}
+    made = trainer(tmp_path, tiny_model(lora=lora), **settings)
+    before = made.evaluate()["eval_loss"]
+    assert run(made).evaluate()["eval_loss"] < before - least
+    assert {line["tokens_scored"] for line in lines(tmp_path)} == {0}
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
@@ -179,7 +190,8 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
         "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_steps": 8,
         "learning_rate": 0.5, "lr_scheduler_type": "constant", "extra": held_out(),
     }  # fmt: skip
-    made = run(trainer(tmp_path, tiny_model(lora=False), CoresetConfig(selector="balanced"), **settings))
+    coreset = CoresetConfig(selector="balanced", scoring={"way": "remembered", "unknown": "score"})
+    made = run(trainer(tmp_path, tiny_model(lora=False), coreset, **settings))
     found = {line["step"]: line["eval_loss"] for line in made.state.log_history if "eval_loss" in line}
     best = min(found, key=found.get)
     assert best < 8

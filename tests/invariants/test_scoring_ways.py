@@ -175,7 +175,7 @@ SAME_TRAINING: dict[str, dict[str, Any]] = {
     "reuse": {"scoring": REUSE},
     "reuse in host memory": {"scoring": {**REUSE, "reuse_place": "host"}},
     "reuse of some": {"scoring": {**REUSE, "reuse_gb": 30e-6, "rows": 3}},
-    "padding_free": {"padding_free": True},
+    "padding_free": {"scoring": {"way": "full", "reuse": False}, "padding_free": True},
     "reuse, padding_free": {"scoring": REUSE, "padding_free": True},
 }
 

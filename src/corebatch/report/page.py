@@ -67,15 +67,20 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     memory = [p.peak_memory_mb for p in summary.phases if p.peak_memory_mb is not None]
     mean = summary.phase_seconds / summary.steps if summary.phase_seconds else None
     speed = formats.compact(summary.trained_per_second)
-    training = f"{formats.percent(shares.get('train'))} training"
-    training += f", MFU {formats.share(summary.mfu)}" if summary.mfu is not None else ""
+    training, mfu = formats.percent(shares.get("train")), []
+    if summary.mfu is not None:
+        mfu = [f"MFU {formats.share(summary.mfu)}"]
+    time = (training, "of time for training", ", ".join(mfu))
+    scored = f"{formats.compact(summary.tokens_scored)} scored"
+    if summary.scores:
+        time = (formats.percent(shares.get("score")), "of time for scoring", ", ".join([f"{training} training", *mfu]))
     epochs = f"{summary.epochs:.3g} epochs" if summary.epochs is not None else ""
     return [
         (formats.count(summary.steps), "optimizer steps", epochs),
         (formats.percent(share), "of the pool trained", rows.examples(summary)),
-        (formats.compact(summary.tokens_trained), "tokens trained", f"{formats.compact(summary.tokens_scored)} scored"),
+        (formats.compact(summary.tokens_trained), "tokens trained", scored if summary.scores else "none scored"),
         (formats.duration(mean), "per step", f"{speed} trained tokens/s"),
-        (formats.percent(shares.get("score")), "of time for scoring", training),
+        time,
         (f"{formats.compact(max(memory, default=None))} MB", "peak memory", "highest of all phases"),
     ]
 

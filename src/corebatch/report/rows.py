@@ -49,7 +49,7 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
 
 def _tokens(summary: Summary) -> list[tuple[str, str]]:
     a_second = f"{formats.compact(summary.trained_per_second)} trained"
-    if not summary.chooses:
+    if not summary.scores:
         return [("Tokens", f"{formats.count(summary.tokens_trained)} trained"), ("Tokens per second", a_second)]
     scored = formats.compact(summary.scored_per_second)
     both = _pair(summary.tokens_scored, summary.tokens_trained, "scored")
@@ -98,7 +98,7 @@ def never_chosen(found: Examples) -> str:
 def pace(summary: Summary) -> list[tuple[str, str, str, str, str]]:
     """Tokens scored and trained: how many, a second of all phases, a second of their own phase, and padding."""
     s = summary
-    scored = s.tokens_scored if s.chooses else None
+    scored = s.tokens_scored if s.scores else None
     known = (
         ("scored", scored, s.scored_per_second, s.scored_per_second_in_phase, s.padding_scored),
         ("trained", s.tokens_trained, s.trained_per_second, s.trained_per_second_in_phase, s.padding_trained),
@@ -158,6 +158,9 @@ def _pair(first: int | None, trained: int | None, verb: str) -> str:
     return f"{formats.count(first)} {verb}, {formats.count(trained)} trained"
 
 
+UNSCORED = "nothing: rows are drawn"
+"""How what is scored begins in words, where neither scorer nor selector plays a part."""
+
 OTHER = "other sources"
 
 
@@ -211,9 +214,12 @@ def accuracy(value: Accuracy | None) -> tuple[str, str, str]:
 
 
 def method(summary: Summary) -> str:
-    """Selector and scorer: balanced on last_layer, error feedback 0.99; 'unknown' without settings."""
+    """Selector and scorer: balanced on last_layer, error feedback 0.99; 'unknown' without settings. Where rows have no
+    features, how they are drawn."""
     if not summary.chooses:
         return f"none: every row is trained, in micro-batches by {clean(summary.cut)}"
+    if summary.scored is not None and summary.scored.startswith(UNSCORED):
+        return clean(summary.scored.removeprefix("nothing: "))
     selector, scorer = (summary.coreset.get(key) for key in ("selector", "scorer"))
     if selector is None:
         return "unknown"
@@ -262,7 +268,8 @@ def _cost(summary: Summary) -> str:
     if summary.phase_seconds is None:
         return ""
     mean = duration(summary.phase_seconds / summary.steps)
-    parts = [f"{word} {percent(shares[key])}" for key, word in _COSTS if shares.get(key)]
+    costs = _COSTS if summary.scores else _COSTS[1:]
+    parts = [f"{word} {percent(shares[key])}" for key, word in costs if shares.get(key)]
     return f"A step took {mean} on average" + (f": {', '.join(parts)} of it." if parts else ".")
 
 

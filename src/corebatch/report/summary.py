@@ -88,7 +88,7 @@ class Summary:
             (FLOP/s), and peak_how it is known.
         reuse_mb: the most that scoring kept for training in a step. bytes_sent: between ranks, over
             all steps, by what for. rows_moved: over all steps. token_imbalance: mean.
-        scoring: number of steps by the way in which the pool was scored.
+        scored: what is scored, in words. scoring: number of steps by the way in which the pool was scored.
         phase_seconds: time in all phases. wall_seconds: wall-clock time, evaluation and saving included.
         sources: by falling number drawn.
         loss_window: how many steps a tenth is.
@@ -128,6 +128,7 @@ class Summary:
     bytes_sent: dict[str, int]
     rows_moved: int | None
     token_imbalance: float | None
+    scored: str | None
     scoring: Mapping[str, int]
     phase_seconds: float | None
     wall_seconds: float | None
@@ -152,6 +153,11 @@ class Summary:
     def chooses(self) -> bool:
         """Whether steps chose rows; with pool_factor 1 every row is trained."""
         return self.coreset.get("pool_factor") != 1
+
+    @property
+    def scores(self) -> bool:
+        """Whether rows were scored, as far as is known."""
+        return self.chooses and self.tokens_scored != 0
 
     @property
     def cut(self) -> str:

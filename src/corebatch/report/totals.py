@@ -55,6 +55,7 @@ def summarise(run: RunRecord) -> Summary:
         bytes_sent=dict(sum((Counter(s.bytes_sent) for s in steps), Counter())),
         rows_moved=_total(s.rows_moved for s in steps),
         token_imbalance=_mean([s.token_imbalance for s in steps if s.token_imbalance is not None]),
+        scored=_text(run.info.get("scored")),
         scoring=dict(Counter(s.scoring for s in steps if s.scoring is not None)),
         phase_seconds=seconds or None,
         wall_seconds=_wall_seconds(steps),

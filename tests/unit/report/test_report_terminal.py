@@ -11,7 +11,7 @@ from report_runs import EVALUATION, INFO, PEAK, STEPS_TODAY, long_run, write_run
 from rich.cells import cell_len
 from rich.console import Console
 
-from corebatch.report import print_summary, read_run, summarise
+from corebatch.report import print_summary, read_run, summarise, write_report
 
 
 def printed(folder: Path, width: int = 80, **options: Any) -> str:
@@ -72,3 +72,28 @@ def test_names_are_neither_markup_nor_escape_codes(tmp_path: Path) -> None:
 
 def test_notes_are_told(tmp_path: Path) -> None:
     assert "Note: corebatch.json is missing" in printed(write_run(tmp_path, corebatch=None))
+
+
+UNSCORED = "nothing: rows are drawn by the square root of their trained tokens"
+
+
+@pytest.mark.parametrize(
+    "scored, selection",
+    [
+        (UNSCORED, UNSCORED.removeprefix("nothing: ")),
+        ("nothing: rows are chosen by what training taught of them", "balanced on last_layer"),
+        ("nothing: label_counts is known without a forward", "balanced on last_layer"),
+    ],
+)
+def test_a_run_that_scores_nothing_does_not_speak_of_scoring(tmp_path: Path, scored: str, selection: str) -> None:
+    steps = [{**step, "tokens_scored": 0, "scoring": "none", "reuse_mb": None} for step in STEPS_TODAY]
+    folder = write_run(tmp_path, steps, corebatch={**INFO, "scored": scored})
+    text = printed(folder, 120)
+    assert "scoring" not in text
+    assert row(text, "Selection ")[1:] == selection.split()
+    assert row(text, "Tokens  ") == ["Tokens", "1,000", "trained"]
+    assert row(text, "Pool scored") == ["Pool", "scored", "none", "(2", "steps)"]
+    page = write_report(folder).read_text()
+    assert "none scored" in page
+    assert "of time for training" in page
+    assert scored in page
