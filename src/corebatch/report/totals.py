@@ -17,7 +17,6 @@ from corebatch.step_line import Distance, StepLine
 def summarise(run: RunRecord) -> Summary:
     """Add up a run. All means over steps are plain means, each step counting once."""
     steps = run.steps
-    phases = _phases(steps)
     seconds = sum(sum(step.ms.values()) for step in steps) / 1000
     spent = {name: sum(step.ms.get(name, 0.0) for step in steps) / 1000 for name in ("score", "train")}
     scored, trained = _total(s.tokens_scored for s in steps), _total(s.tokens_trained for s in steps)
@@ -59,7 +58,7 @@ def summarise(run: RunRecord) -> Summary:
         scoring=dict(Counter(s.scoring for s in steps if s.scoring is not None)),
         phase_seconds=seconds or None,
         wall_seconds=_wall_seconds(steps),
-        phases=phases,
+        phases=_phases(steps),
         sources=_sources(run),
         loss_window=window,
         pool_loss=_ends([s.pool_loss for s in steps], window),
