@@ -3,7 +3,7 @@ the loop's has further ones with it, which are trained before it, and whose loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +67,11 @@ def folded(made: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
         return list(made)
     parts = [made[first : first + each] for first in range(0, len(made), each)]
     return [{**last, FURTHER: Further(rest)} for *rest, last in parts]
+
+
+def unfolded(batches: Iterable[Any]) -> list[Any]:
+    """Every micro-batch that is trained, of those that the Trainer's loop gets."""
+    return [part for batch in batches for part in (*(batch[FURTHER].batches if FURTHER in batch else ()), batch)]
 
 
 def train_parts(trainer: Any, model: Any, inputs: Any, train: Callable[[Any], Tensor]) -> Tensor:

@@ -161,6 +161,21 @@ def test_summaries_take_ratios_within_a_round(settings):
     assert full["padding"] == 0.5
 
 
+def test_micro_batches_in_parts_are_counted_whole(settings, model_folder):
+    few = replace(settings, ratios=[2], steps=1)
+    model, rows = build_model(str(model_folder)), step_arm.Rows([Shape(8, 4), Shape(30, 4)], 3 * LARGE, 64, 0)
+    found = [
+        step_arm.run_arm(
+            StepArm(kind=SORTED, name=str(most), coreset=coreset), model, rows, few, number=0, memory=False
+        )
+        for most in (None, 32)
+        for coreset in [CoresetConfig(pool_factor=1, micro_batches={"by": "positions", "most": most})]
+    ]
+    whole, parts = found
+    assert (parts.tokens, parts.labels) == (whole.tokens, whole.labels)
+    assert parts.largest <= 32 < whole.largest
+
+
 def test_one_micro_batch_has_nothing_to_sort(settings):
     made = step_plan.plan(replace(settings, ratios=[4, 8]))
     assert [arm.ratio for arm in made.arms if arm.kind == SORTED] == [1, 4]
@@ -315,8 +330,8 @@ def test_targets_say_what_was_reached(lines):
     others = [{**line, "checkpointing": False, "speedup": 9}, {**line, "tokens_scored": 0, "speedup": 9}]
     rows = step_report.target_rows([line, faster, *others])
     assert rows[0]["target"].startswith("LoRA, 64 of 128")
-    assert rows[0]["full (the default)"].startswith("1.50 (")
-    assert rows[0]["full (the default)"].endswith("x, reached")
+    assert rows[0]["full"].startswith("1.50 (")
+    assert rows[0]["full"].endswith("x, reached")
     assert rows[0]["fastest arm that scores"].endswith("x, reached, mine")
     assert step_report.target_rows([{**line, "speedup": 1.4}])[0]["fastest arm that scores"].endswith(
         "not reached, full"

@@ -8,7 +8,7 @@ import pytest
 from corebatch.cli.main import main
 
 WORDS = ["--large", 8, "--micro-batch", 2, "--ratios", "2", "--max-length", 32, "--steps", 1, "--rounds", 1]
-OTHERS = ("first 2 blocks", "window 32", "every 4", "two phase", "remembered", "full, no reuse")
+OTHERS = ("default", "first 2 blocks", "window 32", "every 4", "two phase", "remembered", "full, no reuse")
 ALONE = [f"{name}=null" for name in OTHERS]
 
 

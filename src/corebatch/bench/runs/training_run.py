@@ -22,6 +22,7 @@ from corebatch.record.step_log import LOG
 from corebatch.report.reading import read_steps
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
+from corebatch.trainer.parts import unfolded
 
 ORDER_EVERY = 64
 """After how many drawn examples the running hash of their order is kept."""
@@ -71,7 +72,7 @@ class _CountingTrainer(CoresetTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
-        for batch in batches:
+        for batch in unfolded(batches):
             weights = batch.get("loss_weights")
             tokens = row_tokens(batch)
             if weights is not None and weights.ndim == 1:  # a row of weight 0 fills an empty place

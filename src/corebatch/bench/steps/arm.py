@@ -35,6 +35,7 @@ from corebatch.record.step_log import LOG
 from corebatch.report.reading import read_steps
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
+from corebatch.trainer.parts import unfolded
 from corebatch.types import IGNORED
 
 
@@ -112,9 +113,10 @@ class _Counted(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, *args)
         if batches:
-            masks = [batch["attention_mask"].sum() for batch in batches]
-            labels = [trained_tokens(batch["labels"]).sum() for batch in batches]
-            cells = [batch["input_ids"].numel() for batch in batches]
+            parts = unfolded(batches)
+            masks = [part["attention_mask"].sum() for part in parts]
+            labels = [trained_tokens(part["labels"]).sum() for part in parts]
+            cells = [part["input_ids"].numel() for part in parts]
             self.counts.append([torch.stack(masks).sum(), torch.stack(labels).sum(), sum(cells), max(cells)])
         return batches, items
 

@@ -19,9 +19,10 @@ from corebatch.trainer import CoresetConfig
 from corebatch.types import IGNORED
 
 ACCUMULATION, SORTED, SMALL, COREBATCH = "accumulation", "plain_sorted", "small batch", "corebatch"
-RECOMMENDED = "full"
+SCORED = "full"
 ARMS: dict[str, dict[str, Any]] = {
-    RECOMMENDED: {"scoring": "full"},
+    "default": {},
+    SCORED: {"scoring": "full"},
     "full, no reuse": {"scoring": {"way": "full", "reuse": False}},
     "last_layer 3 blocks": {"scorer_options": {"num_blocks": 3}, "scoring": "full"},
     "first 2 blocks": {"scoring": {"way": "first_blocks", "blocks": 2}},
