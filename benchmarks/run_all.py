@@ -61,6 +61,8 @@ def main() -> None:
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
         # These two, as windows.py, write their tables into docs/methods/selectors.md.
         commands += [[python, HERE / f"{name}.py", "--output", args.output / f"{name}.jsonl"] for name in WRITTEN]
+    by_length = [python, HERE / "micro_batches.py", "--model", model, "--data", data]
+    commands.append([*by_length, "--output", args.output / "micro_batches", *(["--quick"] if quick else [])])
     ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
     commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])
     for command in commands:
