@@ -57,6 +57,18 @@ def test_any_cut_trains_the_same(tmp_path, lora, packed):
                 assert other["positions_trained"] == other["tokens_trained"]
 
 
+@pytest.mark.parametrize("selector", ["random", "importance"])
+def test_a_loss_that_is_a_mean_over_each_micro_batch(tmp_path, selector):
+    """Its rows have weights, or it would count which rows meet."""
+    found = []
+    for cut in ("plain", "positions"):
+        coreset = CoresetConfig(scorer="tokens", selector=selector, micro_batches=cut)
+        made = trainer(tmp_path / cut, tiny_model(dtype=torch.float64), coreset, optim="sgd")
+        made.model_accepts_loss_kwargs = False
+        found.append(weights(run(made)))
+    assert largest_difference(*found) < 1e-12
+
+
 def test_one_micro_batch_a_step(tmp_path):
     """With nothing to regroup every cut is the plain one."""
     settings = {"lora": False, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 6}

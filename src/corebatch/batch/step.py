@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class BatchStep:
         packed, flash: whether micro-batches are rows without padding, and with the arguments of flash attention.
         flops: of the model, for a cut by them.
         longest: positions of a row that the model can take, or None.
-        own_denominators: whether each rank's plain loss is a mean over its own tokens, so that rows must not move.
+        mean_over: whose tokens the Trainer's own loss is a mean of (ranks keep their rows; rows have weights).
         tracking: measures the gradient's error at every `track_every`-th step; 0 is never.
         device: of the rows.
     """
@@ -91,12 +91,12 @@ class BatchStep:
         self.pool_factor, self.loss, self.cut, self.rows = pool_factor, loss, cut, rows
         self.row_format: RowFormat | None = None
         self.states: BlockStates | None = None
-        self.packed = self.flash = self.own_denominators = False
+        self.packed = self.flash = False
+        self.mean_over: Literal["step", "rank", "micro_batch"] = "step"
         self.flops: ModelFlops | None = None
         self.longest: int | None = None
         self.tracking: ErrorTracking | None = None
-        self.track_every = 0
-        self.device = torch.device("cpu")
+        self.track_every, self.device = 0, torch.device("cpu")
         self._pending: tuple[Pool, int] | None = None
         self._pool_tokens = torch.zeros(0, dtype=torch.long)
         self._told: str | None = None
@@ -133,6 +133,7 @@ class BatchStep:
         weights = loss_weights(
             selected, choice.selection.indices, pool.tokens[plan.candidates],
             loss=self.loss, weighted=self.method.selector.weighted, slots=len(chosen) + layout.empty,
+            groups=self.mean_over == "micro_batch",
         )  # fmt: skip
         error = self._gradient_error(model, rows, pool, plan, chosen, weights, step, clock)
         made = self._micro_batches(rows, pool, chosen, layout, weights, cutting.widths.padding)
@@ -140,8 +141,7 @@ class BatchStep:
         line = step_line(
             pool, plan, scores, choice, layout, scoring, ranks, names=self.method.source_names, states=self.states
         )
-        passed = torch.ones(len(pool.ids), dtype=torch.bool)
-        passed[chosen] = False
+        passed = torch.ones(len(pool.ids), dtype=torch.bool).index_fill(0, chosen, False)
         return SmallBatch(
             micro_batches=made,
             weights=weights,
@@ -238,7 +238,7 @@ class BatchStep:
             world=self.ranks.count,
             rows=self.rows,
             every_row=self.pool_factor == 1,
-            stays=self.states is not None or (self.own_denominators and plain_loss),
+            stays=self.states is not None or (self.mean_over == "rank" and plain_loss),
             padding=padding,
             longest=self.longest,
             packed=self.packed,

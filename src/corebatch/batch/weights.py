@@ -52,7 +52,14 @@ def part_scale(large: int, small: int, of_part: int, chosen_of_part: int) -> flo
 
 
 def loss_weights(
-    selected: Tensor, chosen: Tensor, tokens: Tensor, *, loss: LossUnit, weighted: bool, slots: int
+    selected: Tensor,
+    chosen: Tensor,
+    tokens: Tensor,
+    *,
+    loss: LossUnit,
+    weighted: bool,
+    slots: int,
+    groups: bool = False,
 ) -> LossWeights:
     """The weights of one step.
 
@@ -62,7 +69,8 @@ def loss_weights(
         tokens: LongTensor [N], trained tokens of the candidates.
         loss: what is minimised.
         weighted: whether the selector's weights are more than ones.
-        slots: micro-batches of all ranks; with fewer rows some have none, which a weight of 0 stands for.
+        slots: places in the micro-batches of all ranks; with fewer rows some are left, for which a weight of 0 stands.
+        groups: whether the plain loss is a mean over each micro-batch, so that it matters which rows meet.
     """
     tokens = tokens.to(selected.device)
     trained = tokens[chosen.to(selected.device)]
@@ -70,7 +78,7 @@ def loss_weights(
     if loss == "example_mean":
         return LossWeights(selected / trained.clamp(min=1), torch.tensor(float(small), device=selected.device))
     if not weighted:
-        if small >= slots:
+        if small >= slots and not groups:
             return LossWeights()
         return LossWeights(selected, trained.sum().clamp(min=1).float())
     return LossWeights(selected, tokens.sum().clamp(min=1).double().mul(small / large).to(torch.float32))

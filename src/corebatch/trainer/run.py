@@ -168,7 +168,10 @@ class SelectionRun:
             batches, may, counts = step.filled(batches, may, counts, padding(trainer, []))
         assert self.limits is not None  # since batches were looked at
         step.longest = self.limits.longest
-        step.own_denominators = not getattr(trainer.args, "average_tokens_across_devices", False)
+        if not trainer.model_accepts_loss_kwargs:
+            step.mean_over = "micro_batch"
+        elif not getattr(trainer.args, "average_tokens_across_devices", False):
+            step.mean_over = "rank"
         rows = LocalRows(batches=batches, eligible=may, counts=counts, padding=padding(trainer, batches))
         if not self.prepared:
             first_pool.look(trainer, model, batches, rows.padding)

@@ -106,6 +106,8 @@ def test_the_plain_loss_is_left_alone_where_it_is_right(rows):
     few = loss_weights(ones, chosen, tokens, loss="token_mean", weighted=False, slots=M + 1)
     assert few.rows is ones
     assert float(few.denominator) == float(tokens[:M].sum())
+    grouped = loss_weights(ones, chosen, tokens, loss="token_mean", weighted=False, slots=M, groups=True)
+    assert grouped.rows is ones
     by_example = loss_weights(ones, chosen, tokens, loss="example_mean", weighted=False, slots=M)
     assert by_example.rows.tolist() == pytest.approx((1 / tokens[:M]).tolist())
     assert float(by_example.denominator) == M
