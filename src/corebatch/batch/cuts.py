@@ -26,7 +26,8 @@ class Cut:
             equal numbers of rows. "positions": sorted by length, about equal padded positions, none above the largest
             plain micro-batch's. "flops": as "positions", with FLOPs in their place, which grow with the square of long
             rows' lengths.
-        most: padded positions of a micro-batch, at most; None: those of the largest plain one.
+        most: padded positions of a micro-batch, at most; None: those of the largest plain one. Where rows do not fit,
+            each micro-batch is trained in parts.
         multiple: widths are rounded up to a multiple of this, so that a compiled model meets few shapes.
     """
 

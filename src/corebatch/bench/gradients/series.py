@@ -172,6 +172,6 @@ def _told(lengths: Tensor, pool: Tensor, chosen: Chosen, micro_batch: int) -> tu
 
 def positions(lengths: Tensor, rows: int) -> int:
     """Padded positions of examples of so many tokens, sorted by length and cut into micro-batches of about so many
-    rows, as a step does it."""
+    rows, all alike."""
     order = lengths.sort(descending=True).values.tolist()
     return sum(len(part) * part[0] for part in split(order, -(-len(order) // rows)))
