@@ -58,7 +58,7 @@ _LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """The demo's run: `steps` optimizer steps that score `train_batch_size * pool_factor` examples each.
+    """The demo's run: `steps` optimizer steps that draw `train_batch_size * pool_factor` examples each.
 
     Lengths are in tokens of SmolLM2. One epoch of the mixture is at least what the steps draw. Measured on two CPU
     cores with a random half of each pool in place of a chosen one, one seed: 2.4 s a step, 2.7 GB at the peak, exact

@@ -65,8 +65,8 @@ def parse_method(given: str | Mapping[str, Any]) -> Method:
     Args:
         given: "scorer(option=value, ...) x selector(option=value, ...) @ way(option=value, ...)", without "@" the way
             is full; or {name, coreset: {...}} with any block that a config file may have (`recipe` too), as text
-            "name={...}". The block's `scoring` is a way with the options that may stand after "@"; "auto" is full.
-            `pool_factor`, `seed` and `padding_free` play no part.
+            "name={...}". The block's `scoring` is a way with the options that may stand after "@"; "auto" is full,
+            since no run around it would teach any features. `pool_factor`, `seed` and `padding_free` play no part.
 
     Raises:
         ConfigError: another form, an unknown name or option, or a combination that a trainer refuses.
