@@ -121,7 +121,8 @@ def test_no_value_projection(tmp_path):
         MambaConfig(vocab_size=48, hidden_size=16, state_size=4, num_hidden_layers=2, pad_token_id=0, use_mambapy=False)
     )
     with pytest.raises(UnsupportedModelError, match="No value projection"):
-        run(trainer(tmp_path, model))
+        run(trainer(tmp_path / "scored", model, CoresetConfig(scoring="full")))
+    assert run(trainer(tmp_path / "default", model)).state.global_step == 6  # in a single pass it looks at none
 
 
 def test_a_sampler_that_ignores_the_batch_size(tmp_path, monkeypatch):
