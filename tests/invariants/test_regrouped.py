@@ -312,6 +312,20 @@ def test_a_compute_loss_of_one_s_own_goes_through_ours(tmp_path):
     assert distance(plain, run(own)) < 1e-12
 
 
+class Mean(CoresetTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return model(**inputs).loss
+
+
+def test_a_compute_loss_that_takes_no_weights_is_refused(tmp_path):
+    made = trainer(tmp_path, plain=True)
+    made = Mean(
+        model=made.model, args=made.args, train_dataset=mixture(), data_collator=Collator(), coreset=regrouped()
+    )
+    with pytest.raises(LossMismatchError, match=r"Mean.compute_loss.*it does not take them.*micro_batches plain"):
+        run(made)
+
+
 class InParts(CoresetTrainer):
     def training_step(self, model, inputs, *args, **kwargs):
         return super().training_step(model, inputs, *args, **kwargs)
