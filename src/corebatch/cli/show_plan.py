@@ -12,20 +12,46 @@ from rich.console import Console
 from corebatch.batch.scoring import scored_rows
 from corebatch.config.building import skeleton
 from corebatch.config.settings import Settings
+from corebatch.launch.cuts import STEPS, saved
+from corebatch.mixture import row_lengths
 from corebatch.model.footprint import predict
+from corebatch.model.model_flops import model_flops
 from corebatch.rendering.sheet import table
 from corebatch.sources import small_candidates
 from corebatch.trainer import CoresetConfig
 
 
-def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], console: Console) -> None:
-    """Steps and memory. `counts`: source -> its `rows` and `lengths`."""
+def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], dataset: Any, console: Console) -> None:
+    """Steps, micro-batches and memory. `counts`: source -> its `rows` and `lengths`; `dataset`: the mixture's rows, or
+    some of them."""
     console.print()
     console.print(table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()})))
+    if rows := _micro_batches(settings, args, dataset):
+        console.print()
+        title = f"Micro-batches of {STEPS} steps whose rows are drawn at random"
+        console.print(table(title, rows))
     console.print()
     longest = max((one.lengths["max"] for one in counts.values() if one.lengths), default=0)
     rows = _memory(settings, args, int(longest))
     console.print(table("Predicted memory of a process, counted on a model without weights", rows))
+
+
+def _micro_batches(settings: Settings, args: Any, dataset: Any) -> list[dict[str, Any]]:
+    """What the cut saves; nothing where rows stay as the loader makes them, or where it groups them by length itself."""
+    coreset, sampler = settings.coreset, getattr(args, "train_sampling_strategy", "random")
+    if coreset.cut.by == "plain" or sampler != "random" or getattr(args, "group_by_length", False) or not len(dataset):
+        return []
+    flops = model_flops(skeleton(settings)) if coreset.cut.by == "flops" else None
+    found = saved(coreset, row_lengths(dataset), args, float if flops is None else flops.row)
+    by = f"cut by {coreset.cut.by}"
+    rows = [
+        {"what": "positions a token, as they are drawn", "value": found.positions_plain / found.tokens},
+        {"what": f"positions a token, {by}", "value": found.positions / found.tokens},
+        {"what": "largest, as they are drawn, positions", "value": found.largest_plain},
+        {"what": f"largest, {by}, positions", "value": found.largest},
+    ]
+    parts = {"what": "parts in which one is trained, at most", "value": found.parts}
+    return [*rows, parts] if found.parts > 1 else rows
 
 
 def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]:

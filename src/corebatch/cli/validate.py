@@ -57,7 +57,7 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
             tell_mixture(mixture, tokenizer, console)
             tell_unused(mixture, console)
             show_data(settings, tokenizer, mixture.dataset, held_out, console, rows)
-            show_plan(settings, args, mixture.counts, console)
+            show_plan(settings, args, mixture.counts, mixture.dataset, console)
 
         run = prepare(dataclasses.replace(settings, training=training), console, look)
         loss = make_first_step(run, output_dir, resume)
@@ -88,4 +88,4 @@ def _look(settings: Settings, console: Console, rows: int) -> None:
                 "yellow",
             )
     show_data(settings, tokenizer, seen.sample, held_out, console, rows)
-    show_plan(settings, args, seen.sources, console)
+    show_plan(settings, args, seen.sources, seen.sample, console)

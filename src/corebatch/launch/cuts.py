@@ -3,11 +3,22 @@ before training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from corebatch.batch.layout import Cutting
+from corebatch.batch.pool import Pool
 from corebatch.errors import ConfigError
 from corebatch.mixture import row_lengths
+from corebatch.model.rows import Padding
+from corebatch.seeds import seeded
 from corebatch.trainer import CoresetConfig
+
+STEPS = 64
+"""Steps that are drawn to see what a cut saves."""
 
 
 def check_cap(coreset: CoresetConfig, dataset: Any) -> None:
@@ -29,3 +40,66 @@ def check_cap(coreset: CoresetConfig, dataset: Any) -> None:
             f"{number:,} of the mixture ({dataset[number]['source']}) with {longest:,} tokens{rounded}. Raise it, or "
             "cut rows off (max_length)."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Micro-batches of steps that were drawn at random: as without regrouping, and as they are cut.
+
+    Attributes:
+        steps: how many were drawn.
+        tokens: in all.
+        positions, positions_plain: in all, padding included.
+        largest, largest_plain: positions of the largest micro-batch.
+        parts: in how many parts a micro-batch of the Trainer's loop is trained, at most.
+    """
+
+    steps: int
+    tokens: int
+    positions: int
+    positions_plain: int
+    largest: int
+    largest_plain: int
+    parts: int
+
+
+def saved(coreset: CoresetConfig, lengths: Sequence[int], args: Any, cost: Callable[[int], float] = float) -> Saved:
+    """What a cut makes of a mixture, by steps of rows drawn at random, as a loader and an unbiased choice draw them.
+
+    Args:
+        lengths: tokens of every row.
+        args: the TrainingArguments: rows of a micro-batch, micro-batches of a step, ranks.
+        cost: FLOPs of a row of such a width, for a cut by them.
+    """
+    rows, asked, world = args.per_device_train_batch_size, args.gradient_accumulation_steps, max(args.world_size, 1)
+    packed = coreset.padding_free is True
+    cutting = Cutting(
+        cut=coreset.cut, world=world, rows=rows, every_row=coreset.pool_factor == 1, stays=False,
+        padding=Padding(token=0), packed=packed, cost=cost,
+    )  # fmt: skip
+    known, place = torch.as_tensor(lengths).long(), torch.arange(rows * asked * world)
+    on_rank = place % (rows * asked)
+    layouts, tokens = [], 0
+    for step in range(STEPS):
+        generator = seeded(coreset.seed, step, "cuts")
+        # Of very many rows hardly one comes twice.
+        whole = len(known) <= 2**20
+        order = torch.randperm(len(known), generator=generator) if whole else None
+        ids = torch.randint(len(known), place.shape, generator=generator) if order is None else order[place % len(known)]
+        drawn = known[ids]
+        widths = drawn.view(-1, rows).amax(dim=1).repeat_interleave(rows)
+        pool = Pool(
+            ids=ids, sources=torch.zeros_like(ids), lengths=drawn, tokens=drawn, ranks=place // (rows * asked),
+            rows=on_rank, batches=on_rank // rows, widths=widths, eligible=torch.ones_like(ids, dtype=torch.bool),
+        )  # fmt: skip
+        layouts.append(cutting.lay_out(pool, place, asked))
+        tokens += int(drawn.sum())
+    return Saved(
+        steps=STEPS,
+        tokens=tokens,
+        positions=sum(each.positions for each in layouts),
+        positions_plain=sum(each.positions_plain for each in layouts),
+        largest=max(each.largest for each in layouts),
+        largest_plain=max(each.largest_plain for each in layouts),
+        parts=max(len(each.pieces[0]) for each in layouts) // asked,
+    )

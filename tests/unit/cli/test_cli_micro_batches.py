@@ -90,3 +90,25 @@ def test_a_cut_that_is_none(corebatch, config, cut, message):
     code, _, error = corebatch("validate", config, "--coreset.micro_batches", cut)
     assert code == 2
     assert message in " ".join(error.split())
+
+
+def figures(out):
+    names = ("positions a token, as they are drawn", "positions a token, cut by positions")
+    names += ("largest, as they are drawn, positions", "largest, cut by positions, positions")
+    return [float(re.search(rf"{name}\W+([\d,.]+)", out)[1].replace(",", "")) for name in names]
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_validate_says_what_the_cut_saves(corebatch, config, factor):
+    words = ("--coreset.pool_factor", factor, "--coreset.micro_batches", "positions", "--fast")
+    code, out, err = corebatch("validate", config, *words)
+    assert code == 0, err
+    drawn, cut, largest_drawn, largest_cut = figures(out)
+    assert 1 <= cut < drawn
+    assert largest_cut <= largest_drawn
+    assert "parts in which one is trained" not in out
+    code, out, err = corebatch("validate", config, *words[:2], "--coreset.micro_batches", "{most: 20}", "--fast")
+    assert figures(out)[3] <= 20 < largest_drawn
+    assert re.search(r"parts in which one is trained, at most\W+[2-4]", out)
+    code, out, err = corebatch("validate", config, *words[:2], "--coreset.micro_batches", "plain", "--fast")
+    assert "positions a token" not in out
