@@ -94,14 +94,16 @@ UPDATES = {  # transformers' own loss is in float32; gpt2 has no angles in it
     # 35 rows: the plain Trainer trains the rows by which its loader evens out two ranks, and so do we
     "uneven": {"kind": "gpt2", "rows": 35, "num_train_epochs": 2, "max_steps": -1},
     "lora": {"kind": "gpt2", "lora": True},
+    "own_denominators": {"kind": "gpt2", "average_tokens_across_devices": False},
 }
+CUTS = {"plain": None, "length": "length", "positions": "positions", "parts": {"by": "positions", "most": 20}}
 EVERY_ROW = {
     f"{name}_{by}": (
-        None if by == "plain" else CoresetConfig(pool_factor=1, micro_batches=by),
+        None if cut is None else CoresetConfig(pool_factor=1, micro_batches=cut),
         {"lora": False, "optim": "sgd", "learning_rate": 2e-2, **settings},
     )
     for name, settings in UPDATES.items()
-    for by in ("plain", "length", "positions")
+    for by, cut in CUTS.items()
 }
 ALL = METHODS | SELECTED | SINGLE | STREAMS | EVERY_ROW
 FSDP2 = (

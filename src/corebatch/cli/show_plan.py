@@ -37,7 +37,7 @@ def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], dataset:
 
 
 def _micro_batches(settings: Settings, args: Any, dataset: Any) -> list[dict[str, Any]]:
-    """What the cut saves; nothing where rows stay as the loader makes them, or where it groups them by length itself."""
+    """What the cut saves; nothing where rows stay as they are drawn, or are drawn by length."""
     coreset, sampler = settings.coreset, getattr(args, "train_sampling_strategy", "random")
     if coreset.cut.by == "plain" or sampler != "random" or getattr(args, "group_by_length", False) or not len(dataset):
         return []

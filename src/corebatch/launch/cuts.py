@@ -3,11 +3,13 @@ before training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from corebatch.batch.layout import Cutting
 from corebatch.batch.pool import Pool
@@ -63,7 +65,7 @@ class Saved:
     parts: int
 
 
-def saved(coreset: CoresetConfig, lengths: Sequence[int], args: Any, cost: Callable[[int], float] = float) -> Saved:
+def saved(coreset: CoresetConfig, lengths: NDArray[np.int32], args: Any, cost: Callable[[int], float] = float) -> Saved:
     """What a cut makes of a mixture, by steps of rows drawn at random, as a loader and an unbiased choice draw them.
 
     Args:
@@ -77,15 +79,15 @@ def saved(coreset: CoresetConfig, lengths: Sequence[int], args: Any, cost: Calla
         cut=coreset.cut, world=world, rows=rows, every_row=coreset.pool_factor == 1, stays=False,
         padding=Padding(token=0), packed=packed, cost=cost,
     )  # fmt: skip
-    known, place = torch.as_tensor(lengths).long(), torch.arange(rows * asked * world)
+    known, place = torch.from_numpy(lengths.astype(np.int64)), torch.arange(rows * asked * world)
     on_rank = place % (rows * asked)
     layouts, tokens = [], 0
     for step in range(STEPS):
         generator = seeded(coreset.seed, step, "cuts")
         # Of very many rows hardly one comes twice.
-        whole = len(known) <= 2**20
-        order = torch.randperm(len(known), generator=generator) if whole else None
-        ids = torch.randint(len(known), place.shape, generator=generator) if order is None else order[place % len(known)]
+        ids = torch.randint(len(known), place.shape, generator=generator)
+        if len(known) <= 2**20:
+            ids = torch.randperm(len(known), generator=generator)[place % len(known)]
         drawn = known[ids]
         widths = drawn.view(-1, rows).amax(dim=1).repeat_interleave(rows)
         pool = Pool(

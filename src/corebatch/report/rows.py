@@ -23,6 +23,8 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
     ]
     if empty := padding(summary):
         rows.append(("Padding", empty))
+    if cut := micro_batches(summary):
+        rows.append(("Micro-batches", cut))
     if summary.mfu is not None:
         rows.append(("Utilisation (MFU)", utilisation(summary)))
     if summary.scoring and summary.chooses:
@@ -54,6 +56,21 @@ def _tokens(summary: Summary) -> list[tuple[str, str]]:
     scored = formats.compact(summary.scored_per_second)
     both = _pair(summary.tokens_scored, summary.tokens_trained, "scored")
     return [("Tokens", both), ("Tokens per second", f"{scored} scored, {a_second}")]
+
+
+def micro_batches(summary: Summary) -> str:
+    """Positions a token and of the largest micro-batch, beside those without regrouping, and the peak of memory; '' of
+    an older run."""
+    s = summary
+    if not (s.positions_trained and s.positions_plain and s.tokens_trained):
+        return ""
+    each, plain = (
+        formats.number(positions / s.tokens_trained, 2) for positions in (s.positions_trained, s.positions_plain)
+    )
+    found = f"{each} positions a token ({plain} as drawn), the largest {formats.count(s.largest_micro_batch)}"
+    found += f" positions ({formats.count(s.largest_plain)} as drawn)"
+    peak = next((phase.peak_memory_mb for phase in s.phases if phase.name == "train"), None)
+    return found if peak is None else f"{found}, {formats.compact(peak)} MB at the most in training"
 
 
 def sent(summary: Summary) -> str:

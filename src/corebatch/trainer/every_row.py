@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import UNTOUCHED, ConfigError, DataError, LossMismatchError
+from corebatch.errors import UNTOUCHED, DataError, LossMismatchError
 from corebatch.model.modes import base_model, forward_inputs, scoring_mode
 from corebatch.model.rows import Padding, put_together, row_spans, trained_tokens
 from corebatch.trainer.model_loss import loss_of, two_rows, zero_if_nothing_is_trained
@@ -27,19 +27,13 @@ def check_counted(trainer: Any, model: Any) -> None:
 
     Raises:
         LossMismatchError: each micro-batch has a denominator of its own.
-        ConfigError: each rank has.
     """
-    by, args = trainer.coreset.cut.by, trainer.args
+    by = trainer.coreset.cut.by
     if not trainer.model_accepts_loss_kwargs:
         raise LossMismatchError(
             f"coreset.micro_batches {by!r} needs a loss over the tokens of the whole step, whichever rows meet in a "
             f"micro-batch. Found that the Trainer hands no num_items_in_batch to {type(base_model(model)).__name__}, "
             "whose loss is then a mean over each micro-batch. Set micro_batches to plain."
-        )
-    if trainer.accelerator.num_processes > 1 and not getattr(args, "average_tokens_across_devices", True):
-        raise ConfigError(
-            f"coreset.micro_batches {by!r} moves rows between ranks, so their losses need one denominator. Found "
-            "average_tokens_across_devices false. Set it to true, or micro_batches to plain."
         )
 
 
