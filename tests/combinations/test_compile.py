@@ -47,6 +47,7 @@ CASES = {
     "uniform": ({}, CoresetConfig(selector="random", loss="example_mean"), {"max_steps": 3}),
     "bfloat16": ({}, None, {"bf16": True, "max_steps": 3}),
     "gpt2": ({"kind": "gpt2"}, None, {"max_steps": 3}),
+    "every_row": ({}, CoresetConfig(pool_factor=1, micro_batches={"multiple": 8}), {"max_steps": 3}),
 }
 
 

@@ -12,7 +12,15 @@ from corebatch.config.settings import Settings
 from corebatch.mixture.notices import endless_sources, rows_in_both
 from corebatch.rendering.sheet import MOST_SOURCES, source_rows, table
 from corebatch.text import say
+from corebatch.trainer import CoresetConfig
 
+OF_CHOICES = (
+    *("scorer", "scorer_options", "selector", "selector_options", "normalise", "sparsify", "small_sources"),
+    *("small_sources_cap", "leftovers", "feedback", "scoring"),
+)
+"""Keys of `coreset` that say how rows are scored and chosen."""
+OF_STEPS = ("loss", "padding_free", "track_error")
+"""Those that say how a step is trained, if it is not left to the plain Trainer."""
 _STRATEGIES = ("eval_strategy", "save_strategy")
 
 
@@ -96,7 +104,17 @@ def tell_idle(settings: Settings, args: Any, console: Console) -> None:
     for key, (used, by) in needs.items():
         if settings.training.get(key) is not None and not used:
             say(console, f"Warning: {key} has no effect without {by}.", "yellow")
+    if idle := _idle_choices(settings.coreset):
+        say(console, f"Warning: coreset.{', coreset.'.join(idle)} without effect: pool_factor is 1.", "yellow")
     for field in fields(settings.model):
         set_otherwise = getattr(settings.model, field.name) != field.default
         if field.name.startswith("lora_") and set_otherwise and not settings.lora:
             say(console, f"Warning: {field.name} has no effect beside use_peft: false.", "yellow")
+
+
+def _idle_choices(coreset: CoresetConfig) -> list[str]:
+    """Keys that are set and have no effect where every row is trained."""
+    if coreset.pool_factor > 1:
+        return []
+    names, default = OF_CHOICES + (() if coreset.takes_part else OF_STEPS), CoresetConfig()
+    return [name for name in names if getattr(coreset, name) != getattr(default, name)]

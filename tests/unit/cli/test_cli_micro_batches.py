@@ -115,3 +115,16 @@ def test_validate_says_what_the_cut_saves(corebatch, config, factor):
     assert re.search(r"parts in which one is trained, at most\W+[2-4]", out)
     code, out, err = corebatch("validate", config, *words[:2], "--coreset.micro_batches", "plain", "--fast")
     assert "positions a token" not in out
+
+
+def test_keys_of_a_choice_are_told_to_be_idle(corebatch, config):
+    choice = ("--coreset.selector", "random", "--coreset.feedback", "none", "--coreset.loss", "example_mean")
+    for words, told in (
+        (("--coreset.pool_factor", 1), "Warning: coreset.selector, coreset.loss without effect: pool_factor is 1."),
+        (("--coreset.pool_factor", 2), None),
+    ):
+        code, out, err = corebatch("validate", config, *words, *choice, "--fast")
+        assert code == 0, err
+        assert told in out if told else "without effect" not in out
+    code, out, _ = corebatch("validate", config, *EVERY, "--coreset.selector", "random", "--fast")
+    assert "Warning: coreset.selector without effect: pool_factor is 1." in out
