@@ -305,3 +305,26 @@ def test_pool_factor_one_is_plain_training(tmp_path, settings):
         for plain in (True, False)
     ]
     assert same(*map(weights, found))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bf16": True},
+        {"max_grad_norm": 0.01},
+        {"dataloader_num_workers": 1},
+        {"gradient_checkpointing": True},
+        {"average_tokens_across_devices": False},
+        {"auto_find_batch_size": True},
+        {"torch_empty_cache_steps": 1},
+        {"include_num_input_tokens_seen": "all"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_every_row_put_together_anew_is_plain_training(tmp_path, settings):
+    coreset, settings = CoresetConfig(pool_factor=1, micro_batches="positions"), {"optim": "sgd", **settings}
+    plain, ours = (
+        run(trainer(tmp_path / str(plain), tiny_model(lora=False), coreset, plain=plain, max_steps=3, **settings))
+        for plain in (True, False)
+    )
+    assert largest_difference(weights(plain), weights(ours)) < (1e-4 if "bf16" in settings else 1e-7)

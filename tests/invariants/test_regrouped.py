@@ -135,6 +135,16 @@ def test_resumed_is_uninterrupted(tmp_path, step, sampler):
     assert found[0][1] == found[1][1]
 
 
+def test_the_cut_may_change_on_the_way(tmp_path):
+    """As the error of memory that ran out advises: the update is the same."""
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optim": "sgd"}
+    model = {"lora": False, "dtype": torch.float64}
+    whole = run(trainer(tmp_path, tiny_model(**model), regrouped("length"), **settings))
+    other = trainer(tmp_path, tiny_model(**model), regrouped({"by": "positions", "most": 40}), **settings)
+    run(other, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert distance(whole, other) < 1e-12
+
+
 def test_nothing_of_a_choice_is_run(tmp_path, monkeypatch):
     """Whatever the settings of a choice say: no scoring forward, no memory, no hooks, no carried errors."""
     coreset = regrouped(selector="balanced", feedback=0.9, scoring="remembered")
