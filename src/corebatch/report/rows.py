@@ -61,14 +61,12 @@ def _tokens(summary: Summary) -> list[tuple[str, str]]:
 def micro_batches(summary: Summary) -> str:
     """Positions a token and of the largest micro-batch, beside those without regrouping, and the peak of memory; '' of
     an older run."""
-    s = summary
-    if not (s.positions_trained and s.positions_plain and s.tokens_trained):
+    s, of = summary, summary.positions
+    if not (of.trained and of.plain and s.tokens_trained):
         return ""
-    each, plain = (
-        formats.number(positions / s.tokens_trained, 2) for positions in (s.positions_trained, s.positions_plain)
-    )
-    found = f"{each} positions a token ({plain} as drawn), the largest {formats.count(s.largest_micro_batch)}"
-    found += f" positions ({formats.count(s.largest_plain)} as drawn)"
+    each, plain = (formats.number(positions / s.tokens_trained, 2) for positions in (of.trained, of.plain))
+    found = f"{each} positions a token ({plain} as drawn), the largest {formats.count(of.largest)} positions"
+    found += f" ({formats.count(of.largest_plain)} as drawn)"
     peak = next((phase.peak_memory_mb for phase in s.phases if phase.name == "train"), None)
     return found if peak is None else f"{found}, {formats.compact(peak)} MB at the most in training"
 

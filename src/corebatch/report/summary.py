@@ -75,6 +75,21 @@ class GradientSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutSummary:
+    """Positions of micro-batches, padding included; None where they were not told.
+
+    Attributes:
+        trained, plain: over all steps and ranks, as rows were cut, and as they would have been without regrouping.
+        largest, largest_plain: of one micro-batch.
+    """
+
+    trained: int | None
+    plain: int | None
+    largest: int | None
+    largest_plain: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a run did, in numbers.
 
@@ -84,8 +99,7 @@ class Summary:
         scored_per_second, trained_per_second: tokens over the time of all phases together.
         scored_per_second_in_phase, trained_per_second_in_phase: tokens over the time of `score`, of `train`.
         padding_scored, padding_trained: share of the positions that were computed and hold no token.
-        positions_trained, positions_plain: padding included, over all steps and ranks, as the rows were cut into
-            micro-batches and as they would have been without regrouping; largest_micro_batch, largest_plain: of one.
+        positions: of what was trained.
         mfu: model FLOPs utilisation over the time of all phases (share); peak_flops: what a device could do
             (FLOP/s), and peak_how it is known.
         reuse_mb: the most that scoring kept for training in a step. bytes_sent: between ranks, over
@@ -123,10 +137,7 @@ class Summary:
     trained_per_second_in_phase: float | None
     padding_scored: float | None
     padding_trained: float | None
-    positions_trained: int | None
-    positions_plain: int | None
-    largest_micro_batch: int | None
-    largest_plain: int | None
+    positions: CutSummary
     mfu: float | None
     peak_flops: float | None
     peak_how: str | None

@@ -10,7 +10,7 @@ from typing import Any
 
 from corebatch.report.fields import record
 from corebatch.report.record import PHASES, PeakFlops, RunRecord
-from corebatch.report.summary import GradientSummary, LossSummary, PhaseSummary, SourceSummary, Summary
+from corebatch.report.summary import CutSummary, GradientSummary, LossSummary, PhaseSummary, SourceSummary, Summary
 from corebatch.step_line import Distance, StepLine
 
 
@@ -22,7 +22,6 @@ def summarise(run: RunRecord) -> Summary:
     scored, trained = _total(s.tokens_scored for s in steps), _total(s.tokens_trained for s in steps)
     window = -(-len(steps) // 10)
     weights = [s.weight_max for s in steps if s.weight_max is not None]
-    epochs = [s.epoch for s in steps if s.epoch is not None]
     peak = record(PeakFlops, run.info.get("peak_flops") or {}, "peak_flops")
     return Summary(
         name=run.folder.resolve().name,
@@ -31,7 +30,7 @@ def summarise(run: RunRecord) -> Summary:
         steps=len(steps),
         first_step=steps[0].step,
         last_step=steps[-1].step,
-        epochs=epochs[-1] if epochs else None,
+        epochs=next((s.epoch for s in reversed(steps) if s.epoch is not None), None),
         examples_drawn=sum(s.pool_examples for s in steps),
         examples_trained=sum(s.chosen_examples for s in steps),
         pool_size=_range(s.pool_examples for s in steps),
@@ -47,10 +46,7 @@ def summarise(run: RunRecord) -> Summary:
         trained_per_second_in_phase=_per_second(trained, spent["train"]),
         padding_scored=_padding((s.tokens_scored, s.positions_scored) for s in steps),
         padding_trained=_padding((s.tokens_trained, s.positions_trained) for s in steps),
-        positions_trained=_total(s.positions_trained for s in steps),
-        positions_plain=_total(s.positions_plain for s in steps),
-        largest_micro_batch=max((s.largest_micro_batch for s in steps if s.largest_micro_batch), default=None),
-        largest_plain=max((s.largest_plain for s in steps if s.largest_plain), default=None),
+        positions=_positions(steps),
         mfu=_utilisation(steps),
         peak_flops=peak.value,
         peak_how=peak.how,
@@ -78,6 +74,15 @@ def summarise(run: RunRecord) -> Summary:
         before=run.before,
         after=run.after,
         notes=run.notes,
+    )
+
+
+def _positions(steps: tuple[StepLine, ...]) -> CutSummary:
+    return CutSummary(
+        trained=_total(s.positions_trained for s in steps),
+        plain=_total(s.positions_plain for s in steps),
+        largest=max((s.largest_micro_batch for s in steps if s.largest_micro_batch), default=None),
+        largest_plain=max((s.largest_plain for s in steps if s.largest_plain), default=None),
     )
 
 

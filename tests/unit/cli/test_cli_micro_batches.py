@@ -46,8 +46,8 @@ def test_trained_resumed_and_reported(corebatch, config, settings):
     assert summary.examples is None
     assert summary.notes == ()
     assert re.search(r"Micro-batches 1\.\d\d positions a token \(1\.\d\d as drawn\), the largest \d+ positions \(", out)
-    assert summary.positions_trained <= summary.positions_plain
-    assert summary.largest_micro_batch >= summary.positions_trained / 4 / 2  # of 4 steps of two
+    assert summary.positions.trained <= summary.positions.plain
+    assert summary.positions.largest >= summary.positions.trained / 4 / 2  # of 4 steps of two
     assert "Every row that is drawn is trained" in json.loads((folder / "corebatch.json").read_text())["method_note"]
     page = re.sub("<style>.*?</style>|<script.*?</script>", "", (folder / "report.html").read_text(), flags=re.DOTALL)
     assert "Loss of the trained rows" in page
