@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corebatch.errors import ConfigError, CorebatchError, LossMismatchError
+from corebatch.errors import ConfigError, CorebatchError
 from corebatch.trainer.engine import sharded
 from corebatch.trainer.in_backward import updates_in_backward
 from corebatch.trainer.own_loss import own_methods
@@ -36,7 +36,6 @@ def check_parts(trainer: Any) -> None:
 
     Raises:
         ConfigError: an engine, an optimizer or a method with which a step's parts would not add up.
-        LossMismatchError: each micro-batch has a denominator of its own.
     """
     if trainer.coreset.cut.most is None:
         return
@@ -52,12 +51,6 @@ def check_parts(trainer: Any) -> None:
                 f"coreset.micro_batches.most may train a micro-batch in parts. Found {found}, which {why}. Leave "
                 "`most` out, and lower per_device_train_batch_size where memory runs out."
             )
-    if trainer.model is not None and not trainer.model_accepts_loss_kwargs:
-        raise LossMismatchError(
-            "coreset.micro_batches.most may train a micro-batch in parts, whose losses should add up. Found that the "
-            f"Trainer hands no num_items_in_batch to {type(trainer.model).__name__}, whose loss is a mean over each "
-            "part. Leave `most` out."
-        )
 
 
 def folded(made: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
