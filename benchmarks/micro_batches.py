@@ -112,11 +112,12 @@ def main() -> None:
         write_page(options.output)
         return
     torch.set_num_threads(options.threads)
+    head = {"benchmark": "micro_batches", "data": options.data.name, "max_length": options.max_length}
     measured: list[dict[str, Any]] = []
     for part in options.parts:
         lines = []
         for line in PARTS[part](options):
-            lines.append({"benchmark": "micro_batches", "part": part, **line, **provenance(options.seed)})
+            lines.append({**head, "part": part, **line, **provenance(options.seed)})
             print({key: value for key, value in line.items() if value is not None}, file=sys.stderr, flush=True)
         measured += lines
         if not options.quick:
@@ -510,8 +511,12 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
     """What stands in docs/evidence/measurements.md: a paragraph and a table for each part that has lines."""
     of = {part: [line for line in lines if line["part"] == part] for part in PARTS}
     written = {"cost": cost_page, "layout": layout_page, "weights": weights_page, "loss": loss_page}
-    return "\n\n".join(f"{written[part](found)}\n\n`python benchmarks/micro_batches.py`; {origin(found[0])}."
-                       for part, found in of.items() if found)  # fmt: skip
+    return "\n\n".join(f"{written[part](found)}\n\n{whence(found[0])}" for part, found in of.items() if found)
+
+
+def whence(line: dict[str, Any]) -> str:
+    data = f"{line['data']}, rows of at most {line['max_length']} tokens"
+    return f"`python benchmarks/micro_batches.py`; {data}; {origin(line)}."
 
 
 def cost_page(lines: Sequence[dict[str, Any]]) -> str:

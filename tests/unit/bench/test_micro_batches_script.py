@@ -92,11 +92,19 @@ def test_the_page_has_every_arm_and_setting(script: Any) -> None:
     lines += [{"part": "weights", "arm": arm, **same} for arm in ("positions", script.CAPPED)]
     loss = {"epochs": 10, "rows": 128, "token_mean": 3.0, "mean": 3.1, "deviation": 0.1, "tokens_deviation": 0.5}
     lines += [{"part": "loss", "arm": arm, **loss} for arm in (script.PLAIN, script.GROUPED)]
-    common = {"seed": 0, "hardware": "here", "versions": "torch", "date": "2026-11-28", "commit": "abc"}
+    common = {
+        "data": "mathmix",
+        "max_length": 256,
+        "seed": 0,
+        "hardware": "here",
+        "versions": "torch",
+        "date": "2026-11-28",
+        "commit": "abc",
+    }
     text = script.page([{**line, **common} for line in lines])
     for word in (*(setting.name for setting in script.SETTINGS), "1.50x (1.50 to 1.50)", "1 MB (0.50)", "1.2e-07"):
         assert word in text
     assert "At equal lengths there is nothing to gain: 1.50x" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) == sum(2 + n for n in (len(script.SETTINGS), len(script.ALL), len(script.SETTINGS), 2, 1, 2))
-    assert text.count("`python benchmarks/micro_batches.py`; seed 0; here") == 4
+    assert text.count("mathmix, rows of at most 256 tokens; seed 0; here") == 4
