@@ -122,7 +122,7 @@ def test_resumed_is_uninterrupted(folder, tmp_path):
 
 
 def test_checkpointing_with_the_scoring_forward_reused_changes_nothing(folder, tmp_path):
-    plain = run(trainer(tmp_path / "plain", four_bits(folder)))
+    plain = run(trainer(tmp_path / "plain", four_bits(folder), CoresetConfig(scoring="full")))
     model = four_bits(folder)
     reused = run(
         trainer(

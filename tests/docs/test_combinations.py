@@ -11,6 +11,7 @@ UNNAMED = {  # of parts, not of combinations
     "test_rows.py::test_adapters_and_tied_heads_do_not_hide_the_limits",
     "test_rows.py::test_what_is_right_passes_without_a_look_at_rows",
     "test_compile.py::test_nothing_is_learnt_from_training_and_the_log_says_so",
+    "test_compile.py::test_by_default_nothing_is_scored_or_remembered",
     "test_streams.py::test_ways_of_scoring_without_a_memory",
 }
 

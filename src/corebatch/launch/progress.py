@@ -51,7 +51,7 @@ class Bar(TrainerCallback):
                 ("trained/s", "tokens_trained_per_second", ",.0f"),
                 ("eval loss", "eval_loss", ".3f"),
             )
-            if isinstance(logs.get(key), int | float)
+            if isinstance(logs.get(key), int | float) and (logs[key] or key != "tokens_scored_per_second")
         ]
         if not parts:
             return
