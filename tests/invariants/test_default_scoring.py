@@ -17,24 +17,27 @@ def told(folder):
     return json.loads((folder / "corebatch.json").read_text())["scored"]
 
 
-def test_by_default_nothing_is_scored_and_what_is_trained_is_remembered(tmp_path, caplog):
+@pytest.mark.parametrize("steps", [6, 15], ids=["a single epoch", "examples come again"])
+def test_by_default_nothing_is_scored_or_remembered_and_errors_are_carried(tmp_path, caplog, steps):
     with caplog.at_level(logging.INFO):
-        made = run(trainer(tmp_path, max_steps=15))
+        made = run(trainer(tmp_path, max_steps=steps))
+    found = lines(tmp_path)
+    assert [(line["scoring"], line["tokens_scored"]) for line in found] == [("none", 0)] * steps
+    assert all(line["examples_scored"] == 0 and line["pool_loss"] is None for line in found)
+    assert all(0 < line["carried"] < 3 for line in found)
+    assert made._run.scoring.memory is None and made._run.scoring.trained is None
+    assert told(tmp_path) == "nothing: label_counts is known without a forward"
+    assert caplog.text.count(f"Scored: {told(tmp_path)}") == 1
+
+
+def test_gradients_that_are_named_are_remembered_where_examples_come_again(tmp_path):
+    made = run(trainer(tmp_path, coreset=CoresetConfig(selector="cube"), max_steps=15))
     found = lines(tmp_path)
     assert [(line["scoring"], line["tokens_scored"]) for line in found] == [("remembered", 0)] * 15
-    assert all(line["examples_scored"] == 0 and line["pool_loss"] is None for line in found)
     made._run.update_memory()
     chosen = [json.loads(line)["chosen"] for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
     assert len(made._run.scoring.memory) == len({row for rows in chosen for row in rows})
     assert told(tmp_path).startswith("nothing: rows are chosen by what training taught of them")
-    assert caplog.text.count(f"Scored: {told(tmp_path)}") == 1
-
-
-def test_in_a_single_epoch_the_default_draws_by_trained_tokens(tmp_path):
-    made = run(trainer(tmp_path, max_steps=6))
-    assert [(line["scoring"], line["tokens_scored"]) for line in lines(tmp_path)] == [("none", 0)] * 6
-    assert made._run.scoring.memory is None
-    assert told(tmp_path) == "nothing: rows are drawn by the square root of their trained tokens"
 
 
 @pytest.mark.parametrize("settings", [{"selector": "balanced"}, {"scorer": "gradient_norm", "selector": "importance"}])
@@ -44,14 +47,15 @@ def test_what_is_named_is_scored_in_a_single_epoch(tmp_path, settings):
     assert told(tmp_path) == "every row that is drawn"
 
 
-def test_an_own_loss_teaches_nothing_so_the_default_remembers_nothing(tmp_path):
+def test_an_own_loss_teaches_nothing_so_what_is_named_is_scored_once(tmp_path):
     class Own(CoresetTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    plain = trainer(tmp_path, max_steps=15)
+    plain = trainer(tmp_path, coreset=CoresetConfig(selector="cube"), max_steps=15)
     made = Own(
         model=tiny_model(), args=plain.args, train_dataset=plain.train_dataset, data_collator=plain._own_collator,
-        coreset=CoresetConfig(),
+        coreset=CoresetConfig(selector="cube"),
     )  # fmt: skip
-    assert (plain._run.scoring.strategy.way, made._run.scoring.strategy.way) == ("remembered", "none")
+    found = [each._run.scoring.strategy for each in (plain, made)]
+    assert [(each.way, each.unknown) for each in found] == [("remembered", "guess"), ("remembered", "score")]

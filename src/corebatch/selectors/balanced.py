@@ -44,7 +44,8 @@ class Balanced(Sampler):
         floor: as in `importance`.
         max_swaps: stop after so many swaps; None is as many as the budget, which is rarely reached.
         start: the sample that swaps begin with: "systematic", the importance sample, or "cube", which is near to the
-            mean already, so that fewer swaps change the probabilities less.
+            mean already, so that fewer swaps change the probabilities less. "auto": "cube" where earlier errors are
+            carried, else "systematic".
         calibrate, cost_power: as in `importance`.
 
     Raises:
@@ -54,19 +55,19 @@ class Balanced(Sampler):
     floor: float = DEFAULT_FLOOR
     max_swaps: int | None = None
     calibrate: bool | float = False
-    start: Literal["systematic", "cube"] = "systematic"
+    start: Literal["auto", "systematic", "cube"] = "auto"
     cost_power: float | None = None
 
     name: ClassVar[str] = "balanced"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("start", self.start, ("systematic", "cube"))
+        check_choice("start", self.start, ("auto", "systematic", "cube"))
         if self.max_swaps is not None:
             check_number("max_swaps", self.max_swaps, low=0, whole=True)
 
     def _draw(self, problem: Problem, inclusion_N: Tensor) -> Tensor:
-        if self.start == "cube":
+        if self.start == "cube" or (self.start == "auto" and problem.carried is not None):
             start = draw_cube(problem, inclusion_N, DIMENSIONS)
         else:
             start = systematic_sample(inclusion_N, problem.budget, problem.generator)

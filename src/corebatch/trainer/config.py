@@ -10,13 +10,14 @@ from typing import Any, get_args
 
 from corebatch.batch.cuts import Cut, make_cut
 from corebatch.batch.feedback import ErrorFeedback, check_feedback
-from corebatch.batch.method import DEFAULT_SELECTOR, CoresetStep
+from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
 from corebatch.scoring import LossUnit, Scorer, Tokens, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
+from corebatch.trainer.auto import AUTO, is_auto, resolved
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
 MOST = 2**20
@@ -40,9 +41,12 @@ class CoresetConfig:
         pool_factor: how many times more examples are drawn than are trained, at least 1. With 1 every row is trained,
             as in the plain Trainer: what says how rows are scored and chosen plays no part.
             `per_device_train_batch_size` and `gradient_accumulation_steps` keep their meaning: what is trained.
-        scorer: a name in `corebatch.scoring.SCORERS`, or an instance.
+        scorer: a name in `corebatch.scoring.SCORERS`, an instance, or "auto": `label_counts`, which needs no forward,
+            and `last_layer` where a selector, a way of scoring, scorer_options, normalise or sparsify is named. Once
+            made, a config holds what "auto" stands for, here and below.
         scorer_options: keyword arguments of a scorer given by name.
-        selector: a name in `corebatch.selectors.SELECTORS`, or an instance.
+        selector: a name in `corebatch.selectors.SELECTORS`, an instance, or "auto": `balanced` on `label_counts` or
+            with feedback, else `cube`.
         selector_options: keyword arguments of a selector given by name.
         normalise: "optimizer" (scale by the live optimizer's second moments), "sgd", "muon", "adam" (CoLM's map with a
             history of its own; for uniform selectors), an instance, or none.
@@ -58,7 +62,8 @@ class CoresetConfig:
         source_column: the data set's column that names an example's source. Without such a column, or with "none",
             there is one source.
         feedback: the share of the sum of past errors that the next choice makes up for (error feedback), in [0, 1),
-            for a selector that can (`balanced`); none: every step is chosen by itself.
+            for a selector that can (`balanced`); "auto": 0.99 on `label_counts` where the selector is "auto" too, else
+            none: every step is chosen by itself.
         seed: of all randomness of scoring and selection.
         loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
             the mean over examples of each one's mean, as in the official CoLM code.
@@ -76,9 +81,9 @@ class CoresetConfig:
     """
 
     pool_factor: int = 2
-    scorer: str | Scorer = "last_layer"
+    scorer: str | Scorer = AUTO
     scorer_options: Mapping[str, Any] = field(default_factory=dict)
-    selector: str | Selector = DEFAULT_SELECTOR
+    selector: str | Selector = AUTO
     selector_options: Mapping[str, Any] = field(default_factory=dict)
     normalise: str | Normaliser | None = None
     sparsify: str | int | Sparsifier | None = None
@@ -86,7 +91,7 @@ class CoresetConfig:
     small_sources_cap: float | None = None
     leftovers: Leftovers = "random"
     source_column: str = "source"
-    feedback: float | None = None
+    feedback: float | str | None = AUTO
     seed: int = 0
     loss: LossUnit = "token_mean"
     scoring: str | Mapping[str, Any] | Strategy = "auto"
@@ -112,6 +117,7 @@ class CoresetConfig:
         for name in ("small_sources", "small_sources_cap", "feedback"):
             if isinstance(getattr(self, name), str) and getattr(self, name) == "none":
                 object.__setattr__(self, name, None)
+        self._resolve()
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
@@ -126,6 +132,22 @@ class CoresetConfig:
         self._check_scoring(
             self.build()
         )  # an unknown name, option or combination is an error here, before anything is loaded
+
+    def _resolve(self) -> None:
+        """Puts what "auto" stands for in its place, and keeps in mind where that was."""
+        given = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        made = resolved(given, self.scoring_settings)
+        object.__setattr__(self, "_left", [key for key in made if is_auto(given[key])])
+        for key, value in made.items():
+            object.__setattr__(self, key, value)
+
+    def changed(self, **settings: Any) -> CoresetConfig:
+        """With other fields; what was "auto" is found anew.
+
+        Raises:
+            ConfigError: a value out of range, or settings that do not go together.
+        """
+        return dataclasses.replace(self, **{**dict.fromkeys(self._left, AUTO), **settings})  # type: ignore[attr-defined]
 
     @property
     def cut(self) -> Cut:
@@ -177,7 +199,6 @@ class CoresetConfig:
         return self.scoring_settings.resolve(
             again,
             lambda strategy: all(fits for fits, _ in strategy.needs(self, step)),
-            named=_names_features(step),
             taught=taught and step.selector.draws,
         )
 
@@ -198,7 +219,7 @@ class CoresetConfig:
             selector=make_selector(self.selector, self.selector_options),
             normalise=make_normaliser(self.normalise),
             sparsify=make_sparsifier(self.sparsify),
-            feedback=None if self.feedback is None else ErrorFeedback(self.feedback, self.seed),
+            feedback=None if self.feedback is None else ErrorFeedback(float(self.feedback), self.seed),
             small_sources_cap=self.small_sources_cap,
             leftovers=self.leftovers,
             seed=self.seed,
@@ -265,15 +286,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Named settings: what each changes of the defaults."""
-
-
-def _names_features(step: CoresetStep) -> bool:
-    """Whether scorer or selector differ from the default in what makes a difference where rows have features alone."""
-    default = CoresetConfig().build()
-    if type(step.selector) is not type(default.selector) or repr(step.scorer) != repr(default.scorer):
-        return True
-    usual = vars(default.selector) | {"cost_power": vars(step.selector)["cost_power"]}  # unscored rows have costs too
-    return vars(step.selector) != usual
 
 
 def _plain(value: Any) -> Any:

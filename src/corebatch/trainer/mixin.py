@@ -259,7 +259,7 @@ class CoresetMixin(_Base):
             super()._hp_search_setup(given)
         self._trial = trial
         if trial is not None:
-            self.coreset = trials.changed(self._base, found)
+            self.coreset = self._base.changed(**found)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> Any:
         """The parent's, after the checkpoint was compared with the run."""

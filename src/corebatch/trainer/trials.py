@@ -65,12 +65,3 @@ def coreset_of_trial(trainer: Any, trial: Any) -> Iterator[tuple[Any, dict[str, 
         yield trial, found
     finally:
         trainer.hp_space = space
-
-
-def changed(base: CoresetConfig, found: Mapping[str, Any]) -> CoresetConfig:
-    """The settings of a trial.
-
-    Raises:
-        ConfigError: a value out of range, or settings that do not go together.
-    """
-    return dataclasses.replace(base, **found)

@@ -221,20 +221,80 @@ def test_options_that_are_left_from_another_way_are_errors(tmp_path: Path) -> No
         loaded(tmp_path, 3, "--coreset.scoring.max_age", "5")
 
 
-def test_the_default_scores_nothing() -> None:
-    config = CoresetConfig(pool_factor=4)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"selector_options": {"cost_power": 0.25}},
+        {"loss": "example_mean"},
+        {"track_error": 3},
+        {"small_sources": "auto"},
+        {"pool_factor": 9},
+    ],
+    ids=str,
+)
+def test_the_default_scores_nothing(settings: dict[str, Any]) -> None:
+    config = CoresetConfig(**settings)
+    assert (config.scorer, config.selector, config.feedback) == ("label_counts", "balanced", 0.99)
     assert config.scoring_settings.way == "auto"
-    assert config.resolve_scoring(False) == ScoringConfig(way="none")
-    assert config.resolve_scoring(True) == ScoringConfig(way="remembered", unknown="guess")
-    assert config.resolve_scoring(True, taught=False) == ScoringConfig(way="none")
+    for again, taught in ((False, True), (True, True), (True, False)):
+        assert config.resolve_scoring(again, taught=taught) == ScoringConfig(way="full")
+        said = scored_rows(config.resolve_scoring(again, taught=taught), config.build())
+        assert said == "nothing: label_counts is known without a forward"
+
+
+def test_the_recipe_following_is_the_default_in_other_words() -> None:
+    ours, theirs = CoresetConfig.following().to_dict(), CoresetConfig().to_dict()
+    assert ours.pop("selector_options") == {"start": "cube"}
+    assert theirs.pop("selector_options") == {}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"feedback": "none"}, ("label_counts", "cube", None)),
+        ({"feedback": 0.5}, ("label_counts", "balanced", 0.5)),
+        ({"scorer": "label_counts"}, ("label_counts", "balanced", 0.99)),
+        ({"selector_options": {"calibrate": True}}, ("label_counts", "balanced", None)),
+        ({"scorer": "tokens"}, ("tokens", "cube", None)),
+        ({"scoring": "none"}, ("last_layer", "cube", None)),
+        ({"scoring": "full"}, ("last_layer", "cube", None)),
+        ({"scoring": "full", "feedback": 0.9}, ("last_layer", "balanced", 0.9)),
+        ({"scoring": "two_phase"}, ("last_layer", "cube", None)),
+        ({"scoring": {"way": "auto", "rows": 4}}, ("last_layer", "cube", None)),
+        ({"selector": "balanced"}, ("last_layer", "balanced", None)),
+        ({"selector": "facility_location"}, ("last_layer", "facility_location", None)),
+        ({"normalise": "optimizer"}, ("last_layer", "cube", None)),
+        ({"scorer_options": {"num_blocks": 2}}, ("last_layer", "cube", None)),
+    ],
+    ids=str,
+)
+def test_what_auto_stands_for_beside_what_is_named(settings: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    config = CoresetConfig(**settings)
+    assert (config.scorer, config.selector, config.feedback) == expected
+    again = CoresetConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+def test_what_was_auto_is_found_anew_where_settings_change() -> None:
+    config = CoresetConfig()
+    assert config.changed(selector="cube").scorer == "last_layer"
+    assert config.changed(scoring="full").selector == "cube"
+    assert config.changed(feedback=None).selector == "cube"
+    assert config.changed(pool_factor=8).to_dict() == {**config.to_dict(), "pool_factor": 8}
+    assert CoresetConfig(scorer="tokens").changed(selector="importance").scorer == "tokens"
 
 
 NAMED: list[dict[str, Any]] = [
     {"selector": "balanced"},
     {"selector": "balanced", "feedback": 0.99},
     {"selector": "importance"},
-    {"selector_options": {"dimensions": 8}},
-    {"selector_options": {"calibrate": True}},
+    {"scorer": "last_layer"},
+    {"scorer": LastLayer()},
+    {"selector": Cube()},
+    {"selector": "cube", "selector_options": {"dimensions": 8}},
+    {"selector": "cube", "selector_options": {"calibrate": True}},
     {"scorer_options": {"num_blocks": 2}},
     {"scorer": "gradient_norm", "selector": "importance"},
 ]
@@ -247,25 +307,6 @@ def test_what_is_named_is_honoured_from_memory_or_by_scoring(settings: dict[str,
     assert config.resolve_scoring(True) == ScoringConfig(way="remembered", unknown="guess")
     assert config.resolve_scoring(False) == ScoringConfig(way="full")
     assert config.resolve_scoring(True, taught=False) == ScoringConfig(way="remembered", unknown="score")
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"scorer": "last_layer", "selector": "cube"},
-        {"scorer": LastLayer()},
-        {"scorer_options": {"num_blocks": "auto"}},
-        {"selector": Cube()},
-        {"selector_options": {"cost_power": 0.25}},
-        {"loss": "example_mean"},
-        {"track_error": 3},
-    ],
-    ids=str,
-)
-def test_the_default_in_other_words_scores_nothing(settings: dict[str, Any]) -> None:
-    config = CoresetConfig(**settings)
-    assert [config.resolve_scoring(again).way for again in (False, True)] == ["none", "remembered"]
-    assert config.resolve_scoring(True).only_learns
 
 
 @pytest.mark.parametrize(
@@ -315,10 +356,10 @@ def test_an_option_of_forwards_asks_for_them(option: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "settings, again, expected",
     [
-        ({}, False, "nothing: rows are drawn by the square root of their trained tokens"),
-        ({"loss": "example_mean"}, False, "nothing: rows are drawn equally often"),
-        ({}, True, "nothing: rows are chosen by what training taught of them, and those not known are drawn by the "
-                   "square root of their trained tokens"),
+        ({"scoring": "none"}, False, "nothing: rows are drawn by the square root of their trained tokens"),
+        ({"scoring": "none", "loss": "example_mean"}, False, "nothing: rows are drawn equally often"),
+        ({"selector": "cube"}, True, "nothing: rows are chosen by what training taught of them, and those not known are "
+                                     "drawn by the square root of their trained tokens"),
         ({"selector": "balanced"}, False, "every row that is drawn"),
         ({"scorer": "loss"}, True, "rows that are not remembered"),
         ({"scoring": {"way": "window", "tokens": 9}}, False, "9 tokens of every row that is drawn"),

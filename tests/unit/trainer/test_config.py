@@ -53,7 +53,7 @@ def test_a_wrong_value_names_its_key_and_what_was_found(key: str, value: Any) ->
         ({"scorer": "zeroth_order", "scorer_options": {"epsilon": "1e-3"}}, ["zeroth_order's epsilon", "'1e-3'"]),
         ({"scorer": "loss", "scorer_options": {"a": 1}}, ["'loss'", "no options", "'a'"]),
         ({"scorer_options": {3: 1}}, ["3"]),
-        ({"selector_options": {"flor": 1}}, ["cube", "'flor'", "Did you mean 'floor'?"]),
+        ({"selector_options": {"flor": 1}}, ["balanced", "'flor'", "Did you mean 'floor'?"]),
         ({"selector_options": {"floor": -1}}, ["floor", "-1"]),
         ({"selector": "facility_location", "selector_options": {"metric": "l3"}}, ["metric", "'l3'"]),
         ({"scorer": LastLayer(), "scorer_options": {"num_blocks": 1}}, ["scorer_options", "LastLayer"]),
@@ -99,7 +99,8 @@ def test_an_empty_block_is_the_recommended_setting(block: Any) -> None:
 
 def test_the_recommended_setting() -> None:
     config = CoresetConfig()
-    assert (config.pool_factor, config.scorer, config.selector) == (2, "last_layer", "cube")
+    assert (config.pool_factor, config.scorer, config.selector) == (2, "label_counts", "balanced")
+    assert config.feedback == 0.99
     assert (config.normalise, config.sparsify, config.small_sources) == (None, None, None)
     assert config.loss == "token_mean"
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -84,15 +84,12 @@ class Strategy(ABC):
         """What it needs of the other settings."""
         return (needs_forward(step),) if self.own_forward else ()
 
-    def resolve(
-        self, again: bool, fits: Callable[[Strategy], bool], *, named: bool = False, taught: bool = True
-    ) -> Strategy:
+    def resolve(self, again: bool, fits: Callable[[Strategy], bool], *, taught: bool = True) -> Strategy:
         """The strategy that this one stands for in a run: itself, but for "auto".
 
         Args:
             again: whether the run will see examples more than once.
             fits: whether the other settings are what a strategy needs.
-            named: whether there is a scorer or selector that would do nothing without scores or a memory.
             taught: whether rows may be chosen by what training teaches of them.
         """
         return self

@@ -104,7 +104,7 @@ class Method:
             selector_options=self.selector_options,
             seed=seed,
             scoring={**self.way.settings, **({} if rows is None else {"rows": rows})},
-            **self.others,
+            **{"feedback": None, **self.others},
         )
 
 

@@ -107,7 +107,7 @@ def _from_block(name: str, block: Any) -> Method:
     settings = CoresetConfig.from_dict({**kept, "pool_factor": POOL_FACTOR})
     if not isinstance(settings.scorer, str) or not isinstance(settings.selector, str):
         raise ConfigError(f"The method {name!r} should name its scorer and selector. Found {settings.to_dict()}.")
-    plain = CoresetConfig()
+    plain = CoresetConfig(feedback=None)
     others = {key: getattr(settings, key) for key in OTHERS if getattr(settings, key) != getattr(plain, key)}
     method = Method(
         settings.scorer,
