@@ -132,7 +132,8 @@ def test_features_of_another_width_after_a_resume():
 
 
 def test_none_may_be_written_out():
-    assert CoresetConfig.from_dict({"feedback": "none"}) == CoresetConfig()
+    assert CoresetConfig.from_dict({"feedback": "none"}) == CoresetConfig(feedback=None)
+    assert CoresetConfig(feedback=None).build().feedback is None
 
 
 @pytest.mark.parametrize("rho", [1.0, -0.1, "a", True, float("nan")])

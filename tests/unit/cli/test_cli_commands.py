@@ -58,8 +58,9 @@ def test_train_leaves_a_whole_run(monkeypatch, config, settings, capsys):
 
 
 def test_what_is_scored_is_told_everywhere(monkeypatch, config, settings, capsys):
-    said = "nothing: rows are drawn by the square root of their trained tokens"
-    assert corebatch(monkeypatch, "validate", config, "--fast", "--max_steps", "-1", "--num_train_epochs", "2") == 0
+    said = "nothing: label_counts is known without a forward"
+    again = ("--max_steps", "-1", "--num_train_epochs", "2", "--coreset.selector", "cube")
+    assert corebatch(monkeypatch, "validate", config, "--fast", *again) == 0
     assert "nothing: rows are chosen by what training taught" in " ".join(capsys.readouterr().out.split())
     steps = ("--max_steps", "2")
     assert corebatch(monkeypatch, "validate", config, "--fast", *steps) == 0

@@ -122,7 +122,7 @@ def test_no_value_projection(tmp_path):
     )
     with pytest.raises(UnsupportedModelError, match="No value projection"):
         run(trainer(tmp_path / "scored", model, CoresetConfig(scoring="full")))
-    assert run(trainer(tmp_path / "default", model)).state.global_step == 6  # in a single pass it looks at none
+    assert run(trainer(tmp_path / "default", model)).state.global_step == 6  # which looks at none
 
 
 def test_a_sampler_that_ignores_the_batch_size(tmp_path, monkeypatch):
