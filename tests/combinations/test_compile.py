@@ -153,7 +153,7 @@ def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
 def test_by_default_nothing_is_scored_or_remembered(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         made = run(compiled(tmp_path, max_steps=8))
-    assert made._run.scoring.strategy.way == "none"
+    assert (made._run.scoring.way, made._run.scoring.memory, made._run.scoring.trained) == ("none", None, None)
     assert "is not learnt" not in caplog.text
 
 
