@@ -25,7 +25,7 @@ def test_by_default_nothing_is_scored_or_remembered_and_errors_are_carried(tmp_p
     assert [(line["scoring"], line["tokens_scored"]) for line in found] == [("none", 0)] * steps
     assert all(line["examples_scored"] == 0 and line["pool_loss"] is None for line in found)
     assert all(0 < line["carried"] < 3 for line in found)
-    assert made._run.scoring.memory is None and made._run.scoring.trained is None
+    assert (made._run.scoring.memory, made._run.scoring.trained) == (None, None)
     assert told(tmp_path) == "nothing: label_counts is known without a forward"
     assert caplog.text.count(f"Scored: {told(tmp_path)}") == 1
 

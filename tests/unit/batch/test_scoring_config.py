@@ -358,8 +358,8 @@ def test_an_option_of_forwards_asks_for_them(option: str, value: Any) -> None:
     [
         ({"scoring": "none"}, False, "nothing: rows are drawn by the square root of their trained tokens"),
         ({"scoring": "none", "loss": "example_mean"}, False, "nothing: rows are drawn equally often"),
-        ({"selector": "cube"}, True, "nothing: rows are chosen by what training taught of them, and those not known are "
-                                     "drawn by the square root of their trained tokens"),
+        ({"selector": "cube"}, True, "nothing: rows are chosen by what training taught of them, and those not known "
+                                     "are drawn by the square root of their trained tokens"),
         ({"selector": "balanced"}, False, "every row that is drawn"),
         ({"scorer": "loss"}, True, "rows that are not remembered"),
         ({"scoring": {"way": "window", "tokens": 9}}, False, "9 tokens of every row that is drawn"),

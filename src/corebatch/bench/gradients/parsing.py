@@ -104,7 +104,11 @@ def _from_block(name: str, block: Any) -> Method:
             f"coreset.source_column. Found source_column {block['source_column']!r}."
         )
     kept = {key: value for key, value in block.items() if key not in (*PASSED_OVER, "scoring")}
-    settings = CoresetConfig.from_dict({**kept, "pool_factor": POOL_FACTOR})
+    given = block.get("scoring", Auto.way)
+    way = _way(given)
+    # What is measured of a way has options of its own; which scorer and selector "auto" stands for goes by its name.
+    named = given if isinstance(given, str) else given["way"]
+    settings = CoresetConfig.from_dict({**kept, "pool_factor": POOL_FACTOR, "scoring": named})
     if not isinstance(settings.scorer, str) or not isinstance(settings.selector, str):
         raise ConfigError(f"The method {name!r} should name its scorer and selector. Found {settings.to_dict()}.")
     plain = CoresetConfig(feedback=None)
@@ -114,7 +118,7 @@ def _from_block(name: str, block: Any) -> Method:
         settings.selector,
         dict(settings.scorer_options),
         dict(settings.selector_options),
-        _way(block.get("scoring", "full")),
+        way,
         others,
         name,
     )
