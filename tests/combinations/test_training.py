@@ -257,7 +257,8 @@ def test_smaller_micro_batches_where_memory_runs_out(tmp_path):
     """`auto_find_batch_size` begins anew with less; so do selection and its log."""
     model = tiny_model()
     memory = RunsOut(model)
-    made = run(trainer(tmp_path, model, auto_find_batch_size=True))
+    equal = CoresetConfig(micro_batches="length")  # as many rows in each, by which this memory goes
+    made = run(trainer(tmp_path, model, equal, auto_find_batch_size=True))
     assert made._train_batch_size <= 2
     assert memory.rows[:5] == [4] * 5
     size = made._train_batch_size
