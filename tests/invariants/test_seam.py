@@ -61,11 +61,12 @@ def test_what_is_held_back_while_the_trainer_saves_is_what_it_asks_for():
 
 @pytest.mark.parametrize("count", [96, 70, 5, 1])
 @pytest.mark.parametrize("selector", ["pivotal", "random", "facility_location"])
-def test_every_step_gets_as_many_micro_batches_as_it_asked_for(tmp_path, count, selector, monkeypatch):
+@pytest.mark.parametrize("cut", ["length", "positions"])
+def test_every_step_gets_as_many_micro_batches_as_it_asked_for(tmp_path, count, selector, cut, monkeypatch):
     made = trainer(
         tmp_path,
         tiny_model(),
-        CoresetConfig(selector=selector, pool_factor=4),
+        CoresetConfig(selector=selector, pool_factor=4, micro_batches=cut),
         train_dataset=mixture(count),
         max_steps=-1,
         num_train_epochs=2,
@@ -92,7 +93,7 @@ def test_every_step_gets_as_many_micro_batches_as_it_asked_for(tmp_path, count, 
     run(made)
     assert [len(batches) for batches in given] == asked
     assert len(trained) == sum(asked)
-    assert all(1 <= rows <= 2 for rows in trained)
+    assert all(rows >= 1 and (rows <= 2 or cut == "positions") for rows in trained)  # positions are even, not rows
     assert len(asked) == 2 * -(-count // (2 * 4 * 3)) == made.state.global_step
     seen = sum(
         int((b["loss_weights"] > 0).sum()) if "loss_weights" in b else len(b["labels"]) for g in given for b in g
