@@ -596,7 +596,9 @@ def weights_page(lines: Sequence[dict[str, Any]]) -> str:
         for (adapter, dtype), found in runs.items()
     ]  # fmt: skip
     return f"""How far the trained parameters of the small Llama are from those of the plain run after so many steps of
-{lines[0]["rows"]} rows (AdamW, learning rate 1e-3), by their length; and how far training moved them:
+{lines[0]["rows"]} rows (AdamW, learning rate 1e-3), by their length; and how far training moved them.
+transformers computes norms and loss in float32 in a model of float64 too, where a rounding falls the other way at
+times:
 
 {table(heads, rows)}"""
 
