@@ -121,7 +121,7 @@ def made_for(case, folder):
             "nothing_at_first": [list(range(0, 32)), []],
         }[case]
         return own(folder, rows, stream=case != "uneven")
-    coreset = CoresetConfig(scorer=Failing()) if case == "scorer" else CoresetConfig(pool_factor=2)
+    coreset = CoresetConfig(scorer=Failing(), scoring="full") if case == "scorer" else CoresetConfig(pool_factor=2)
     return trainer(
         folder,
         tiny_model(dtype=torch.float64),

@@ -117,4 +117,5 @@ def _idle_choices(coreset: CoresetConfig) -> list[str]:
     if coreset.pool_factor > 1:
         return []
     names, default = OF_CHOICES + (() if coreset.takes_part else OF_STEPS), CoresetConfig()
-    return [name for name in names if getattr(coreset, name) != getattr(default, name)]
+    given = [name for name in names if name not in coreset.automatic]
+    return [name for name in given if name in default.automatic or getattr(coreset, name) != getattr(default, name)]

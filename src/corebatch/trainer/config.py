@@ -137,7 +137,7 @@ class CoresetConfig:
         """Puts what "auto" stands for in its place, and keeps in mind where that was."""
         given = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         made = resolved(given, self.scoring_settings)
-        object.__setattr__(self, "_left", [key for key in made if is_auto(given[key])])
+        object.__setattr__(self, "_automatic", tuple(key for key in made if is_auto(given[key])))
         for key, value in made.items():
             object.__setattr__(self, key, value)
 
@@ -147,7 +147,13 @@ class CoresetConfig:
         Raises:
             ConfigError: a value out of range, or settings that do not go together.
         """
-        return dataclasses.replace(self, **{**dict.fromkeys(self._left, AUTO), **settings})  # type: ignore[attr-defined]
+        return dataclasses.replace(self, **{**dict.fromkeys(self.automatic, AUTO), **settings})
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The fields that were "auto"."""
+        found: tuple[str, ...] = self._automatic  # type: ignore[attr-defined]
+        return found
 
     @property
     def cut(self) -> Cut:

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback
 from corebatch.cli.main import main
 from corebatch.launch.held_out import TrainerBySource
 from corebatch.report import read_run
+from corebatch.trainer import CoresetConfig
 from training import Collator, arguments, mixture, tiny_model, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,6 +155,7 @@ class TestDictionaries:
             eval_dataset=self.sets(),
             data_collator=Collator(),
             callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+            coreset=CoresetConfig(scoring="full"),
         )  # fmt: skip
         made.train()
         losses = [entry["eval_loss"] for entry in made.state.log_history if "eval_loss" in entry]

@@ -119,8 +119,9 @@ def test_validate_says_what_the_cut_saves(corebatch, config, factor):
 
 def test_keys_of_a_choice_are_told_to_be_idle(corebatch, config):
     choice = ("--coreset.selector", "random", "--coreset.feedback", "none", "--coreset.loss", "example_mean")
+    said = "Warning: coreset.selector, coreset.feedback, coreset.loss without effect: pool_factor is 1."
     for words, told in (
-        (("--coreset.pool_factor", 1), "Warning: coreset.selector, coreset.loss without effect: pool_factor is 1."),
+        (("--coreset.pool_factor", 1), said),
         (("--coreset.pool_factor", 2), None),
     ):
         code, out, err = corebatch("validate", config, *words, *choice, "--fast")
