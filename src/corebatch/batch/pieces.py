@@ -5,12 +5,10 @@ of pieces is found exactly, by dynamic programming: the cost of a run of rows is
 more rows, and of more pieces, never lies further left (Yao 1980, Efficient dynamic programming using quadrangle
 inequalities; Knuth 1971, Optimum binary search trees).
 
-What is least. Of 128 rows of a mixture of mathematics in 16 pieces, in the mean of 40 draws (tokens alone are 1; plain
-micro-batches are 2.17 in all and 3.51 times the mean for the largest): the least maximum leaves 1.076 positions in all
-and a largest piece of 1.18 means; the least total 1.049 and 1.91; the least total among cuts with a largest piece
-within a tenth of the least maximum 1.058 and 1.28. So the last one is taken (`SLACK`): within one per cent of the least
-time, and the largest micro-batch stays near the mean. Where ranks wait for each other the largest piece is time too,
-and there is no slack.
+What is least. The least maximum keeps the largest micro-batch near the mean and costs more positions in all; the least
+total lets the largest grow to about twice the mean. So the least total is taken among cuts whose largest piece is
+within a tenth of the least maximum (`SLACK`): nearly the least of either. Where ranks wait for each other the largest
+piece is time too, and there is no slack. docs/evidence/measurements.md has what that leaves on a real mixture.
 """
 
 from __future__ import annotations
@@ -156,9 +154,13 @@ def cut_rows(
     if len(order) <= count:
         return [[row] for row in order] + [[] for _ in range(count - len(order))]
     if widths.packed:
-        made = deal(order, {row: widths.cost(lengths[row]) for row in order}, count)
-        within = all(sum(lengths[row] for row in pile) <= cap for pile in made)
-        return made if within else [list(piece) for piece in plain]
+        costs_by_row = {row: widths.cost(lengths[row]) for row in order}
+        for sizes in (costs_by_row, lengths):  # like FLOPs may be unlike tokens, of which there is a cap
+            made = deal(order, sizes, count)
+            if all(sum(lengths[row] for row in pile) <= cap for pile in made):
+                return made
+        # Of more pieces than plain ones the last has what `parts_needed` found to be within `cut.most`.
+        return [list(piece) for piece in plain] if len(plain) == count else made
     each = [widths.of(lengths[row]) for row in order]
     costs = [widths.cost(width) for width in each]
     found = cheapest_cut(costs, each, count, cap=cap, slack=slack)

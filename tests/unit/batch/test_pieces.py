@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corebatch.batch.cuts import Cut, make_cut
@@ -68,6 +68,7 @@ def test_every_row_once_within_the_largest_plain_piece(case):
 
 @settings(deadline=None)
 @given(cases(), st.integers(1, 400))
+@example(([1, 1, 1, 2, 13, 15], 1, Widths(padding=Padding(token=0), packed=True, cost=flops)), 17)
 def test_a_cap_has_the_fewest_parts(case, most):
     lengths, count, widths = case
     ids = list(range(len(lengths)))
