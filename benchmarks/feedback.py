@@ -76,12 +76,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mathmix")
     parser.add_argument("--draws", type=int, default=1600, help="steps")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     options.methods = METHODS
     if options.table:
-        lines = [json.loads(line) for line in OUTPUT.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in options.output.read_text(encoding="utf-8").splitlines()]
     else:
         torch.set_num_threads(1)
         SETTINGS[MODEL]["sizes"]["budgets"] = (32, 16)
@@ -89,7 +90,7 @@ def main() -> None:
     if options.quick:
         print(page(lines))
         return
-    write_lines(OUTPUT, lines)
+    write_lines(options.output, lines)
     write_between(PAGE, "parts of feedback", page(lines))
 
 

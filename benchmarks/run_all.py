@@ -63,6 +63,8 @@ def main() -> None:
         commands += [[python, HERE / f"{name}.py", "--output", args.output / f"{name}.jsonl"] for name in WRITTEN]
     by_length = [python, HERE / "micro_batches.py", "--model", model, "--data", data]
     commands.append([*by_length, "--output", args.output / "micro_batches", *(["--quick"] if quick else [])])
+    feedback = [python, HERE / "feedback.py", "--model", model, "--data", data]
+    commands.append([*feedback, "--output", args.output / "feedback.jsonl", *(["--quick"] if quick else [])])
     ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
     commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])
     for command in commands:

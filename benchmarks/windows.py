@@ -54,8 +54,10 @@ METHODS = (
     ),
     EXACT + "cube @ remembered(age={age})",
     EXACT + "balanced @ remembered(age={age})",
-    "balanced, feedback={scorer_options: {num_blocks: 3}, selector: balanced, feedback: 0.99}",
-    "balanced, feedback @ remembered={scorer_options: {num_blocks: 3}, selector: balanced, feedback: 0.99, "
+    "balanced, feedback={scorer_options: {num_blocks: 3}, selector: balanced, selector_options: {start: systematic}, "
+    "feedback: 0.99}",
+    "balanced, feedback @ remembered={scorer_options: {num_blocks: 3}, selector: balanced, "
+    "selector_options: {start: systematic}, feedback: 0.99, "
     "scoring: {way: remembered, age: {age}}}",
     "following={recipe: following}",
 )  # fmt: skip

@@ -23,9 +23,9 @@ def resolved(settings: Mapping[str, Any], strategy: Strategy) -> dict[str, Any]:
     """`scorer`, `selector` and `feedback` without "auto".
 
     The scorer is `label_counts`, and `last_layer` where a selector, a way of scoring, scorer_options, normalise or
-    sparsify is named. The selector is `balanced` on `label_counts`, and `cube` on other features and where nothing can
-    be carried: feedback is none, a first phase draws, or rows are drawn by their tokens alone. Feedback is 0.99 where
-    all that is so by default, and none where another selector was named.
+    sparsify is named. The selector is `balanced` on `label_counts` and where feedback is named; `cube` on others and
+    where nothing can be carried: feedback is none, a first phase draws, or rows are drawn by their tokens alone.
+    Feedback is 0.99 where `balanced` was not named but is what "auto" stands for, else none.
 
     Args:
         settings: fields of CoresetConfig.
@@ -39,9 +39,7 @@ def resolved(settings: Mapping[str, Any], strategy: Strategy) -> dict[str, Any]:
     chosen = selector
     if is_auto(selector):
         alone = feedback is None or isinstance(strategy, TwoPhase | Unscored)
-        chosen = CARRIES if scorer == COUNTS and not alone else ALONE
-        if not is_auto(feedback) and not alone:
-            chosen = CARRIES
+        chosen = CARRIES if not alone and (scorer == COUNTS or not is_auto(feedback)) else ALONE
     if is_auto(feedback):
         follows = is_auto(selector) and make_selector(chosen, settings["selector_options"]).follows
         feedback = RHO if follows else None

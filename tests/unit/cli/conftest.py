@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from corebatch.cli.main import main
 from folders import save_tiny_model
 
 QUESTIONS = {"sums": 30, "names": 24, "colours": 20, "rare": 6}
@@ -19,6 +22,25 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     save_tiny_model(folder)
     return folder
+
+
+@pytest.fixture
+def corebatch(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Exit code, standard output on one line, and standard error of `corebatch words...`."""
+
+    def run(*words: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["corebatch", *map(str, words)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = 0 if stop.code is None else stop.code
+        out, err = capfd.readouterr()
+        return code, " ".join(out.split()), err
+
+    return run
 
 
 @pytest.fixture

@@ -2,32 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from corebatch.cli.main import main
 from corebatch.report import read_run, summarise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def corebatch(monkeypatch, capfd):
-    """Exit code, standard output on one line, and standard error of `corebatch words...`."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["corebatch", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = 0 if stop.code is None else stop.code
-        out, err = capfd.readouterr()
-        return code, " ".join(out.split()), err
-
-    return run
 
 
 EVERY = ("--coreset.pool_factor", 1, "--coreset.micro_batches", "length")

@@ -3,32 +3,12 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
-from corebatch.cli.main import main
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def corebatch(monkeypatch, capfd):
-    """Exit code, standard output on one line, and standard error of `corebatch words...`."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["corebatch", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = 0 if stop.code is None else stop.code
-        out, err = capfd.readouterr()
-        return code, " ".join(out.split()), err
-
-    return run
 
 
 def write(path, rows):
