@@ -14,7 +14,7 @@ import torch
 from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.from_config import Parts, RunData, read_data
-from corebatch.bench.runs.training_run import Schedule, count_flops, run_arm, time_arm, tune_arm
+from corebatch.bench.runs.training_run import RunPlan, count_flops, run_arm, time_arm, tune_arm
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
 
@@ -80,7 +80,7 @@ class FlopsJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneJob(Schedule):
+class TuneJob(RunPlan):
     """How good a method is with these values after so many steps."""
 
     method: str
@@ -90,7 +90,7 @@ class TuneJob(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunJob(Schedule):
+class RunJob(RunPlan):
     """A whole run of an arm. `seconds`, `flops`: what its steps cost, by which it is accounted for."""
 
     arm: Arm

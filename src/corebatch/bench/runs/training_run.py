@@ -103,7 +103,7 @@ class _Stamps(TrainerCallback):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class RunPlan:
     """How long a run is, and the values that it has of what is tuned. `learning_rate`, `adam_beta2`: None leaves the
     config's."""
 
@@ -113,7 +113,7 @@ class Schedule:
     adam_beta2: float | None = None
 
 
-def arguments(arm: Arm, folder: str, schedule: Schedule) -> TrainingArguments:
+def arguments(arm: Arm, folder: str, schedule: RunPlan) -> TrainingArguments:
     """The arm's training arguments for one run: nothing is saved, logged or evaluated by the Trainer itself."""
     values = dict(arm.training)
     for key in ("eval_steps", "save_steps", "num_train_epochs", "resume_from_checkpoint", "metric_for_best_model"):
@@ -143,7 +143,7 @@ def arguments(arm: Arm, folder: str, schedule: Schedule) -> TrainingArguments:
 def train_arm(
     arm: Arm,
     data: RunData,
-    schedule: Schedule,
+    schedule: RunPlan,
     *,
     dataset: Any = None,
     callbacks: Callable[[Any], list[TrainerCallback]] | None = None,
@@ -185,7 +185,7 @@ def points(steps: int, evaluations: int) -> list[int]:
 
 
 def run_arm(
-    arm: Arm, data: RunData, schedule: Schedule, *, seconds: StepCost, flops: StepCost, evaluations: int
+    arm: Arm, data: RunData, schedule: RunPlan, *, seconds: StepCost, flops: StepCost, evaluations: int
 ) -> dict[str, Any]:
     """A whole run as the measured part of its line."""
     steps = schedule.steps
@@ -217,7 +217,7 @@ def run_arm(
     }
 
 
-def tune_arm(arm: Arm, data: RunData, schedule: Schedule) -> dict[str, Any]:
+def tune_arm(arm: Arm, data: RunData, schedule: RunPlan) -> dict[str, Any]:
     """Held-out loss on the rows for tuning after a run of this length."""
     model, _ = train_arm(arm, data, schedule)
     return {key: value for key, value in data.tune.loss(model).items() if key != "sources"}
@@ -227,7 +227,7 @@ def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple
     """Seconds of a step, first pass and later, on a part of the data."""
     stamps = _Stamps(device)
     steps, epoch = _rehearsal(arm, rows)
-    rehearsal = Schedule(steps=steps, seed=0)
+    rehearsal = RunPlan(steps=steps, seed=0)
     train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda _: [stamps])
     return step_seconds(stamps.times, epoch, remembers(arm))
 
@@ -243,7 +243,7 @@ def count_flops(arm: Arm, data: RunData, rows: Sequence[int]) -> tuple[float, fl
 
     steps, epoch = _rehearsal(arm, rows)
     with counter:
-        rehearsal = Schedule(steps=steps, seed=0)
+        rehearsal = RunPlan(steps=steps, seed=0)
         train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda _: [Reads()])
     return step_seconds(found, epoch, remembers(arm))
 
