@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError
+from corebatch.options import hint
 from corebatch.types import SourceGroup
 
 SmallSources = Literal["auto"] | Sequence[str | int] | None
@@ -105,6 +106,42 @@ def absent_names(
         return []
     there = {names[source] for source in counts}
     return [name for name in map(str, policy) if name not in there]
+
+
+def complete_shares(shares: Mapping[str, float], sizes: Mapping[str, float], what: str) -> dict[str, float]:
+    """Shares of all sources, summing to 1.
+
+    Args:
+        shares: of some sources or all, not negative, some above 0. Where all are named, they count relative to each
+            other. Else they should sum to at most 1: sources that are not named share what is left in proportion to
+            their sizes.
+        sizes: of every source, by name.
+        what: the key, for errors.
+
+    Raises:
+        ConfigError: a source that is not there, or shares above 1 where some sources are not named.
+    """
+    for name in shares:
+        if name not in sizes:
+            raise ConfigError(
+                f"{what} should name sources of the data set: {', '.join(sizes)}. Found {name!r}.{hint(name, sizes)}"
+            )
+    others, total = [name for name in sizes if name not in shares], sum(shares.values())
+    if not others:
+        return {name: shares[name] / total for name in sizes}
+    if total > 1 + _ROUNDING:
+        raise ConfigError(
+            f"{what}: shares should sum to 1, or to less, where sources that are not named ({', '.join(others)}) share "
+            f"what is left. Found a sum of {total:g}."
+        )
+    left, whole = max(0.0, 1 - total), sum(sizes[name] for name in others)
+    if left < _ROUNDING:
+        return {name: shares.get(name, 0.0) / total for name in sizes}
+    return {name: shares[name] if name in shares else left * sizes[name] / whole for name in sizes}
+
+
+_ROUNDING = 1e-3
+"""Of shares that were written with few digits: thirds, for instance."""
 
 
 def check_cap(cap: object, policy: SmallSources) -> None:

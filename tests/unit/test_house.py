@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
 LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals", "step_line"}
 METHODS = {"scoring", "transforms", "selectors"}
-CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "memory", "sampling", "distributed"}
+CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "objective", "memory", "sampling", "distributed"}
 RUN = CHOOSE | {"batch", "record", "trainer"}
 ALLOWED = {
     "types": {"errors"},
@@ -28,6 +28,7 @@ ALLOWED = {
     "transforms": LEAVES,
     "selectors": LEAVES,
     "sources": LEAVES,
+    "objective": LEAVES | {"sources", "sampling"},
     "memory": LEAVES | {"scoring"},
     "sampling": LEAVES | {"sources"},
     "distributed": LEAVES,

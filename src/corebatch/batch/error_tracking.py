@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corebatch.batch.claims import Claim
 from corebatch.batch.pool import Pool
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError, UnsupportedModelError
@@ -69,6 +70,7 @@ class Step:
         pool: of all ranks.
         candidates: LongTensor [N] on the CPU: positions in the pool of the large batch.
         chosen: LongTensor [M] on the CPU: positions in the pool of the small batch.
+        claim: of the candidates.
         weights: [M], what each chosen row's summed loss is multiplied by; None: one.
         denominator: what the weighted sum over all ranks is divided by; None: the chosen rows' trained tokens.
     """
@@ -77,6 +79,7 @@ class Step:
     pool: Pool
     candidates: Tensor
     chosen: Tensor
+    claim: Claim
     weights: Tensor | None
     denominator: Tensor | None
 
@@ -113,11 +116,11 @@ class ErrorTracking:
         drawn = torch.randperm(len(candidates), generator=seeded(self.seed, number, "track"))[: len(chosen)]
         random = torch.zeros(len(candidates), dtype=torch.bool)
         random[drawn] = True
-        tokens_N = pool.tokens[candidates]
-        # Of an example: its sum of token losses, or its mean; what their sum is divided by follows.
+        tokens_N, parts_N = pool.tokens[candidates], step.claim.parts
+        # Of an example: its sum of token losses, or its mean, as it counts.
         by_example = self.loss == "example_mean"
         unit_N = 1 / tokens_N.clamp(min=1).double() if by_example else torch.ones(len(candidates), dtype=torch.float64)
-        parts_N = torch.ones(len(candidates), dtype=torch.float64) if by_example else tokens_N.double()
+        unit_N = unit_N if step.claim.factors is None else unit_N * step.claim.factors
         weights = torch.ones(len(chosen)) if step.weights is None else step.weights.detach().cpu()
         divisor = float(pool.tokens[chosen].sum() if step.denominator is None else step.denominator)
 

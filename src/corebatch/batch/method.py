@@ -15,6 +15,7 @@ Shape suffixes: N rows of the large batch, M rows of the small batch, P features
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from corebatch.errors import ConfigError, InputError, NonFiniteError
 from corebatch.scoring import LossUnit, Scorer, Scores, extents
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS, Selector, make_selector
+from corebatch.selectors.checks import check_column
 from corebatch.sources import Keeping, Leftovers, SmallSources, check_cap, encode_sources, small_candidates, split
 from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
@@ -118,6 +120,7 @@ class CoresetStep:
         second_moments: Tensor | None = None,
         share: float = 1.0,
         costs: Tensor | None = None,
+        factors: Tensor | None = None,
     ) -> Choice:
         """Stages 1 and 3 to 5 on the large batch of all ranks.
 
@@ -129,6 +132,8 @@ class CoresetStep:
             second_moments: [P], the live optimizer's, for a normaliser that needs them.
             share: of the large batch that these rows are, where others are chosen apart from them.
             costs: [N], what training each row costs, for a selector that looks at it.
+            factors: [N], by how much each row's loss counts in what the step claims, beside its unit; None: ones. What
+                is chosen by are features, losses and sizes times these.
 
         Raises:
             NonFiniteError: a feature or loss is NaN or infinite; the rows are named.
@@ -141,16 +146,18 @@ class CoresetStep:
             per_source=self.selector.per_source,
             generator=seeded(self.seed, step, "split") if self.leftovers == "random" else None,
         )
+        check_finite(scores.features, scores.losses)
+        extent = extents(scores.tokens, self.loss)
+        scores, extent, root = claimed(scores, extent, factors)
         features = scores.features
-        check_finite(features, scores.losses)
         if self.normalise is not None:
             shapes = self.scorer.shapes() if self.normalise.needs_shapes else None
             features = self.normalise(features, second_moments, shapes)
         if self.sparsify is not None:
             features = self.sparsify(features, source_ids)
-        extent, sizes, carried = extents(scores.tokens, self.loss), None, None
+        sizes, carried = None, None
         if self.selector.draws and self.scorer.sized_by_tokens:
-            sizes = extent.double().sqrt()
+            sizes = root
         if self.feedback is not None:
             sizes = features.double().norm(dim=1) if sizes is None else sizes  # columns for sources are no part of it
             features, carried = self.feedback.look(features, source_ids, extent, share)
@@ -172,6 +179,17 @@ class CoresetStep:
         if kept:
             chosen = chosen[~torch.isin(chosen, torch.cat(kept))]
         self.normalise.update(features[chosen.to(features.device)])
+
+
+def claimed(scores: Scores, extent: Tensor, factors: Tensor | None) -> tuple[Scores, Tensor, Tensor]:
+    """Scores, extents and the sizes that follow from extents alone, [N] each, as they count in what a step claims."""
+    root = extent.double().sqrt()
+    if factors is None:
+        return scores, extent, root
+    each = factors.to(scores.features)
+    losses = None if scores.losses is None else scores.losses * each
+    scores = dataclasses.replace(scores, features=scores.features * each[:, None], losses=losses)
+    return scores, extent * factors.to(extent.device), root * factors.to(extent.device)
 
 
 def check_finite(features: Tensor, losses: Tensor | None) -> None:
@@ -199,6 +217,7 @@ def select(
     validation: Tensor | None = None,
     costs: Tensor | None = None,
     seed: int = 0,
+    objective_weights: Tensor | None = None,
 ) -> Selection:
     """Chooses `budget` rows of `features`, on plain tensors, without any trainer or model.
 
@@ -217,10 +236,12 @@ def select(
         validation: float Tensor [V, P], for selectors that are guided by validation gradients.
         costs: float Tensor [N], positive, for instance tokens: samplers have pi ~ norm / cost^p (`cost_power`).
         seed: of the random selectors; the global random state is not touched.
+        objective_weights: float Tensor [N], u_i of at least 0 (`corebatch.objective`): how much row i counts. Rows are
+            chosen by u_i g_i; u_i is to be multiplied into what is trained, beside the weights that are returned.
 
     Returns:
-        Selection with ascending indices [M] and weights [M] such that (1/M) sum_i w_i g_i estimates the mean of all
-        N rows (uniform selectors: ones).
+        Selection with ascending indices [M] and weights [M] such that (1/M) sum_i w_i u_i g_i estimates the mean of
+        all N rows' u_i g_i (uniform selectors: ones).
 
     Raises:
         InputError (a ValueError): other shapes, a budget outside [0, N], NaN, a missing argument, an unknown selector.
@@ -233,16 +254,24 @@ def select(
     groups = None
     if source_ids is not None and isinstance(budget, int) and 0 <= budget <= len(features):
         ids, names = encode_sources(source_ids, len(features))
-        counts = Counter(ids.tolist())
-        groups = split(
-            ids,
-            budget,
-            keeping=Keeping(small_candidates(counts, names, small_sources), small_sources_cap, chosen_by.weighted),
-            names=names,
-            per_source=chosen_by.per_source,
-            generator=seeded(seed, "split"),
-        )
+        small = small_candidates(Counter(ids.tolist()), names, small_sources)
+        keeping = Keeping(small, small_sources_cap, chosen_by.weighted)
+        rounding = seeded(seed, "split")
+        groups = split(ids, budget, keeping=keeping, names=names, per_source=chosen_by.per_source, generator=rounding)
     elif small_sources is not None:
         small_candidates({}, [], small_sources)  # an error in the policy is an error without sources too
+    if objective_weights is not None:
+        features, losses = _under(objective_weights, features, losses)
     given = {"losses": losses, "validation": validation, "costs": costs}
     return chosen_by.select(features, budget, seeded(seed, "select"), groups=groups, **given)
+
+
+def _under(objective_weights: Tensor, features: Tensor, losses: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Features and losses times u_i. Raises InputError for weights that are none."""
+    weights = check_column("objective_weights", objective_weights, len(features))
+    if len(weights) and float(weights.min()) < 0:
+        raise InputError(f"`objective_weights` should not be negative. Found {float(weights.min())}.")
+    each = weights.to(features.device)
+    if losses is not None:
+        losses = check_column("losses", losses, len(features)).to(features.device) * each
+    return features.double() * each[:, None] if features.is_floating_point() else features, losses

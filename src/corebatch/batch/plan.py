@@ -68,6 +68,15 @@ class Draw:
         rows = self.candidates
         return self.memory.recall(self.pool.ids[rows], extents(self.pool.tokens[rows], self.loss), self.step, max_age)
 
+    def factors(self, rows: Tensor) -> Tensor | None:
+        """By how much the losses of rows of the pool (LongTensor [K]) count, float64 [K]; None: ones."""
+        return None if self.pool.factors is None else self.pool.factors[rows]
+
+    def claimed(self, sizes: Tensor, rows: Tensor) -> Tensor:
+        """Sizes [K] of rows of the pool as they count in what the step claims."""
+        factors = self.factors(rows)
+        return sizes if factors is None else sizes * factors
+
     def costs(self, rows: Tensor) -> Tensor | None:
         """Tokens of rows of the pool (LongTensor [K]), float64 [K], for a selector whose inclusion goes by them."""
         if not self.method.selector.draws or self._cost_power is None:

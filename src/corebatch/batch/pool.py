@@ -5,12 +5,14 @@ Shape suffixes: N rows of the pool over all ranks, n rows on this rank, P featur
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from corebatch.batch.claims import Claim
 from corebatch.distributed.ranks import Ranks
 from corebatch.scoring import Scores
 
@@ -27,6 +29,8 @@ class Pool:
             in which it was drawn, and the width to which that batch was padded.
         eligible: BoolTensor [N] on the CPU: False for copies that a loader adds to even out ranks; they are scored
             (every rank runs the same forwards) but cannot be chosen.
+        factors: float64 [N] on the CPU: by how much each row's loss counts in what the step claims, beside the unit of
+            the loss (`corebatch.objective.Claim`); None: ones.
     """
 
     ids: Tensor
@@ -38,6 +42,7 @@ class Pool:
     batches: Tensor
     widths: Tensor
     eligible: Tensor
+    factors: Tensor | None = None
 
 
 def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[int], *, repeats: bool = False) -> Pool:
@@ -70,6 +75,23 @@ def gather_pool(ranks: Ranks, columns: Mapping[str, Tensor], counts: Sequence[in
         widths=widths,
         eligible=first & eligible.bool(),
     )
+
+
+def under(pool: Pool, claim: Claim, budget: int, *, every_row: bool) -> tuple[Pool, Claim]:
+    """The pool and what is claimed of it: rows that count nothing are not chosen where `budget` others are eligible.
+
+    Args:
+        claim: of all its rows.
+        every_row: whether all are trained, these too.
+    """
+    eligible, factors = pool.eligible, claim.factors
+    if factors is None:
+        return pool, claim
+    counting = eligible & (factors > 0)
+    if not every_row and budget <= int(counting.sum()) < int(eligible.sum()):
+        claim = dataclasses.replace(claim, total=float(claim.parts[eligible].sum()))
+        eligible = counting
+    return dataclasses.replace(pool, eligible=eligible, factors=factors), claim
 
 
 def gather_scores(ranks: Ranks, pool: Pool, wanted: Tensor, mine: Scores) -> Scores:

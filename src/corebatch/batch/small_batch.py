@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.weights import LossWeights
-from corebatch.model.rows import Padding, row_spans, trained_tokens
+from corebatch.distributed.exchange import RowFormat, exchange_rows
+from corebatch.distributed.ranks import Ranks
+from corebatch.model.rows import Padding, put_together, row_spans, take_rows, trained_tokens
 from corebatch.types import ID, SOURCE
 
 
@@ -85,3 +87,25 @@ class SmallBatch:
     passed: list[int]
     selected: list[float] | None
     line: dict[str, Any]
+
+
+def filled(
+    ranks: Ranks,
+    row_format: RowFormat,
+    batches: Sequence[dict[str, Tensor]],
+    eligible: Tensor,
+    counts: Sequence[int],
+    padding: Padding,
+    device: torch.device,
+) -> tuple[Sequence[dict[str, Tensor]], Tensor, list[int]]:
+    """Gives the ranks without rows a copy of another's first row, so that they run the same forwards; it is scored and
+    cannot be chosen."""
+    nobody = [rank for rank, count in enumerate(counts) if not count]
+    giver = next(rank for rank, count in enumerate(counts) if count)
+    row = take_rows(batches, [0])[0] if batches else None
+    length = int(ranks.report(None, len(row["input_ids"]) if row else 0)[giver])
+    moves = [(giver, rank, length) for rank in nobody]
+    leaving = {number: row for number in range(len(moves))} if row and ranks.index == giver else {}
+    for copy in exchange_rows(ranks, row_format, moves, leaving, device).values():
+        batches, eligible = [put_together([copy], padding)], torch.tensor([False])
+    return batches, eligible, [max(1, count) for count in counts]

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from corebatch.batch.claims import Claim, Claims
 from corebatch.batch.cuts import Cut
 from corebatch.batch.error_tracking import ErrorTracking, Step
 from corebatch.batch.layout import Cutting, Layout
@@ -29,7 +30,7 @@ from corebatch.batch.line import step_line
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.micro_batches import micro_batches
 from corebatch.batch.plan import Plan
-from corebatch.batch.pool import Pool, gather_pool, gather_scores
+from corebatch.batch.pool import Pool, gather_pool, gather_scores, under
 from corebatch.batch.scoring import Scoring
 from corebatch.batch.small_batch import Clock, LocalRows, Places, SmallBatch
 from corebatch.batch.weights import LossWeights, loss_weights
@@ -41,7 +42,7 @@ from corebatch.errors import NonFiniteError
 from corebatch.model.flops import ModelFlops
 from corebatch.model.moments import second_moments
 from corebatch.model.recompute import BlockStates
-from corebatch.model.rows import Padding, put_together, take_rows
+from corebatch.model.rows import Padding, take_rows
 from corebatch.scoring import LossUnit, Scores
 from corebatch.types import PLACES
 
@@ -65,6 +66,7 @@ class BatchStep:
         rows: of a micro-batch as the Trainer is told.
 
     Attributes:
+        claims: what the steps claim.
         row_format: of the rows of all ranks, once they agree on it.
         states: keeps the scoring forward's block inputs for training, or None.
         packed, flash: whether micro-batches are rows without padding, and with the arguments of flash attention.
@@ -89,6 +91,7 @@ class BatchStep:
     ) -> None:
         self.ranks, self.presence, self.method, self.scoring = ranks, presence, method, scoring
         self.pool_factor, self.loss, self.cut, self.rows = pool_factor, loss, cut, rows
+        self.claims = Claims()
         self.row_format: RowFormat | None = None
         self.states: BlockStates | None = None
         self.packed = self.flash = False
@@ -118,6 +121,8 @@ class BatchStep:
         pool = gather_pool(ranks, rows.columns(), rows.counts, repeats=self.pool_factor == 1)
         clock.end("exchange")
         budget = self.budget(int(pool.eligible.sum()), given)
+        claim = self.claims.of(pool.ids, pool.sources, pool.tokens, step)
+        pool, claim = under(pool, claim, budget, every_row=self.pool_factor == 1)
         plan = scoring.plan(pool, budget, step)
         mine = scoring.forwards.score(ranks, model, rows.batches, pool, plan.exact, rows.padding, self.states)
         clock.end("score")
@@ -133,9 +138,9 @@ class BatchStep:
         weights = loss_weights(
             selected, choice.selection.indices, pool.tokens[plan.candidates],
             loss=self.loss, weighted=self.method.selector.weighted, slots=len(chosen) + layout.empty,
-            groups=self.mean_over == "micro_batch",
+            groups=self.mean_over == "micro_batch", claim=claim.take(plan.candidates),
         )  # fmt: skip
-        error = self._gradient_error(model, rows, pool, plan, chosen, weights, step, clock)
+        error = self._gradient_error(model, rows, pool, plan, chosen, claim, weights, step, clock)
         made = self._micro_batches(rows, pool, chosen, layout, weights, cutting.widths.padding)
         self._pool_tokens, self._pending = pool.tokens, None if scoring.trained is None else (pool, step)
         line = step_line(
@@ -157,22 +162,6 @@ class BatchStep:
         return min(eligible, max(math.ceil(eligible / self.pool_factor), given * self.ranks.count))
 
     # ---- its parts -----------------------------------------------------------------------------------------------
-
-    def filled(
-        self, batches: Sequence[dict[str, Tensor]], eligible: Tensor, counts: Sequence[int], padding: Padding
-    ) -> tuple[Sequence[dict[str, Tensor]], Tensor, list[int]]:
-        """Gives the ranks without rows a copy of another's first row, so that they run the same forwards; it is scored
-        and cannot be chosen."""
-        ranks, nobody = self.ranks, [rank for rank, count in enumerate(counts) if not count]
-        assert self.row_format is not None
-        giver = next(rank for rank, count in enumerate(counts) if count)
-        row = take_rows(batches, [0])[0] if batches else None
-        length = int(ranks.report(None, len(row["input_ids"]) if row else 0)[giver])
-        moves = [(giver, rank, length) for rank in nobody]
-        leaving = {number: row for number in range(len(moves))} if row and ranks.index == giver else {}
-        for copy in exchange_rows(ranks, self.row_format, moves, leaving, self.device).values():
-            batches, eligible = [put_together([copy], padding)], torch.tensor([False])
-        return batches, eligible, [max(1, count) for count in counts]
 
     def choose(self, pool: Pool, plan: Plan, scores: Scores | None, step: int, optimizer: Any) -> Choice:
         """What is trained of a pool, as rows of the plan's candidates.
@@ -207,6 +196,7 @@ class BatchStep:
         pool: Pool,
         plan: Plan,
         chosen: Tensor,
+        claim: Claim,
         weights: LossWeights,
         step: int,
         clock: Clock,
@@ -222,6 +212,7 @@ class BatchStep:
             pool=pool,
             candidates=plan.candidates,
             chosen=chosen,
+            claim=claim.take(plan.candidates),
             weights=weights.rows,
             denominator=weights.denominator,
         )

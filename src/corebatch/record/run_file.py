@@ -48,7 +48,7 @@ def describe(
     }
 
 
-EVERY_ROW = "Every row that is drawn is trained, with the plain Trainer's update."
+EVERY_ROW = "Every row that is drawn is trained."
 
 
 def kept_note(sources: Sources, small: frozenset[int]) -> str:

@@ -6,9 +6,11 @@ from typing import Any
 
 from transformers import Trainer
 
-from corebatch.trainer.config import RECIPES, CoresetConfig, ScoringConfig
+from corebatch.trainer.config import CoresetConfig, ScoringConfig
+from corebatch.trainer.counting import count_source_tokens
 from corebatch.trainer.in_backward import OptimizerInBackward
 from corebatch.trainer.mixin import CoresetMixin
+from corebatch.trainer.recipes import RECIPES
 
 
 class CoresetTrainer(CoresetMixin, Trainer):
@@ -28,4 +30,12 @@ def __getattr__(name: str) -> Any:
 
 
 # Without CoresetSFTTrainer: `import *` must work without trl.
-__all__ = ["RECIPES", "CoresetConfig", "CoresetMixin", "CoresetTrainer", "OptimizerInBackward", "ScoringConfig"]
+__all__ = [
+    "RECIPES",
+    "CoresetConfig",
+    "CoresetMixin",
+    "CoresetTrainer",
+    "OptimizerInBackward",
+    "ScoringConfig",
+    "count_source_tokens",
+]

@@ -70,6 +70,8 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
         ),
     ]
     what = f"pool_factor {coreset.pool_factor}" if chooses else f"coreset.micro_batches {coreset.cut.by!r}"
+    if not chooses and coreset.cut.by == "plain":
+        what = f"coreset.objective {coreset.objective!r}"
     for bad, found, use in problems:
         if bad:
             raise ConfigError(f"{what} does not go with {found}. Use {use}.")
@@ -103,7 +105,7 @@ def check_trained_loss(trainer: Any, model: Any) -> None:
     check_router(model)
     if model is not None:
         check_normalization(model)
-        if trainer.coreset.pool_factor == 1:
+        if trainer.coreset.pool_factor == 1 and not trainer.coreset.weighs:
             check_counted(trainer, model)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
@@ -14,10 +14,12 @@ from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
-from corebatch.scoring import LossUnit, Scorer, Tokens, make_scorer
+from corebatch.scoring import Scorer, Tokens, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
 from corebatch.trainer.auto import AUTO, is_auto, resolved
+from corebatch.trainer.claiming import ClaimSettings
+from corebatch.trainer.recipes import plain_values, recipe
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
 MOST = 2**20
@@ -34,7 +36,7 @@ def ScoringConfig(*, way: str = "auto", **options: Any) -> Strategy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoresetConfig:
+class CoresetConfig(ClaimSettings):
     """How the small batch is chosen. `CoresetConfig()` is the recommended setting.
 
     Attributes:
@@ -65,8 +67,16 @@ class CoresetConfig:
             for a selector that can (`balanced`); "auto": 0.99 on `label_counts` where the selector is "auto" too, else
             none: every step is chosen by itself.
         seed: of all randomness of scoring and selection.
-        loss: what a step minimises: "token_mean", the mean over its tokens as in the Trainer, or "example_mean",
-            the mean over examples of each one's mean, as in the official CoLM code.
+        objective: what a step claims, at every pool_factor (`corebatch.objective`): "tokens", the mean over trained
+            tokens, as in the Trainer (the default); "examples", the mean over examples of each one's mean, as in the
+            official CoLM code; "sources", where every source counts alike; shares of sources; {"temperature": T};
+            "drawn", what `sampling` makes of the data; or a schedule, a list of {"until": 0.8, "is": ...}. Rows are the
+            likelier to be chosen the more they count, and have weights by which the update's mean is the claimed one.
+        loss: the same by other names: "token_mean" for "tokens", "example_mean" for "examples".
+        weight_column: the data set's column with a number of at least 0 for each example, which multiplies what the
+            objective has it count; none: ones.
+        source_tokens: trained tokens of each source, by name, or numbers in proportion to them, for objectives that go
+            by source; counted over the data set if not given, which a stream cannot be.
         scoring: how the pool gets its features: a way ("auto", "full", "window", "first_blocks", "every", "remembered",
             "two_phase", "none"), a mapping of the key `way` and its options, or a `ScoringConfig`; see
             `corebatch.batch.strategies`. "auto" runs no forward for it unless something that is given asks for one.
@@ -93,7 +103,6 @@ class CoresetConfig:
     source_column: str = "source"
     feedback: float | str | None = AUTO
     seed: int = 0
-    loss: LossUnit = "token_mean"
     scoring: str | Mapping[str, Any] | Strategy = "auto"
     padding_free: bool | str = "auto"
     micro_batches: str | Mapping[str, Any] | Cut = "auto"
@@ -105,8 +114,6 @@ class CoresetConfig:
             check_count(f"coreset.{name}", value, least=least)
             if value > most:
                 raise ConfigError(f"coreset.{name} should be at most {most:,}. Found {value:,}.")
-        if self.loss not in ("token_mean", "example_mean"):
-            raise ConfigError(f"coreset.loss should be token_mean or example_mean. Found {self.loss!r}.")
         if not isinstance(self.padding_free, bool) and self.padding_free != "auto":
             raise ConfigError(f"coreset.padding_free should be true, false or auto. Found {self.padding_free!r}.")
         for name in ("scorer_options", "selector_options"):
@@ -118,6 +125,7 @@ class CoresetConfig:
             if isinstance(getattr(self, name), str) and getattr(self, name) == "none":
                 object.__setattr__(self, name, None)
         self._resolve()
+        self.settle()
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
@@ -147,7 +155,9 @@ class CoresetConfig:
         Raises:
             ConfigError: a value out of range, or settings that do not go together.
         """
-        return dataclasses.replace(self, **{**dict.fromkeys(self.automatic, AUTO), **settings})
+        stale = {"objective": {"loss": AUTO}, "loss": {"objective": AUTO}}  # one stands for the other
+        given = {key: value for name in stale if name in settings for key, value in stale[name].items()}
+        return dataclasses.replace(self, **{**dict.fromkeys(self.automatic, AUTO), **given, **settings})
 
     @property
     def automatic(self) -> tuple[str, ...]:
@@ -162,19 +172,15 @@ class CoresetConfig:
 
     @property
     def takes_part(self) -> bool:
-        """Whether a step is other than the plain Trainer's: rows are chosen, or cut into micro-batches anew."""
-        return self.pool_factor > 1 or self.cut != Cut(by="plain")
+        """Whether a step is other than the plain Trainer's: rows are chosen, weighed, or cut into micro-batches
+        anew."""
+        return self.pool_factor > 1 or self.weighs or self.cut != Cut(by="plain")
 
     def _check_every_row(self) -> None:
         """Raises ConfigError for settings that a step which trains every row cannot honor; a plain cut leaves the step
         to the Trainer."""
         if self.pool_factor > 1 or not self.takes_part:
             return
-        if self.loss != "token_mean":
-            raise ConfigError(
-                f"coreset.micro_batches {self.cut.by!r} with pool_factor 1 trains the plain Trainer's update, a mean "
-                f"over tokens. Found coreset.loss {self.loss!r}. Set loss to token_mean, or micro_batches to plain."
-            )
         if self.track_error:
             raise ConfigError(
                 f"coreset.track_error compares what is trained with what was drawn, which is the same with pool_factor "
@@ -229,7 +235,7 @@ class CoresetConfig:
             small_sources_cap=self.small_sources_cap,
             leftovers=self.leftovers,
             seed=self.seed,
-            loss=self.loss,
+            loss=self.unit,
         )
 
     @classmethod
@@ -237,13 +243,13 @@ class CoresetConfig:
         """The faithful recipe of CoLM (arXiv 2407.19580): zeroth order in one direction, the per-example Adam map, the
         2,560 largest coordinates per source, facility location on l1 distances, all small sources kept, uniform
         weights, the mean of per-example means. `settings` replace single fields."""
-        return cls(**{**RECIPES["colm"], **settings})
+        return cls(**recipe("colm", settings))
 
     @classmethod
     def following(cls, **settings: Any) -> CoresetConfig:
         """No forward for choosing: `balanced` on label counts with error feedback, so that the weighted counts of what
         is trained, and every source's weight, follow the large batch's over steps. `settings` replace single fields."""
-        return cls(**{**RECIPES["following"], **settings})
+        return cls(**recipe("following", settings))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> CoresetConfig:
@@ -256,49 +262,16 @@ class CoresetConfig:
         if settings is not None and not isinstance(settings, Mapping):
             raise ConfigError(f"coreset should be a block of keys and values. Found {settings!r}.")
         settings = dict(settings or {})
-        recipe = settings.pop("recipe", "recommended")
-        if not isinstance(recipe, str) or recipe not in RECIPES:
-            raise ConfigError(f"coreset.recipe should be one of {', '.join(RECIPES)}. Found {recipe!r}.")
+        named = recipe(settings.pop("recipe", "recommended"), settings)
         known = [f.name for f in dataclasses.fields(cls)]
         for key in settings:
             if key not in known:
                 raise ConfigError(f"coreset has the keys {', '.join(known)}. Found {key!r}.{hint(key, known)}")
-        return cls(**{**RECIPES[recipe], **settings})
+        return cls(**named)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a run's record; an instance is written as its repr, and `scoring` and `micro_batches`
         in their shortest form, so that two ways to write the same settings make the same record."""
-        plain = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {**plain, "scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
-
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "recommended": {},
-    "colm": {
-        "scorer": "zeroth_order",
-        "selector": "facility_location",
-        "selector_options": {"metric": "l1"},
-        "normalise": "adam",
-        "sparsify": "topk",
-        "small_sources": "auto",
-        "leftovers": "smallest",
-        "loss": "example_mean",
-    },
-    "following": {
-        "scorer": "label_counts",
-        "selector": "balanced",
-        "selector_options": {"start": "cube"},
-        "feedback": 0.99,
-    },
-}
-"""Named settings: what each changes of the defaults."""
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    return repr(value)
+        plain = {f.name: plain_values(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        short = {"scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
+        return {**plain, **short, "objective": self.claimed.plain()}

@@ -51,10 +51,11 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
     try:
         if run.weights.owned:
             check_own_loss(trainer, pair)
-        run.compared = method.selector.weighted or (method.scores and method.scorer.needs_forward)
+        coreset = trainer.coreset
+        run.compared = method.selector.weighted or coreset.weighs or (method.scores and method.scorer.needs_forward)
         if run.compared:
             check_loss(model, pair, counts_items=trainer.model_accepts_loss_kwargs)
-        elif trainer.coreset.pool_factor == 1 and not run.weights.owned:
+        if coreset.pool_factor == 1 and coreset.cut.by != "plain" and not run.weights.owned:
             check_sum(trainer, model, batches, padding)
         if scoring.trained is not None:
             scoring.trained.watch(model, untagged(batches[0]))

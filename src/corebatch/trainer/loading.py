@@ -17,6 +17,7 @@ from corebatch.sampling.epochs import follow_epochs
 from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
 from corebatch.sources import absent_names, small_candidates
 from corebatch.trainer.config import CoresetConfig
+from corebatch.trainer.counting import make_claims
 from corebatch.types import ID, SOURCE
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
     # What the model does not take is dropped on the way, so the two columns are declared as taken.
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns += [key for key in (ID, SOURCE) if key not in trainer._signature_columns]
+    trainer._run.step.claims = make_claims(trainer, made, sources)
     micro_batch, trainer._train_batch_size, trainer.train_dataset = trainer._train_batch_size, drawn, made
     loading = trainer.accelerator.dataloader_config
     dispatch = loading.dispatch_batches

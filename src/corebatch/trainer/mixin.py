@@ -214,7 +214,7 @@ class CoresetMixin(_Base):
 
         Returns:
             [B], by which each row's summed loss is to be multiplied, before the sum is divided by
-            `num_items_in_batch`. Ones in evaluation, and where every row is trained (pool_factor 1).
+            `num_items_in_batch`. Ones in evaluation, and where every row is trained and counts by its tokens.
 
         Raises:
             LossMismatchError: these are not inputs that `compute_loss` received.

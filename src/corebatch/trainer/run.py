@@ -13,7 +13,7 @@ from torch import Tensor
 from corebatch.batch.error_tracking import ErrorTracking
 from corebatch.batch.row_checks import check_rows
 from corebatch.batch.scoring import Scoring, scored_rows
-from corebatch.batch.small_batch import LocalRows, SmallBatch
+from corebatch.batch.small_batch import LocalRows, SmallBatch, filled
 from corebatch.batch.step import BatchStep
 from corebatch.distributed.exchange import RowFormat
 from corebatch.distributed.heartbeat import Presence
@@ -72,7 +72,7 @@ class SelectionRun:
         self.scoring = Scoring(
             coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count), taught=taught),
             self.method,
-            loss=coreset.loss,
+            loss=coreset.unit,
             micro_batch=trainer._train_batch_size,
             sharded=sharded(trainer) is not None,
         )
@@ -84,14 +84,14 @@ class SelectionRun:
             self.method,
             self.scoring,
             pool_factor=coreset.pool_factor,
-            loss=coreset.loss,
+            loss=coreset.unit,
             cut=coreset.cut,
             rows=trainer._train_batch_size,
         )
         self.step.device, self.step.track_every = trainer.args.device, coreset.track_error
         # In evaluation mode blocks keep their activations: then one row at a time.
         rows = 1 if getattr(trainer.args, "gradient_checkpointing", False) else trainer._train_batch_size
-        self.step.tracking = ErrorTracking(loss=coreset.loss, seed=coreset.seed, rows=rows)
+        self.step.tracking = ErrorTracking(loss=coreset.unit, seed=coreset.seed, rows=rows)
         self.limits: RowLimits | None = None
         self.prepared = self.compared = self.in_backward = False
         self.identity: dict[str, Any] | None = None
@@ -121,7 +121,14 @@ class SelectionRun:
         trainer = self.trainer
         coreset, sources = trainer.coreset.to_dict(), trainer._tagged.latest(trainer)
         found = describe(trainer.args, coreset, self.model(), sources, self.method.small_sources, trainer._started)
-        return {**found, "scored": self.scored}
+        return {**found, "scored": self.scored, "claimed": self.claimed}
+
+    @property
+    def claimed(self) -> str:
+        """What the updates are those of, in words."""
+        coreset = self.trainer.coreset
+        weighed = "" if coreset.weight_column is None else f", rows weighed by {coreset.weight_column}"
+        return coreset.claimed.in_words(len(self.trainer._tagged.latest(self.trainer).counts) or None) + weighed
 
     @property
     def scored(self) -> str:
@@ -165,13 +172,15 @@ class SelectionRun:
             check_streams(self.ranks, tagged(trainer)[0])
         may = eligible(trainer, batches, self.ranks, self.passes)
         if 0 in counts:
-            batches, may, counts = step.filled(batches, may, counts, padding(trainer, []))
+            pad, device = padding(trainer, []), trainer.args.device
+            batches, may, counts = filled(self.ranks, step.row_format, batches, may, counts, pad, device)
         assert self.limits is not None  # since batches were looked at
         step.longest = self.limits.longest
         if not trainer.model_accepts_loss_kwargs:
             step.mean_over = "micro_batch"
         elif not getattr(trainer.args, "average_tokens_across_devices", False):
             step.mean_over = "rank"
+        step.claims.steps = trainer.state.max_steps
         rows = LocalRows(batches=batches, eligible=may, counts=counts, padding=padding(trainer, batches))
         if not self.prepared:
             first_pool.look(trainer, model, batches, rows.padding)
@@ -235,7 +244,7 @@ class SelectionRun:
                 folder,
             )
         if trainer.is_world_process_zero():
-            logger.info("Scored: %s.", self.scored)
+            logger.info("Scored: %s. Trained for %s.", self.scored, self.claimed)
         return None if folder is None else str(folder)
 
     def save(self, folder: Path) -> None:

@@ -166,6 +166,7 @@ class Strategy(ABC):
             step=draw.step,
             second_moments=second_moments,
             costs=draw.costs(plan.candidates),
+            factors=draw.factors(plan.candidates),
         )
 
     # ---- what it costs ----------------------------------------------------------------------------------------------

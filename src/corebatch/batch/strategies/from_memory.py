@@ -66,9 +66,10 @@ def _known_and_unknown(draw: Draw, recalled: Recalled) -> Choice:
     by (M / N)(N_part / M_part).
     """
     budget, count = draw.budget, len(recalled.known)
+    sizes = draw.claimed(recalled.sizes, draw.candidates)
     if budget == 1 and 0 < int(recalled.known.sum()) < count:  # one row cannot stand for both parts
-        return Choice(selection=draw.by_size(recalled.sizes, 1, "unknown", draw.candidates), groups=draw.whole())
-    of_known = _share(draw, recalled)
+        return Choice(selection=draw.by_size(sizes, 1, "unknown", draw.candidates), groups=draw.whole())
+    of_known = _share(draw, recalled.known, sizes)
     rows, weights = [], []
     for known, wanted in ((True, of_known), (False, budget - of_known)):
         if not wanted:
@@ -77,7 +78,7 @@ def _known_and_unknown(draw: Draw, recalled: Recalled) -> Choice:
         if known:
             selection = _among_known(draw, recalled, members, wanted)
         else:
-            selection = draw.by_size(recalled.sizes[members], wanted, "unknown", draw.candidates[members])
+            selection = draw.by_size(sizes[members], wanted, "unknown", draw.candidates[members])
         rows.append(members[selection.indices.cpu()])
         weights.append(selection.weights.double().cpu() * part_scale(count, budget, len(members), wanted))
     chosen, order = torch.cat(rows).sort()
@@ -94,18 +95,20 @@ def _among_known(draw: Draw, recalled: Recalled, members: Tensor, budget: int) -
     )
     share = len(members) / len(recalled.known)
     sources, costs = draw.pool.sources[rows], draw.costs(rows)
-    return draw.method.choose(scores, sources, budget, step=draw.step, share=share, costs=costs).selection
+    return draw.method.choose(
+        scores, sources, budget, step=draw.step, share=share, costs=costs, factors=draw.factors(rows)
+    ).selection
 
 
-def _share(draw: Draw, recalled: Recalled) -> int:
+def _share(draw: Draw, known_N: Tensor, sizes_N: Tensor) -> int:
     """How many of the chosen rows come from those that are known. Either part gets one at least if it has rows, since
     its gradient would be missed otherwise."""
-    budget, known = draw.budget, int(recalled.known.sum())
-    unknown = len(recalled.known) - known
+    budget, known = draw.budget, int(known_N.sum())
+    unknown = len(known_N) - known
     if not known or not unknown:
         return budget if known else 0
-    total = float(recalled.sizes.sum())
-    share = float(recalled.sizes[recalled.known].sum()) / total if total > 0 else known / (known + unknown)
+    total = float(sizes_N.sum())
+    share = float(sizes_N[known_N].sum()) / total if total > 0 else known / (known + unknown)
     draw_up = float(torch.rand(1, generator=seeded(draw.method.seed, draw.step, "share")))
     low, high = max(1, budget - unknown), min(known, budget - 1)
     return min(max(math.floor(budget * share + draw_up), low), high)

@@ -73,7 +73,8 @@ class TwoPhase(Remembering):
         if count >= whole:
             return super().plan(draw)
         recalled = draw.recall()
-        first = draw.by_size(recalled.losses if self.proxy == "loss" else recalled.sizes, count, "first phase")
+        sizes = draw.claimed(recalled.losses if self.proxy == "loss" else recalled.sizes, candidates)
+        first = draw.by_size(sizes, count, "first phase")
         inclusion = count / (whole * first.weights.double())
         return Plan(candidates=candidates, budget=draw.budget, exact=candidates[first.indices], inclusion=inclusion)
 
@@ -98,6 +99,7 @@ class TwoPhase(Remembering):
             step=draw.step,
             second_moments=second_moments,
             costs=draw.costs(plan.exact),
+            factors=draw.factors(plan.exact),
         ).selection
         rows = chosen.indices.cpu()
         weights = (chosen.weights.double().cpu() * stands_for[rows]).float()

@@ -121,8 +121,7 @@ class Chosen:
 class PopulationScoring:
     """A trainer's scoring, with its settings, on a population. What it carries from step to step begins empty.
 
-    Scores and memories are those of the g_i; a choice sees u_i g_i: features and losses are multiplied by the example's
-    u_i, and trained tokens, with whose square root gradients grow, by its square.
+    Scores and memories are those of the g_i; a choice sees u_i g_i.
 
     Args:
         coreset: the settings.
@@ -135,12 +134,9 @@ class PopulationScoring:
         self.step = coreset.build()
         self.step.small_sources = population.table.small(coreset.small_sources)
         self.step.source_names = population.table.names
-        self.scoring = Scoring(coreset.resolve_scoring(False), self.step, loss=coreset.loss, micro_batch=ROWS_AT_A_TIME)
+        self.scoring = Scoring(coreset.resolve_scoring(False), self.step, loss=coreset.unit, micro_batch=ROWS_AT_A_TIME)
         if memory is not None and self.scoring.memory is not None:
-            state = memory.state_dict()
-            for lengths in ("lengths", "losses"):
-                state[lengths] = state[lengths] * population.weights[state["ids"]].float()
-            self.scoring.memory.load_state_dict(state)
+            self.scoring.memory.load_state_dict(memory.state_dict())
         self._seed = coreset.seed
 
     @property
@@ -164,8 +160,8 @@ class PopulationScoring:
 
     def _pool(self, rows: Tensor) -> Pool:
         """As a step under the objective sees it."""
-        pool = self.population.pool(rows)
-        return replace(pool, tokens=pool.tokens * self.population.weights[rows].square())
+        weights = self.population.weights[rows]
+        return replace(self.population.pool(rows), factors=None if bool((weights == 1).all()) else weights)
 
     def remember(self, model: Any, known: float) -> FeatureMemory:
         """Fills the memory with features of a share `known` of the population, as the model gives them now.
@@ -212,12 +208,7 @@ class PopulationScoring:
         made, step = self._pool(pool), self._step_of(draw)
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
-        there = None
-        if scores is not None and len(exact):
-            there, weights = scores.take(exact), self.population.weights[exact].to(scores.features)
-            losses = None if there.losses is None else there.losses * weights
-            tokens = there.tokens * weights.square().to(there.tokens.device)
-            there = replace(there, features=there.features * weights.unsqueeze(1), losses=losses, tokens=tokens)
+        there = scores.take(exact) if scores is not None and len(exact) else None
         choice = self.scoring.choose(made, plan, there, step, second_moments)
         rows = pool[plan.candidates[choice.selection.indices.cpu()]]
         kept = sum(len(group.members) for group in choice.groups if group.keep)
