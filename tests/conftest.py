@@ -1,5 +1,7 @@
 import gc
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,10 +53,13 @@ def variables_of_its_own():
 
 @pytest.fixture(scope="module", autouse=True)
 def imports_apart_from_garbage():
-    """Every training begins with a full collection of garbage, which walks through half a million objects of imported
-    packages: half of the suite's time. What is there before a file's first test is set apart."""
+    """A full collection of garbage walks through half a million objects of imported packages. What is there before a
+    file's first test is set apart, and Accelerate, which collects whenever a training begins (an eighth of what a short
+    one takes), leaves it to Python's own collections."""
     gc.collect()
     gc.freeze()
+    if memory := sys.modules.get("accelerate.utils.memory"):
+        memory.gc = SimpleNamespace(collect=lambda: 0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,6 +74,16 @@ def files_in_memory():
 def rows_kept_apart(tmp_path_factory):
     """Tokenised rows of tests are not kept where a user's are."""
     os.environ["COREBATCH_CACHE"] = str(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture(scope="session")
+def forks(rows_kept_apart):
+    """A server that starts ranks and commands at once."""
+    from forks import Server
+
+    made = Server()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

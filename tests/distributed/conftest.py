@@ -1,19 +1,21 @@
+from pathlib import Path
+
 import pytest
-from forks import Server
+
+WORKER = Path(__file__).with_name("worker.py")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(forks, tmp_path_factory):
     """Trains methods on so many ranks by an engine, once; gives their folder."""
-    server, done = Server("worker.py"), {}
+    done = {}
 
     def train(ranks, engine, names):
         key = (ranks, engine, names)
         if key not in done:
             done[key] = tmp_path_factory.mktemp(f"{engine}{ranks}")
-            codes = server.run(done[key], world=ranks, engine=engine, names=names)
+            codes = forks.run(WORKER, done[key], world=ranks, engine=engine, names=names)
             assert not any(codes), "".join(path.read_text()[-6000:] for path in sorted(done[key].glob("*.log")))
         return done[key]
 
-    yield train
-    server.close()
+    return train

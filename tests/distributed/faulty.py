@@ -1,6 +1,6 @@
 """Runs on two ranks in which something goes wrong on one of them; each leaves RANK.json with how it ended.
 
-A server of jobs (`forks.py`) with a "case".
+Jobs of the server of forks have a "case".
 """
 
 import datetime
@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch
-from forks import serve
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from worker import Stream, watch_choices
@@ -150,7 +149,3 @@ def main(job, rank):
     result["moved"] = largest_difference(before, weights(made))
     result["weights"] = torch.cat([value.flatten() for value in weights(made).values()]).tolist()
     (folder / f"{rank}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    serve(main)

@@ -1,28 +1,27 @@
 """What goes wrong on one of two ranks ends the run on both, at once, with a message that names the rank."""
 
 import json
+from pathlib import Path
 
 import pytest
-from forks import Server
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def both():
+def both(forks):
     """A function that runs a case on two ranks: how each ended, that is what it wrote, and its exit code."""
-    server = Server("faulty.py")
+    script = Path(__file__).with_name("faulty.py")
 
     def run(case, folder):
         ends = []
-        for rank, code in enumerate(server.run(folder, world=2, case=case)):
+        for rank, code in enumerate(forks.run(script, folder, world=2, case=case)):
             path = folder / f"{rank}.json"
             ends.append((json.loads(path.read_text()) if path.exists() else {}) | {"code": code})
             assert code in (0, -9), (folder / f"{rank}.log").read_text()[-4000:]
         return ends
 
-    yield run
-    server.close()
+    return run
 
 
 @pytest.mark.parametrize(

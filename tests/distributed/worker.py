@@ -1,6 +1,6 @@
 """Trains with several methods, on however many ranks a job asks for; rank 0 leaves weights and choices.
 
-A server of jobs (`forks.py`) with "engine", `ddp` or `fsdp2`, and "names" of methods.
+Jobs of the server of forks have an "engine", `ddp` or `fsdp2`, and "names" of methods.
 """
 
 import gc
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from forks import serve
 
 from corebatch.selectors import SELECTORS
 from corebatch.trainer import CoresetConfig
@@ -219,7 +218,3 @@ def main(job: dict[str, Any], rank: int) -> None:
         del made, model
         gc.collect()
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    serve(main)

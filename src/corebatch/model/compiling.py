@@ -43,7 +43,7 @@ def compile_decoder_instead(accelerator: Any) -> None:
         with _not_compiling(accelerator):
             prepared = usual(model, *args, **kwargs)
         inner = accelerator.unwrap_model(prepared, keep_torch_compile=False)
-        if not is_compiled(inner):  # evaluation may have prepared it before
+        if not is_compiled(inner.modules()):  # evaluation may have prepared it before
             for part in _parts(inner, plugin.use_regional_compilation):
                 part.compile(**plugin.to_kwargs())
         return prepared

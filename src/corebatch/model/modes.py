@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -22,7 +22,13 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in before:
+        restore(before)
+
+
+def restore(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Sets each module's mode where it is another: a module's own assignment is slow."""
+    for module, training in modes:
+        if module.training != training:
             module.training = training
 
 
@@ -41,16 +47,16 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     The flags are set one by one: `model.train()` would switch on modules that a user had frozen in evaluation mode.
     Modules that are compiled in place run as they are written: scoring's hooks come and go.
     """
-    packing = packing_linears(model)
+    modules = list(model.modules())  # once: a walk through them costs as much as a small forward
+    packing, before = packing_linears(modules), [(module, module.training) for module in modules]
     for linear in packing:
         setattr(linear, PACKS, False)
     try:
-        with modes_kept(model), torch.no_grad(), uncompiled(model):
-            for module in model.modules():
-                if module.training:
-                    module.training = False
+        with torch.no_grad(), uncompiled(modules):
+            restore((module, False) for module in modules)
             yield
     finally:
+        restore(before)
         for linear in packing:
             setattr(linear, PACKS, True)
 
@@ -60,22 +66,22 @@ PACKS = "support_avx512bf16_for_cpu"
 gradient by the input, neither then nor in any later training."""
 
 
-def packing_linears(model: nn.Module) -> list[nn.Module]:
+def packing_linears(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Four-bit linear maps that would change their weights in a forward in evaluation mode (CPUs with AVX512-BF16)."""
-    return [module for module in model.modules() if getattr(module, PACKS, False)]
+    return [module for module in modules if getattr(module, PACKS, False)]
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or a module in it, is compiled by torch.compile."""
+def is_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of a model's modules, the model itself among them, is compiled by torch.compile."""
     return any(
         getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
-        for module in model.modules()
+        for module in modules
     )
 
 
-def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+def uncompiled(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """While open, modules that are compiled in place run as they are written."""
-    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
+    return torch.compiler.set_stance("force_eager") if is_compiled(modules) else nullcontext()
 
 
 def forward_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:

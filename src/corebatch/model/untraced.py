@@ -37,7 +37,7 @@ def untraced(model: nn.Module, *, inner: bool, outermost: bool) -> Iterator[None
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         stack.enter_context(torch.no_grad())
-        stack.enter_context(uncompiled(model))
+        stack.enter_context(uncompiled(model.modules()))
         stack.enter_context(modes_kept(model))
         for module in model.modules():
             module.training = outermost if module in outer else inner

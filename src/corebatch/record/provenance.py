@@ -28,6 +28,11 @@ def provenance() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("corebatch", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "numpy"):
         try:
@@ -69,8 +74,13 @@ def commit_of_corebatch() -> str | None:
         revision = None
     if revision:
         return str(revision)[:12]
+    return _commit_around(PACKAGE / "record" / Path(__file__).name)
+
+
+@cache
+def _commit_around(path: Path) -> str | None:
     # A virtual environment may lie in somebody's repository, which does not track what is installed there.
-    return _commit(PACKAGE) if _tracked(PACKAGE / "record" / Path(__file__).name) else None
+    return _commit(PACKAGE) if _tracked(path) else None
 
 
 def _tracked(path: Path) -> bool:

@@ -146,7 +146,7 @@ def _keep_four_bits(model: Any) -> None:
     """
     if model is None:  # made later, by model_init
         return
-    for linear in packing_linears(model):
+    for linear in packing_linears(model.modules()):
         if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise ConfigError(
                 "Four-bit weights should be in the layout that can be trained through. Found the one that bitsandbytes "

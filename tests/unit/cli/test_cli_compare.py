@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,7 +252,7 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path, forks: Any) -> None:
     """Killed with its worker processes in the middle of the runs; what had a line is not done again."""
     values["compare"] |= {
         **{"arms": ["random"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": [], "seeds": 4},
@@ -264,30 +261,27 @@ def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path) -> 
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump(values))
     folder = Path(values["output_dir"])
-    words = [sys.executable, "-m", "corebatch.cli.main", "compare", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + 240
-        while process.poll() is None and time.monotonic() < deadline:
-            if (folder / "runs.jsonl").exists() and "\n" in (folder / "runs.jsonl").read_text():
-                break
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    (process,) = forks.commands("compare", config, world=1, folder=tmp_path)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / "runs.jsonl").exists() and "\n" in (folder / "runs.jsonl").read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     before = (folder / "runs.jsonl").read_text()
     whole = before[: before.rfind("\n") + 1]
     timing = (folder / "timing.jsonl").read_text()
     assert whole
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    (done,) = forks.commands("compare", config, world=1, folder=tmp_path)
+    assert done.wait() == 0, done.said()
     after = (folder / "runs.jsonl").read_text()
     assert after.startswith(whole)
     found = [(line["arm"], line["seed"]) for line in lines(folder, "runs.jsonl")]
     assert len(found) == len(set(found)) == 8
     assert (folder / "timing.jsonl").read_text() == timing
     assert read_comparison(folder).marks == ()
-    assert "coreset" in done.stdout
+    assert "coreset" in done.said()
 
 
 def test_one_process_holds_a_comparison(tmp_path: Path) -> None:

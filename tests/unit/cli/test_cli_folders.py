@@ -1,16 +1,13 @@
 """What `corebatch train` begins, goes on with, and leaves alone in a folder; and what comes after the last step."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-import corebatch
 from corebatch.cli.main import main
 from corebatch.launch import closing
 
@@ -226,13 +223,6 @@ def test_how_overwrite_is_asked_for(train, words):
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 
-def start(config, *words):
-    command = [sys.executable, "-m", "corebatch.cli.main", "train", str(config), *map(str, words)]
-    source = str(Path(corebatch.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": source}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def wait_for(process, run, count):
     log = run / "selection.jsonl"
     until = time.monotonic() + 120
@@ -240,22 +230,22 @@ def wait_for(process, run, count):
         if log.exists() and log.read_bytes().count(b"\n") >= count:
             return
         time.sleep(0.01)
-    raise AssertionError(process.communicate()[0])
+    raise AssertionError(process.said())
 
 
 @pytest.mark.slow
-def test_a_second_run_and_a_resume_are_refused_and_a_signal_saves(train, config, run):
+def test_a_second_run_and_a_resume_are_refused_and_a_signal_saves(train, forks, config, run):
     words = ("--max_steps", "4000", "--save_steps", "5")
-    with start(config, *words) as first:
-        wait_for(first, run, 6)
-        for more in ((), RESUME, ("--overwrite", "true")):
-            code, said = train(*words, *more)
-            assert code == 2
-            assert f"belongs to another process: {first.pid}" in said or "is not empty" in said
-        assert f"belongs to another process: {first.pid}" in train(*words, *RESUME)[1]
-        first.send_signal(signal.SIGTERM)
-        said = first.communicate(timeout=60)[0]
-        assert first.returncode == 143, said
+    (first,) = forks.commands("train", config, *words, world=1, folder=run.parent)
+    wait_for(first, run, 6)
+    for more in ((), RESUME, ("--overwrite", "true")):
+        code, said = train(*words, *more)
+        assert code == 2
+        assert f"belongs to another process: {first.pid}" in said or "is not empty" in said
+    assert f"belongs to another process: {first.pid}" in train(*words, *RESUME)[1]
+    first.send_signal(signal.SIGTERM)
+    code, said = first.wait(), first.said()
+    assert code == 143, said
     lines = [json.loads(line)["step"] for line in (run / "selection.jsonl").read_text().splitlines()]
     assert lines == list(range(1, len(lines) + 1))
     assert f"is finished and saved in {run}/checkpoint-{lines[-1]}" in said

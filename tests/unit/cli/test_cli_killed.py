@@ -1,18 +1,14 @@
 """`corebatch train`, killed and started again with --resume_from_checkpoint true, comes to the same weights."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import corebatch
 from corebatch.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -33,23 +29,19 @@ def lines(run):
     return log.read_text().splitlines() if log.exists() else []
 
 
-def kill_after(config, run, count):
+def kill_after(forks, config, run, count):
     """The exit code of a run that is killed when so many lines of its record are there."""
-    command = [sys.executable, "-m", "corebatch.cli.main", "train", str(config), *STEPS, "--output_dir", str(run)]
-    source = str(Path(corebatch.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": source}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and len(lines(run)) < count:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        errors = process.stderr.read().decode()
-        assert process.wait(60) == -signal.SIGKILL, errors[-3000:]
+    (process,) = forks.commands("train", config, *STEPS, "--output_dir", run, world=1, folder=run.parent)
+    while process.poll() is None and len(lines(run)) < count:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.said()[-3000:]
 
 
-def test_a_killed_command_goes_on(monkeypatch, config, tmp_path, capsys):
+def test_a_killed_command_goes_on(monkeypatch, forks, config, tmp_path, capsys):
     whole, run = tmp_path / "whole", tmp_path / "killed"
     assert train(monkeypatch, config, "--output_dir", whole) == 0
-    kill_after(config, run, 7)
+    kill_after(forks, config, run, 7)
     assert train(monkeypatch, config, "--output_dir", run) == 2  # nothing is overwritten unasked
     assert "--resume_from_checkpoint true" in capsys.readouterr().err
     assert train(monkeypatch, config, "--output_dir", run, "--resume_from_checkpoint", "true") == 0

@@ -49,7 +49,7 @@ def left(run):
     return lines, load_file(run / "adapter_model.safetensors")
 
 
-def test_on_two_ranks_the_command_chooses_the_same(config, tmp_path, monkeypatch):
+def test_on_two_ranks_the_command_chooses_the_same(config, tmp_path, monkeypatch, forks):
     monkeypatch.setattr(sys, "argv", ["corebatch", *words(config, tmp_path / "one", 4)])
     with pytest.raises(SystemExit) as end:
         main()
@@ -71,7 +71,6 @@ def test_on_two_ranks_the_command_chooses_the_same(config, tmp_path, monkeypatch
         assert all(torch.allclose(found[key], weights[key], atol=1e-5) for key in weights)
         assert json.loads((run / "corebatch.json").read_text())["training"]["world_size"] == 2
         assert (run / "report.html").is_file()
-    again = launch("torchrun", config, tmp_path / "torchrun")
-    assert again.returncode != 0
-    assert "corebatch: output_dir:" in again.stderr
-    assert "not empty" in again.stderr
+    again = forks.commands(*words(config, tmp_path / "torchrun", 2), "--ddp_backend", "gloo", world=2, folder=tmp_path)
+    assert [each.wait() for each in again] == [2, 2]
+    assert all("corebatch: output_dir:" in each.said() and "not empty" in each.said() for each in again)

@@ -85,6 +85,7 @@ def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_
     assert provenance.commit_of_corebatch() is None
     call(repository, "add", "-A", "-f")
     call(repository, "commit", "--quiet", "-m", "two")
+    provenance._commit_around.cache_clear()
     assert provenance.commit_of_corebatch() == call(repository, "rev-parse", "--short=12", "HEAD")
 
 
