@@ -105,6 +105,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, settings):
     assert same(weights(whole), weights(part))
     record = json.loads((tmp_path / "corebatch.json").read_text())
     assert "mean over" in record["claimed"]
+    assert record["claimed"] in record["method_note"]
     assert record["coreset"]["objective"] == coreset.objective
     with pytest.raises(CorebatchError, match="objective was"):
         run(

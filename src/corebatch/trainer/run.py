@@ -121,6 +121,9 @@ class SelectionRun:
         trainer = self.trainer
         coreset, sources = trainer.coreset.to_dict(), trainer._tagged.latest(trainer)
         found = describe(trainer.args, coreset, self.model(), sources, self.method.small_sources, trainer._started)
+        if trainer.coreset.weighs:
+            kept = found["method_note"] if self.method.small_sources else ""
+            found["method_note"] = f"Rows have weights: what is trained is {self.claimed}. {kept}".strip()
         return {**found, "scored": self.scored, "claimed": self.claimed}
 
     @property
