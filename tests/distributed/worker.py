@@ -66,6 +66,15 @@ METHODS = {
     "cut_capped": (CoresetConfig(micro_batches={"by": "positions", "most": 24}), {}),
     "one_micro_batch": (CoresetConfig(selector="importance", scorer="tokens"), {"gradient_accumulation_steps": 1}),
     "every_row": (CoresetConfig(pool_factor=1, micro_batches="positions"), {"kind": "gpt2"}),
+    # 35 rows, of which two are of the source that half of the draws are of
+    "shares": (
+        CoresetConfig(sampling={"shares": {"rare": 0.5}}),
+        {"rows": 35, "num_train_epochs": 3, "max_steps": -1},
+    ),
+    "shares_every_row": (
+        CoresetConfig(sampling={"shares": {"rare": 0.5}, "epochs": "fixed"}, pool_factor=1),
+        {"rows": 35, "num_train_epochs": 2, "max_steps": -1, "kind": "gpt2"},
+    ),
     "own_loss": (CoresetConfig(), {"own_loss": True}),
     "own_loss_of_ranks": (CoresetConfig(scoring="full"), {"own_loss": True, "average_tokens_across_devices": False}),
 }

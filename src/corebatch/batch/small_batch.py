@@ -46,12 +46,14 @@ class LocalRows:
         eligible: BoolTensor [n]: False for copies that even out ranks.
         counts: n of every rank.
         padding: how rows are put together again.
+        repeats: whether an example that comes twice is trained twice.
     """
 
     batches: Sequence[dict[str, Tensor]]
     eligible: Tensor
     counts: Sequence[int]
     padding: Padding
+    repeats: bool = False
 
     def columns(self) -> dict[str, Tensor]:
         """What travels of each row before scoring."""

@@ -118,7 +118,7 @@ class BatchStep:
             choose: chooses of the pool; in the end `BatchStep.choose`.
         """
         ranks, scoring = self.ranks, self.scoring
-        pool = gather_pool(ranks, rows.columns(), rows.counts, repeats=self.pool_factor == 1)
+        pool = gather_pool(ranks, rows.columns(), rows.counts, repeats=rows.repeats or self.pool_factor == 1)
         clock.end("exchange")
         budget = self.budget(int(pool.eligible.sum()), given)
         claim = self.claims.of(pool.ids, pool.sources, pool.tokens, step)

@@ -214,10 +214,12 @@ def _read_marker(folder: Path) -> dict[str, Any]:
 
 def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that may change on the way: how scoring uses memory, as its error advises, and what
-    is only measured, how rows are cut into micro-batches, which leaves the update as it is; with a key that checkpoints
-    from before it lack."""
+    is only measured, how rows are cut into micro-batches, which leaves the update as it is; with keys that checkpoints
+    from before them lack."""
     free = ("track_error", "micro_batches")
-    settings = {"leftovers": "random"} | {key: value for key, value in settings.items() if key not in free}
+    settings = {"leftovers": "random", "sampling": None} | {
+        key: value for key, value in settings.items() if key not in free
+    }
     scoring = settings.get("scoring")
     if isinstance(scoring, dict):
         kept = {key: value for key, value in scoring.items() if key not in ("rows", "reuse_place", "reuse_gb")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -50,11 +50,13 @@ class Sources:
         names: by their numbers.
         counts: how many examples each has; empty if they cannot be counted.
         note: what a user should know of them, in a sentence; empty if there is nothing.
+        ids: LongTensor [N], the number of each example's source; None for a stream.
     """
 
     names: Names
     counts: dict[int, int]
     note: str = ""
+    ids: Tensor | None = field(default=None, compare=False, repr=False)
 
     def small(self, policy: SmallSources) -> frozenset[int]:
         """Those that are to be kept whole, counted over the data set; see `corebatch.sources.small_candidates`."""
@@ -155,8 +157,9 @@ def _encode(values: list[Any] | None, count: int, column: str, needed: bool) -> 
             "the source, and all examples for one source. To have it anyway, give the column another name and "
             "coreset.source_column that name; none says that there is no such column."
         )
-        return torch.zeros(count, dtype=torch.long), Sources(names=Names({0: "all"}), counts={0: count}, note=note)
-    return ids, Sources(names=Names(enumerate(names)), counts=dict(Counter(ids.tolist())))
+        ids = torch.zeros(count, dtype=torch.long)
+        return ids, Sources(names=Names({0: "all"}), counts={0: count}, note=note, ids=ids)
+    return ids, Sources(names=Names(enumerate(names)), counts=dict(Counter(ids.tolist())), ids=ids)
 
 
 class Passes:

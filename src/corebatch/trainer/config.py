@@ -88,6 +88,8 @@ class CoresetConfig(ClaimSettings):
         track_error: at every so-many-th step the exact gradients of the large and the small batch are compared, and
             the numbers go into the record and the log; 0 is never. Training is the same bit for bit. Such a step
             costs a forward and a backward of every row that was drawn, and a second one of the chosen rows.
+        sampling: how often the rows of each source come, a mapping of `shares` or `temperature`, `epochs` and `until`
+            (`corebatch.sampling.shares.Sampling`); None: as the Trainer draws them.
     """
 
     pool_factor: int = 2
@@ -172,9 +174,9 @@ class CoresetConfig(ClaimSettings):
 
     @property
     def takes_part(self) -> bool:
-        """Whether a step is other than the plain Trainer's: rows are chosen, weighed, or cut into micro-batches
-        anew."""
-        return self.pool_factor > 1 or self.weighs or self.cut != Cut(by="plain")
+        """Whether a step is other than the plain Trainer's: rows are chosen, weighed, cut into micro-batches anew, or
+        come more or less often."""
+        return self.pool_factor > 1 or self.weighs or self.sampling is not None or self.cut != Cut(by="plain")
 
     def _check_every_row(self) -> None:
         """Raises ConfigError for settings that a step which trains every row cannot honor; a plain cut leaves the step
@@ -274,4 +276,5 @@ class CoresetConfig(ClaimSettings):
         in their shortest form, so that two ways to write the same settings make the same record."""
         plain = {f.name: plain_values(getattr(self, f.name)) for f in dataclasses.fields(self)}
         short = {"scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
-        return {**plain, **short, "objective": self.claimed.plain()}
+        sampling = None if self.sampling is None else self.sampling.plain()
+        return {**plain, **short, "objective": self.claimed.plain(), "sampling": sampling}

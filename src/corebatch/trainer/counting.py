@@ -56,6 +56,8 @@ def make_claims(trainer: Any, dataset: Any, sources: Sources) -> Claims:
     if claims.objective.by_source:
         claims.counts = _counts(trainer, dataset, sources, coreset)
         claims.check()
+    if coreset.sampling is not None:
+        claims.corrections = trainer._run.draws.corrections
     if coreset.weight_column is not None:
         claims.row_weights = _weights(trainer.train_dataset, coreset.weight_column)
     return claims

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from corebatch.sampling.shares import DrawPlan
 from corebatch.sampling.tags import is_stream
 
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -27,12 +28,14 @@ def run_dir(trainer: Any) -> Path:
     return Path(trainer._get_output_dir(trial=getattr(trainer, "_trial", None)))
 
 
-def examples_come_again(trainer: Any, ranks: int) -> bool:
-    """Whether the settings make the run draw more examples than there are."""
+def examples_come_again(trainer: Any, ranks: int, draws: DrawPlan | None = None) -> bool:
+    """Whether the settings make the run draw more examples than there are, or `draws` more of a source."""
     dataset, args = trainer.train_dataset, trainer.args
     if dataset is None or is_stream(dataset):
         return False
     if args.max_steps <= 0:
-        return bool(args.num_train_epochs > 1)
+        again = draws is not None and draws.come_again(args.num_train_epochs * draws.rows_of_epoch())
+        return bool(args.num_train_epochs > 1) or again
     drawn = args.max_steps * args.gradient_accumulation_steps * trainer._train_batch_size
-    return bool(drawn * trainer.coreset.pool_factor * ranks > len(dataset))
+    drawn *= trainer.coreset.pool_factor * ranks
+    return bool(drawn > len(dataset)) if draws is None else draws.come_again(drawn)

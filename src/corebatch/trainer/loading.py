@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError
 from corebatch.model.rows import Padding
 from corebatch.record.run_file import absent_note, kept_note
+from corebatch.record.run_identity import sampling as sampling_strategy
+from corebatch.sampling.draws import SourceSampler
 from corebatch.sampling.epochs import follow_epochs
+from corebatch.sampling.shares import DrawPlan
 from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
 from corebatch.sources import absent_names, small_candidates
 from corebatch.trainer.config import CoresetConfig
@@ -37,7 +41,8 @@ class TaggedSets:
         Args:
             first: whether this process is rank 0, which logs what a user should know of the sources.
         """
-        column, needed = coreset.source_column, coreset.small_sources is not None
+        column = coreset.source_column
+        needed = coreset.small_sources is not None or coreset.sampling is not None
         if self._made is None or self._of is not dataset or self._by != (column, needed):
             self._made = tag(dataset, column, needed=needed)
             self._of, self._by = dataset, (column, needed)
@@ -56,6 +61,47 @@ def tagged(trainer: Any) -> tuple[Any, Sources]:
         trainer.train_dataset, trainer.coreset, first=trainer.is_world_process_zero()
     )
     return made
+
+
+def draw_plan(trainer: Any) -> DrawPlan | None:
+    """How often the sources of the train set come, or None where rows come as the Trainer draws them.
+
+    Raises:
+        ConfigError: `coreset.sampling` names a source that is not there, or stands beside a stream or another order.
+    """
+    sampling, dataset = trainer.coreset.sampling, trainer.train_dataset
+    if sampling is None or dataset is None:
+        return None
+    if is_stream(dataset):
+        raise ConfigError(
+            "coreset.sampling draws rows by number, so it needs data with a length. Found a stream, whose rows come in "
+            "an order of its own: mix it before (datasets.interleave_datasets), or leave coreset.sampling out."
+        )
+    if (order := sampling_strategy(trainer.args)) != "random":
+        raise ConfigError(
+            f"coreset.sampling decides on the order of rows, and so does train_sampling_strategy. Found {order!r}: set "
+            "it to random, or leave coreset.sampling out."
+        )
+    sources = tagged(trainer)[1]
+    return DrawPlan(sampling, sources.names, sources.counts, lambda: int(trainer.state.max_steps))
+
+
+def source_sampler(trainer: Any, replaced: Any) -> SourceSampler:
+    """The sampler by `coreset.sampling`, in the place of the Trainer's.
+
+    Raises:
+        ConfigError: the Trainer's is none that shuffles all rows, so somebody has set an order of their own.
+    """
+    if type(replaced) is not RandomSampler:
+        raise ConfigError(
+            "coreset.sampling decides on the order of rows, in the place of the Trainer's random one. Found a "
+            f"{type(replaced).__name__} of the Trainer's own: leave one of the two out."
+        )
+    run, args, ids = trainer._run, trainer.args, trainer._tagged.latest(trainer).ids
+    rows = run.scoring.micro_batch * trainer.coreset.pool_factor * args.gradient_accumulation_steps * run.ranks.count
+    seed = args.seed if args.data_seed is None else args.data_seed
+    assert ids is not None, "a plan is made of data with a length"
+    return SourceSampler(run.draws, ids, large=rows, seed=seed, step=lambda: trainer.state.global_step)
 
 
 def name_sources(trainer: Any) -> tuple[Any, Sources]:
@@ -107,25 +153,35 @@ def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
             f"The train loader should draw per_device_train_batch_size x pool_factor = {drawn} rows at a time. "
             f"Found {found}: a sampler or loader of its own ignores the batch size."
         )
+    if trainer._run.draws is not None and not isinstance(_innermost(loader, "sampler"), SourceSampler):
+        raise ConfigError(
+            "coreset.sampling decides on which rows come. Found a train loader with a sampler of its own: leave one of "
+            "the two out."
+        )
     follow_epochs(loader, lambda: int(trainer.state.epoch or 0))
     return loader
 
 
 def _batch_size(loader: Any) -> int | None:
     """Rows that one rank draws at a time, or None if the loader does not say."""
+    return _innermost(loader, "batch_size") or getattr(loader, "batch_size", None)
+
+
+def _innermost(loader: Any, name: str) -> Any:
+    """An attribute of the loader's batch sampler, or of the one within it that has it; None without."""
     sampler = getattr(loader, "batch_sampler", None)
-    while sampler is not None and getattr(sampler, "batch_size", None) is None:
+    while sampler is not None and getattr(sampler, name, None) is None:
         sampler = getattr(sampler, "batch_sampler", None)
-    return getattr(sampler, "batch_size", None) or getattr(loader, "batch_size", None)
+    return getattr(sampler, name, None)
 
 
 def eligible(trainer: Any, batches: Sequence[dict[str, Tensor]], ranks: Ranks, passes: Passes) -> Tensor:
     """BoolTensor [n]: False for the rows that Accelerate's loader adds from the start of the data to even out the last
-    batch. Where every row is trained they are as well, as in the plain Trainer."""
+    batch; a sampler by shares has whole steps. Where every row is trained they are as well, as in the plain Trainer."""
     rows = [len(batch[ID]) for batch in batches]
     found = torch.ones(sum(rows), dtype=torch.bool)
     state = trainer.accelerator.gradient_state
-    if ranks.count == 1 or not rows or trainer.coreset.pool_factor == 1:
+    if ranks.count == 1 or not rows or trainer.coreset.pool_factor == 1 or trainer._run.draws is not None:
         return found
     if not trainer._tagged.latest(trainer).counts:  # a stream is numbered as it comes
         return passes.fresh(torch.cat([batch[ID] for batch in batches]).cpu())

@@ -102,10 +102,12 @@ class CoresetMixin(_Base):
         return loading.pool_loader(self, super().get_train_dataloader)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, in an order that a resumed run draws again."""
+        """The parent's, in an order that a resumed run draws again; or one by `coreset.sampling` in its place."""
         sampler = super()._get_train_sampler(*args, **kwargs)
         if not self.coreset.takes_part:
             return sampler
+        if self._run.draws is not None:
+            return loading.source_sampler(self, sampler)
         drawn = None if self.coreset.pool_factor > 1 else self._run.order
         return resumable(sampler, self.args, lambda: self.state, drawn)
 

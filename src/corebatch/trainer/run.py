@@ -33,7 +33,7 @@ from corebatch.trainer.engine import SHARDED, examples_come_again, inner_model, 
 from corebatch.trainer.every_row import check_first_labels
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_resume
-from corebatch.trainer.loading import eligible, padding, tagged
+from corebatch.trainer.loading import draw_plan, eligible, padding, tagged
 from corebatch.trainer.loss_probe import AGAIN, check_later
 from corebatch.trainer.own_loss import RowWeights
 
@@ -53,6 +53,7 @@ class SelectionRun:
         weights: of the rows of this step, on their way to whoever computes the loss.
         passes: over a stream.
         order: of the epoch's rows, where the Trainer's sampler draws it from the global generator.
+        draws: how often sources come, or None where rows come as the Trainer draws them.
         limits: what the model can take.
         prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
             with ours; whether weights move inside backward.
@@ -68,9 +69,10 @@ class SelectionRun:
         self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
         self.method = coreset.step_of_run()
         self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
+        self.draws = draw_plan(trainer)
         taught = not compiled and not self.weights.owned
         self.scoring = Scoring(
-            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count), taught=taught),
+            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count, self.draws), taught=taught),
             self.method,
             loss=coreset.unit,
             micro_batch=trainer._train_batch_size,
@@ -184,7 +186,13 @@ class SelectionRun:
         elif not getattr(trainer.args, "average_tokens_across_devices", False):
             step.mean_over = "rank"
         step.claims.steps = trainer.state.max_steps
-        rows = LocalRows(batches=batches, eligible=may, counts=counts, padding=padding(trainer, batches))
+        rows = LocalRows(
+            batches=batches,
+            eligible=may,
+            counts=counts,
+            padding=padding(trainer, batches),
+            repeats=self.draws is not None,
+        )
         if not self.prepared:
             first_pool.look(trainer, model, batches, rows.padding)
             phases.start()  # checks are not part of a step's cost
@@ -248,6 +256,8 @@ class SelectionRun:
             )
         if trainer.is_world_process_zero():
             logger.info("Scored: %s. Trained for %s.", self.scored, self.claimed)
+            if self.draws is not None:
+                logger.warning("%s", self.draws.in_words())
         return None if folder is None else str(folder)
 
     def save(self, folder: Path) -> None:
