@@ -26,8 +26,13 @@ demo: setup  ## fine-tune SmolLM2-135M on an imbalanced mixture, and show what t
 
 # Two processes with a thread each: tiny models are no faster on more. They take the files in the order that
 # tests/conftest.py gives, the longest first.
-test: check  ## lint, types and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup  ## lint, types and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# types are looked at beside the tests, which begin with what waits
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types && exit $$tests
 
 check: setup
 	$(BIN)/ruff check .

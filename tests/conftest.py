@@ -1,6 +1,7 @@
 import gc
 import os
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,10 @@ def imports_apart_from_garbage():
     gc.freeze()
     if memory := sys.modules.get("accelerate.utils.memory"):
         memory.gc = SimpleNamespace(collect=lambda: 0)
+    # It also reads the metadata of a package in each backward, to see whether that is installed.
+    imports = sys.modules.get("accelerate.utils.imports")
+    if imports is not None and not hasattr(imports._is_package_available, "cache_clear"):
+        imports._is_package_available = cache(imports._is_package_available)
 
 
 @pytest.fixture(scope="session", autouse=True)

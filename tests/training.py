@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,15 @@ REBALANCES = STRATEGY is not None and "batch_rebalance" in STRATEGY.metadata.get
 
 
 def tiny_model(
-    kind: str = "llama", *, lora: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+    kind: str = "llama",
+    *,
+    lora: bool = True,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
 ) -> Any:
     set_seed(0)
-    common = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    common = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
     common |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if kind == "llama":
         model: Any = LlamaForCausalLM(
@@ -52,7 +59,7 @@ def tiny_model(
     else:
         model = GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=dropout,
+                vocab_size=VOCABULARY, n_embd=16, n_layer=layers, n_head=2, n_positions=64, resid_pdrop=dropout,
                 embd_pdrop=dropout, attn_pdrop=dropout, pad_token_id=0, bos_token_id=1, eos_token_id=2,
             )
         )  # fmt: skip
@@ -68,6 +75,11 @@ def tiny_model(
 
 def mixture(count: int = 96, *, seed: int = 0, source: bool = True) -> Dataset:
     """Rows of 4 to 20 tokens, two or more of them a masked prompt; the last source is rare."""
+    return copy(_mixture(count, seed, source))
+
+
+@cache
+def _mixture(count: int, seed: int, source: bool) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for number in range(count):

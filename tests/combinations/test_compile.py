@@ -44,10 +44,10 @@ def compiled(folder, model=None, coreset=None, *, backend="eager", **settings):
 CASES = {
     "lora": ({"lora": True}, None, {}),
     "checkpointing": ({"lora": False}, None, {"gradient_checkpointing": True}),
-    "uniform": ({}, CoresetConfig(selector="random", loss="example_mean"), {"max_steps": 3}),
-    "bfloat16": ({}, None, {"bf16": True, "max_steps": 3}),
-    "gpt2": ({"kind": "gpt2"}, None, {"max_steps": 3}),
-    "every_row": ({}, CoresetConfig(pool_factor=1, micro_batches={"multiple": 8}), {"max_steps": 3}),
+    "uniform": ({"layers": 1}, CoresetConfig(selector="random", loss="example_mean"), {"max_steps": 3}),
+    "bfloat16": ({"layers": 1}, None, {"bf16": True, "max_steps": 3}),
+    "gpt2": ({"kind": "gpt2", "layers": 1}, None, {"max_steps": 3}),
+    "every_row": ({"layers": 1}, CoresetConfig(pool_factor=1, micro_batches={"multiple": 8}), {"max_steps": 3}),
 }
 
 

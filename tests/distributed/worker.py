@@ -83,7 +83,7 @@ LONG = 50
 SELECTED = {  # every selector that a trainer takes; gpt2 and a loss of our own are in float64 throughout
     f"long_{name}": (
         CoresetConfig(selector=name, scorer="loss" if name == "hard" else "last_layer", loss="example_mean"),
-        {"kind": "gpt2", "max_steps": LONG, "learning_rate": 1e-3},
+        {"kind": "gpt2", "layers": 1, "max_steps": LONG, "learning_rate": 1e-3},
     )
     for name, selector in SELECTORS.items()
     if "validation" not in selector().requires
@@ -178,7 +178,7 @@ def main(job: dict[str, Any], rank: int) -> None:
         lora, rows = settings.pop("lora", True), settings.pop("rows", 96)
         kind, dtype = settings.pop("kind", "llama"), settings.pop("dtype", torch.float64)
         stream, own_loss = settings.pop("stream", False), settings.pop("own_loss", False)
-        model = tiny_model(kind, lora=lora, dtype=dtype)
+        model = tiny_model(kind, lora=lora, dtype=dtype, layers=settings.pop("layers", 2))
         if sharded:
             block = {"gpt2": "GPT2Block", "llama": "LlamaDecoderLayer"}[kind]
             settings |= {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": [block]}}
