@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from corebatch.config.settings import ModelSettings, Settings
 from corebatch.errors import ConfigError
 from corebatch.mixture import DatasetSpec, Mixture, MixturePreview, load_mixture, preview_mixture
-from corebatch.mixture.examples import check_source_column
+from corebatch.mixture.examples import check_column
 
 MOST_WORDS = 600
 """Characters of another package's message; some list all models that there are."""
@@ -144,7 +144,9 @@ def _specs(settings: Settings, evaluation: bool) -> list[DatasetSpec]:
         return list(settings.data.eval_datasets)
     column = settings.coreset.source_column
     if column not in (SOURCE_COLUMN, NO_COLUMN):
-        check_source_column(settings.data.datasets, column)
+        check_column(settings.data.datasets, column, "source_column")
+    if settings.coreset.weight_column is not None:
+        check_column(settings.data.datasets, settings.coreset.weight_column, "weight_column")
     return list(settings.data.datasets)
 
 
@@ -153,6 +155,7 @@ def _how_rows_are_read(settings: Settings) -> dict[str, Any]:
     return {
         "max_length": data.max_length,
         "source_column": settings.coreset.source_column,
+        "weight_column": settings.coreset.weight_column,
         "apply_chat_template": data.apply_chat_template,
         "chat_template": data.chat_template,
         "separator": data.separator,

@@ -33,6 +33,7 @@ class Columns:
         columns: our name -> the file's.
         ignored: names of columns, and of keys of turns, that are left out on purpose.
         source_column: holds a row's source, under our name.
+        weight_column: holds how much a row counts, under our name, or None.
         unused: names seen in rows, or in turns as "messages.NAME", to which nothing here gives a meaning.
         found: all names seen in rows and, if some are ignored, in turns.
         split: the first that a part's rows state in a column `split`, and where; None: none does so far.
@@ -41,25 +42,26 @@ class Columns:
     columns: Mapping[str, str]
     ignored: frozenset[str]
     source_column: str
+    weight_column: str | None = None
     unused: set[str] = field(default_factory=set)
     found: set[str] = field(default_factory=set)
     split: tuple[str, str] | None = None
 
     @classmethod
-    def of(cls, spec: DatasetSpec, source_column: str) -> Columns:
+    def of(cls, spec: DatasetSpec, source_column: str, weight_column: str | None = None) -> Columns:
         """Of one entry of `datasets:`. Raises ConfigError: `columns` has a name that nothing here reads."""
-        known = KNOWN | {source_column}
+        known = KNOWN | {source_column} | ({weight_column} if weight_column else set())
         for name in spec.columns:
             if name not in known:
                 raise ConfigError(
                     f"datasets: `columns` of {spec.label} should map names known here, such as prompt: question. "
                     f"Found {name!r}{near(name, known)}. Known are {', '.join(sorted(known))}."
                 )
-        return cls(dict(spec.columns), frozenset(spec.ignore_columns), source_column)
+        return cls(dict(spec.columns), frozenset(spec.ignore_columns), source_column, weight_column)
 
     def wanted(self) -> frozenset[str]:
         """The file's columns that have to be read."""
-        return (KNOWN | {self.source_column} | frozenset(self.columns.values())) - self.ignored
+        return (KNOWN | self._of_rows | frozenset(self.columns.values())) - self.ignored
 
     def form(self, found: Collection[str], where: str) -> Form:
         """The form of a part with the columns found in the file. Raises DataError: no form fits, or a column that
@@ -72,7 +74,7 @@ class Columns:
                 )
         self.split = None
         form = detect_form(list(self._names(found)), where)
-        used = (*form.columns, *form.optional, self.source_column, *KNOWN_OF_ROWS)
+        used = (*form.columns, *form.optional, *self._of_rows, *KNOWN_OF_ROWS)
         for ours, theirs in self.columns.items():
             if ours not in used:
                 raise DataError(
@@ -94,7 +96,7 @@ class Columns:
                 f"`columns: {{{ours}: {theirs}}}` of the data set, or leave it out on purpose: "
                 f"`ignore_columns: [{theirs}]`."
             )
-        used = {self.columns.get(name, name) for name in (*form.columns, *form.optional, self.source_column)}
+        used = {self.columns.get(name, name) for name in (*form.columns, *form.optional, *self._of_rows)}
         shadowed = {name for name in self.columns if name in found and name not in self.columns.values()}
         self.unused |= (set(found) - used - self.ignored - KNOWN_OF_ROWS.keys()) | shadowed
 
@@ -116,6 +118,11 @@ class Columns:
             values |= {name: without_nulls(values[name]) for name in NESTED if name in values}
         return values
 
+    @property
+    def _of_rows(self) -> frozenset[str]:
+        """What says something of a row beside its form."""
+        return frozenset({self.source_column} | ({self.weight_column} if self.weight_column else set()))
+
     def _names(self, found: Collection[str]) -> dict[str, str]:
         """Our name -> the file's, of all columns but those left out and those taken under another name."""
         taken = set(self.columns.values())
@@ -125,7 +132,7 @@ class Columns:
     def _refuse_lost(self, values: Mapping[str, Any], form: Form, where: str) -> None:
         for name in KNOWN_OF_ROWS.keys() & values.keys():
             key = KNOWN_OF_ROWS[name]
-            if name in form.columns or name in form.optional or name == self.source_column:
+            if name in form.columns or name in form.optional or name in self._of_rows:
                 continue
             if key.says_something(values[name]) and not (key.of_answers and form.name in WITHOUT_ANSWERS):
                 raise DataError(refusal(where, name, key, form.name))

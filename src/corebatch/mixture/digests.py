@@ -86,11 +86,18 @@ def stamp_of(file: Path) -> Stamp:
     return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
-def rows_key(specs: Sequence[DatasetSpec], source_column: str, options: Any, tokenizer: Any, memo: Memo) -> str | None:
+def rows_key(
+    specs: Sequence[DatasetSpec],
+    source_column: str,
+    options: Any,
+    tokenizer: Any,
+    memo: Memo,
+    weight_column: str | None = None,
+) -> str | None:
     """The key of the rows that `load_mixture` makes before weights act; None if something cannot be told.
 
     Args:
-        specs, source_column, tokenizer: as `load_mixture`.
+        specs, source_column, weight_column, tokenizer: as `load_mixture`.
         options: TokeniseOptions; all of its fields count, as all of a spec's but `weight`.
 
     Raises:
@@ -106,6 +113,7 @@ def rows_key(specs: Sequence[DatasetSpec], source_column: str, options: Any, tok
         "tokenizer": told,
         "options": dataclasses.asdict(options),
         "source_column": source_column,
+        "weight_column": weight_column,
         "specs": [dataclasses.asdict(dataclasses.replace(spec, weight=1.0)) for spec in specs],
         "parts": parts,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.columns import Columns
 from corebatch.mixture.formats import Canonical, Chat, Completion, Form, canonical
+from corebatch.mixture.keys import number
 from corebatch.mixture.reading import read_parts
 from corebatch.mixture.rows import Part
 from corebatch.mixture.spec import DatasetSpec
@@ -26,26 +28,31 @@ LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row in its canonical form, its source, and where it was read."""
+    """A row in its canonical form, its source, where it was read, and how much it counts."""
 
     row: Canonical
     source: str
     where: str
+    weight: float = 1.0
 
 
 def read_examples(
-    spec: DatasetSpec, source_column: str, unused: dict[str, tuple[str, ...]] | None = None
+    spec: DatasetSpec,
+    source_column: str,
+    unused: dict[str, tuple[str, ...]] | None = None,
+    weight_column: str | None = None,
 ) -> Iterator[Example]:
     """All rows of a spec.
 
     A row's source is `spec.source` if given; else the row's own `source_column` where it is there and not null; else
-    the file's or data set's name. `unused`, once all rows are read: the spec's label -> its columns (and
-    "messages.NAME" of turns) to which nothing here gives a meaning.
+    the file's or data set's name. Rows of a file with a `weight_column` count by it, those of others once. `unused`,
+    once all rows are read: the spec's label -> its columns (and "messages.NAME" of turns) to which nothing here gives a
+    meaning.
 
     A file without rows among others with rows (Spark writes such shards) is told of. Raises DataError: whatever cannot
     be read or used, or a spec without any row.
     """
-    columns, parts = Columns.of(spec, source_column), read_parts(spec)
+    columns, parts = Columns.of(spec, source_column, weight_column), read_parts(spec)
     empty, empty_files = True, []
     for part in parts:
         example = None
@@ -67,19 +74,19 @@ def read_examples(
     columns.check_ignored(spec.label)
 
 
-def check_source_column(specs: Iterable[DatasetSpec], source_column: str) -> None:
+def check_column(specs: Iterable[DatasetSpec], column: str, key: str) -> None:
     """Raises ConfigError for a column that was asked for by its name and is in none of the first rows of any file."""
     found: set[str] = set()
     for spec in specs:
-        if source_column in spec.columns:
+        if column in spec.columns:
             return
         for part in read_parts(spec):
-            for raw in islice(part.rows(Columns.of(spec, source_column).wanted()), LOOKED_AT):
-                if raw.values.get(source_column) is not None:
+            for raw in islice(part.rows(Columns.of(spec, column).wanted()), LOOKED_AT):
+                if raw.values.get(column) is not None:
                     return
                 found |= raw.values.keys()
     raise ConfigError(
-        f"coreset.source_column names {source_column!r}, which none of the first {LOOKED_AT:,} rows of any file has. "
+        f"coreset.{key} names {column!r}, which none of the first {LOOKED_AT:,} rows of any file has. "
         f"Found the columns {', '.join(sorted(found))}."
     )
 
@@ -90,7 +97,7 @@ def one_answer_each(
     """The examples, with those that `each` makes several rows of as several."""
     for example in examples:
         for row in each(example.row, example.where):
-            yield Example(row, example.source, example.where)
+            yield Example(row, example.source, example.where, example.weight)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -104,16 +111,19 @@ def _part_examples(part: Part, spec: DatasetSpec, columns: Columns) -> Iterator[
     form: Form | None = None
     stated = part.reader.columns
     seen: set[str] = set()
+    weighed = False
     for raw in part.rows(columns.wanted()):
         if form is None:
             form = columns.form(stated or tuple(raw.values), raw.where)
             columns.note(stated or (), form, raw.where)
+            weighed = columns.columns.get(columns.weight_column or "", columns.weight_column) in raw.values
         if stated is None and not raw.values.keys() <= seen:
             seen.update(raw.values)
             columns.note(raw.values, form, raw.where)
         values = columns.row(raw, form, from_table=stated is not None)
         source = spec.source or _own_source(values, columns.source_column, raw.where) or part.default_source
-        yield Example(canonical(values, raw.where, form), source, raw.where)
+        weight = _own_weight(values, columns.weight_column, raw.where, weighed)
+        yield Example(canonical(values, raw.where, form), source, raw.where, weight)
 
 
 def _own_source(values: Mapping[str, Any], source_column: str, where: str) -> str | None:
@@ -126,6 +136,20 @@ def _own_source(values: Mapping[str, Any], source_column: str, where: str) -> st
             "Another column is named by `source_column`; or give the `source` of the data set."
         )
     return str(value)
+
+
+def _own_weight(values: Mapping[str, Any], column: str | None, where: str, weighed: bool) -> float:
+    """How much a row counts; in a file with the column (`weighed`) each row has one."""
+    if column is None or (not weighed and column not in values):
+        return 1.0
+    value = number(values.get(column))
+    if not weighed or not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        found = f"{values.get(column)!r}" + ("" if weighed else ", and none in the first row of the file")
+        raise DataError(
+            f"{where}: {column!r} (coreset.weight_column) should be a finite number of at least 0 in every row of a "
+            f"file that has it. Found {found}."
+        )
+    return float(value)
 
 
 Found = dict[str, tuple[int, str, str]]

@@ -16,10 +16,10 @@ from corebatch.mixture.cells import given
 
 def _is_verdict(value: Any) -> bool:
     """A boolean, or one in the guise of CSV or of 0 and 1: the mark of unpaired preference data."""
-    return _number(value) in (0, 1) or str(value).strip().lower() in ("true", "false")
+    return number(value) in (0, 1) or str(value).strip().lower() in ("true", "false")
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
     """The value; the number that it is in a cell of CSV."""
     try:
         return float(value) if isinstance(value, str) else value
@@ -28,11 +28,11 @@ def _number(value: Any) -> Any:
 
 
 def _not_one(value: Any) -> bool:
-    return given(value) and not (isinstance(value, str | int | float) and _number(value) == 1)
+    return given(value) and not (isinstance(value, str | int | float) and number(value) == 1)
 
 
 def _off(value: Any) -> bool:
-    return _is_verdict(value) and (_number(value) == 0 or str(value).strip().lower() == "false")
+    return _is_verdict(value) and (number(value) == 0 or str(value).strip().lower() == "false")
 
 
 def _chosen_from(value: Any) -> bool:
@@ -133,7 +133,7 @@ ROW_KEYS: tuple[RowKey, ...] = (
     ),
     RowKey(
         ("score", "reward", "margin", "rating", "advantage"), "how good the answer is", of_answers=True,
-        advice="No row is weighted by it. Take out the rows that should not be learnt",
+        advice="No row is weighted by it but by coreset.weight_column. Take out the rows that should not be learnt",
     ),
     RowKey(
         (
@@ -141,7 +141,7 @@ ROW_KEYS: tuple[RowKey, ...] = (
             "loss_scale",
         ),
         "how much the row counts", says_something=_not_one,
-        advice="Rows are not weighted one by one. Give the `weight` of a whole data set",
+        advice="Name it by coreset.weight_column, or give the `weight` of a whole data set",
     ),
     RowKey(
         ("image", "images", "video", "videos", "audio", "audios", "pixel_values"), "pictures, films, sound",

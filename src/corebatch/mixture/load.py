@@ -61,6 +61,7 @@ def load_mixture(
     *,
     max_length: int = 1024,
     source_column: str = "source",
+    weight_column: str | None = None,
     apply_chat_template: bool = False,
     chat_template: str | None = None,
     separator: str = "\n",
@@ -80,6 +81,7 @@ def load_mixture(
         tokenizer: a Hugging Face tokenizer. Fast ones may tokenise on all cores by themselves.
         max_length: tokens; longer rows keep their beginning and are counted.
         source_column: the rows' own column with the name of their source.
+        weight_column: the rows' own column with how much each counts, which the data set has too; None: none.
         apply_chat_template, chat_template, separator, train_turns: see TokeniseOptions.
         seed: of the draws made for weights.
         dataset_num_proc: processes that tokenise; the rows and their order are those of one.
@@ -93,13 +95,11 @@ def load_mixture(
     """
     parsed = parse_specs(specs)
     options = TokeniseOptions(
-        max_length=max_length,
-        apply_chat_template=apply_chat_template,
-        chat_template=chat_template,
-        separator=separator,
-        train_turns=train_turns,
-    )
-    plan = _LoadPlan(tuple(parsed), source_column, options, tokenizer, check_processes(dataset_num_proc))
+        max_length=max_length, apply_chat_template=apply_chat_template, chat_template=chat_template,
+        separator=separator, train_turns=train_turns,
+    )  # fmt: skip
+    processes = check_processes(dataset_num_proc)
+    plan = _LoadPlan(tuple(parsed), source_column, options, tokenizer, processes, weight_column)
     folder = _folder(plan, cache, work_dir)
     record = read_record(folder)
     tally = Tally.load(folder, record["tally"])
@@ -125,6 +125,7 @@ class _LoadPlan:
     options: TokeniseOptions
     tokenizer: Any
     processes: int
+    weight_column: str | None = None
 
 
 def _folder(plan: _LoadPlan, cache: bool | str | Path | None, work_dir: str | Path | None) -> Path:
@@ -133,7 +134,7 @@ def _folder(plan: _LoadPlan, cache: bool | str | Path | None, work_dir: str | Pa
         return temporary_rows(lambda folder: _write_rows(plan, folder, None), work_dir)
     kept = RowCache(cache if isinstance(cache, str | Path) else None)
     memo = Memo(kept.folder / "digests")
-    key = rows_key(plan.specs, plan.source_column, plan.options, plan.tokenizer, memo)
+    key = rows_key(plan.specs, plan.source_column, plan.options, plan.tokenizer, memo, plan.weight_column)
     if key is None:
         return temporary_rows(lambda folder: _write_rows(plan, folder, None))
     return kept.folder_for(key, lambda folder: _write_rows(plan, folder, memo))
@@ -144,13 +145,13 @@ def _write_rows(plan: _LoadPlan, folder: Path, memo: Memo | None) -> bool:
     tokeniser = Tokeniser(plan.tokenizer, plan.options)
     tally, unused, special = Tally(), dict[str, tuple[str, ...]](), Found()
     pattern = special_texts(plan.tokenizer)
-    with RowStore(folder) as store:
+    with RowStore(folder, plan.weight_column) as store:
         for spec in plan.specs:
-            read = read_examples(spec, plan.source_column, unused)
+            read = read_examples(spec, plan.source_column, unused, plan.weight_column)
             read = counted(read, spec.label, pattern, plan.options.apply_chat_template, special)
             examples = one_answer_each(read, tokeniser.each)
             work = batches(examples, ROWS_AT_ONCE)
-            for block in in_order(partial(tokenise_block, tokeniser), work, plan.processes):
+            for block in in_order(partial(tokenise_block, tokeniser, plan.weight_column), work, plan.processes):
                 tally.add(block)
                 store.append(block.batch)
             tally.end_spec()

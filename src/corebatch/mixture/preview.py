@@ -12,7 +12,7 @@ import datasets
 from corebatch.errors import DataError
 from corebatch.mixture.examples import Example, Found, counted, one_answer_each, read_examples, special_texts
 from corebatch.mixture.spec import DatasetSpec, parse_specs
-from corebatch.mixture.store import COLUMNS
+from corebatch.mixture.store import schema
 from corebatch.mixture.tally import check_sources, length_quantiles, table_row, warn_of_many
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
 from corebatch.options import check_count
@@ -78,13 +78,14 @@ def preview_mixture(
     *,
     rows_per_source: int = 64,
     source_column: str = "source",
+    weight_column: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> MixturePreview:
     """Reads and checks every row, tokenises at most `rows_per_source` of each source, drawn evenly.
 
     Args:
-        specs, tokenizer, source_column: as `load_mixture`.
+        specs, tokenizer, source_column, weight_column: as `load_mixture`.
         rows_per_source: at least 1.
         seed: of the sample.
         options: the fields of TokeniseOptions.
@@ -101,7 +102,7 @@ def preview_mixture(
     unused: dict[str, tuple[str, ...]] = {}
     special, pattern = Found(), special_texts(tokenizer)
     for spec in parsed:
-        read = read_examples(spec, source_column, unused)
+        read = read_examples(spec, source_column, unused, weight_column)
         read = counted(read, spec.label, pattern, made.apply_chat_template, special)
         for example in one_answer_each(read, tokeniser.each):
             if example.source not in samples:
@@ -111,14 +112,15 @@ def preview_mixture(
     check_sources(samples, rows_read, source_column)
     warn_of_many(samples, rows_read, source_column)
     sources: dict[str, SourcePreview] = {}
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in schema(weight_column).names}
     for name, sample in samples.items():
         rows = tokeniser([example.row for example in sample.kept], [example.where for example in sample.kept])
         usable = [row for row in rows if row.trained]
+        weights = [example.weight for row, example in zip(rows, sample.kept, strict=True) if row.trained]
         sources[name] = _predict(name, sample, rows, usable)
-        for row in usable:
-            cells = (row.input_ids, row.labels, name, len(row.input_ids))
-            for column, cell in zip(columns.values(), cells, strict=True):
+        for row, weight in zip(usable, weights, strict=True):
+            cells = (row.input_ids, row.labels, name, len(row.input_ids), weight)
+            for column, cell in zip(columns.values(), cells, strict=False):
                 column.append(cell)
     return MixturePreview(
         sources=sources,

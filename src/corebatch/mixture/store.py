@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from corebatch.errors import DataError
+from corebatch.errors import ConfigError, DataError
 from corebatch.mixture.examples import Example
 from corebatch.mixture.tokenise import Tokeniser, TokenRow
 
@@ -32,19 +32,31 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
+
+
+def schema(weight_column: str | None) -> Any:
+    """The columns of a mixture's rows; how much each counts under the name of its column. Raises ConfigError: the name
+    is one of the others."""
+    if weight_column is None:
+        return SCHEMA
+    if weight_column in COLUMNS:
+        raise ConfigError(f"coreset.weight_column should be none of {', '.join(COLUMNS)}. Found {weight_column!r}.")
+    return SCHEMA.append(pa.field(weight_column, pa.float64()))
+
+
 FILE = "rows.arrow"
 
 Integers = NDArray[np.int32]
 
 
 class RowStore:
-    """Takes Arrow batches with the columns of SCHEMA, and writes them into a folder. A context manager. Raises
+    """Takes Arrow batches with the columns of `schema`, and writes them into a folder. A context manager. Raises
     DataError: the folder cannot be written, for instance since the disk is full."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
+    def __init__(self, folder: Path, weight_column: str | None = None) -> None:
+        self._file, columns = folder / FILE, schema(weight_column)
         try:
-            self._writer: Any = pa.ipc.new_stream(str(self._file), SCHEMA)
+            self._writer: Any = pa.ipc.new_stream(str(self._file), columns)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -97,7 +109,7 @@ class Block:
     """Some rows of a mixture.
 
     Attributes:
-        batch: the rows with a trained token, as an Arrow batch with the columns of store.SCHEMA.
+        batch: the rows with a trained token, as an Arrow batch with the columns of `schema`.
         names: sources, in order of first appearance.
         source, length, trained, truncated: Integers [n] of all n rows: number in `names`, tokens, trained tokens,
             whether tokens were cut off.
@@ -111,15 +123,16 @@ class Block:
     truncated: Integers
 
 
-def tokenise_block(tokeniser: Tokeniser, examples: Sequence[Example]) -> Block:
+def tokenise_block(tokeniser: Tokeniser, weight_column: str | None, examples: Sequence[Example]) -> Block:
     """Raises DataError or ConfigError as Tokeniser."""
     rows = tokeniser([example.row for example in examples], [example.where for example in examples])
     trained = [row.trained for row in rows]
     numbers: dict[str, int] = {}
     source = [numbers.setdefault(example.source, len(numbers)) for example in examples]
-    kept = [(row, example.source) for row, example, own in zip(rows, examples, trained, strict=True) if own]
+    kept = [(row, example) for row, example, own in zip(rows, examples, trained, strict=True) if own]
+    weights = None if weight_column is None else (weight_column, [example.weight for _, example in kept])
     return Block(
-        batch=arrow_batch([row for row, _ in kept], [source for _, source in kept]),
+        batch=arrow_batch([row for row, _ in kept], [example.source for _, example in kept], weights),
         names=list(numbers),
         source=np.array(source, dtype=np.int32),
         length=np.array([len(row.input_ids) for row in rows], dtype=np.int32),
@@ -128,14 +141,17 @@ def tokenise_block(tokeniser: Tokeniser, examples: Sequence[Example]) -> Block:
     )
 
 
-def arrow_batch(rows: Sequence[TokenRow], sources: Sequence[str]) -> Any:
-    """Rows and their sources as an Arrow batch of store.SCHEMA."""
+def arrow_batch(
+    rows: Sequence[TokenRow], sources: Sequence[str], weights: tuple[str, Sequence[float]] | None = None
+) -> Any:
+    """Rows, their sources, and perhaps (column, how much each counts) as an Arrow batch of `schema`."""
     lengths = [len(row.input_ids) for row in rows]
     offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
     columns = [
         pa.ListArray.from_arrays(offsets, pa.array(np.fromiter(chain.from_iterable(lists), np.int32, sum(lengths))))
         for lists in ((row.input_ids for row in rows), (row.labels for row in rows))
     ]
-    return pa.RecordBatch.from_arrays(
-        [*columns, pa.array(sources, pa.string()), pa.array(lengths, pa.int32())], schema=SCHEMA
-    )
+    columns += [pa.array(sources, pa.string()), pa.array(lengths, pa.int32())]
+    if weights is None:
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([*columns, pa.array(weights[1], pa.float64())], schema=schema(weights[0]))
