@@ -36,7 +36,9 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     for task in parts.own.tasks:
         parse_task(task)  # an error now, and not after hours
     tokenizer = load_tokenizer(settings.model)
-    rows = len(read_mixture(settings, tokenizer).dataset)
+    mixture = read_mixture(settings, tokenizer)
+    rows = len(mixture.dataset)
+    shares = parts.shares(mixture, read_mixture(settings, tokenizer, evaluation=True).dataset)
     drawn = arms[0].rows_drawn
     if rows < drawn:
         raise ConfigError(f"The data should hold a large batch of {drawn} rows at least. Found {rows}.")
@@ -51,6 +53,8 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
         folder=folder,
         workers=Processes(parts),
         console=console,
+        metric=parts.metric,
+        shares=shares,
     )
     run_comparison(setup)
     show(folder, console)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from corebatch.errors import ConfigError
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
+from corebatch.trainer.recipes import RECIPES
 
 Budget = Literal["wall_clock", "flops", "steps"]
 BUDGETS: tuple[Budget, ...] = ("wall_clock", "flops", "steps")
@@ -26,10 +27,11 @@ class ComparedMethod:
         title: for readers.
         baseline: whether the reference is tested against it in the main table.
         coreset: what replaces keys of the `coreset:` block, all of it but those in `_KEPT`.
-        plain: whether all that is drawn is trained.
+        plain: whether all that is drawn is trained, for the plain Trainer's own objective unless it is said otherwise.
         large: whether that is the whole large batch, in more accumulation steps.
-        by_length: whether a plain method sorts the rows of a step before they are cut into micro-batches: the same
-            update with less padding.
+        weighted: whether a plain method trains for the objective of the `coreset:` block, by weights and drawing.
+        unsorted: the plain method that this one is but for sorting the rows of a step before they are cut into
+            micro-batches: the same update with less padding.
         training: what replaces training arguments.
     """
 
@@ -39,29 +41,46 @@ class ComparedMethod:
     baseline: bool = False
     plain: bool = False
     large: bool = False
-    by_length: bool = False
+    weighted: bool = False
+    unsorted: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def own_objective(self) -> bool:
+        """Whether it trains for an objective of its own, whatever the `coreset:` block says."""
+        recipe = RECIPES.get(str(self.coreset.get("recipe", "")), {})
+        return bool({"objective", "loss"} & {*recipe, *self.coreset})
+
+
+PLAIN = (
+    ComparedMethod("plain_large", "plain, large batch (accumulated)", baseline=True, plain=True, large=True),
+    ComparedMethod("plain_small", "plain, small batch", baseline=True, plain=True),
+    ComparedMethod(
+        "plain_weighted", "plain, small batch, weighted for the objective", baseline=True, plain=True, weighted=True
+    ),
+    ComparedMethod(
+        "plain_sources",
+        "plain, small batch, sources drawn equally often",
+        {"objective": "drawn", "sampling": {"temperature": 0.0}},
+        baseline=True,
+        plain=True,
+    ),
+)
+"""Methods that train all that is drawn. Each has a twin that sorts."""
+_SORTED = {"plain_small": "plain_sorted"}
 
 METHODS: dict[str, ComparedMethod] = {
     method.name: method
     for method in (
-        ComparedMethod("plain_large", "plain, large batch (accumulated)", baseline=True, plain=True, large=True),
-        ComparedMethod(
-            "plain_large_sorted",
-            "plain, large batch (accumulated), sorted by length within a step",
-            baseline=True,
-            plain=True,
-            large=True,
-            by_length=True,
-        ),
-        ComparedMethod("plain_small", "plain, small batch", baseline=True, plain=True),
-        ComparedMethod(
-            "plain_sorted",
-            "plain, small batch, sorted by length within a step",
-            baseline=True,
-            plain=True,
-            by_length=True,
+        *PLAIN,
+        *(
+            dataclasses.replace(
+                method,
+                name=_SORTED.get(method.name, f"{method.name}_sorted"),
+                title=f"{method.title}, sorted by length within a step",
+                unsorted=method.name,
+            )
+            for method in PLAIN
         ),
         ComparedMethod("random", "random out of the pool", {"scorer": "tokens", "selector": "random"}, baseline=True),
         ComparedMethod(
@@ -89,8 +108,12 @@ DEFAULT_ARMS = (
     *("random_small_kept", "stratified", "hard", "length", "colm"),
 )
 """The plain ones are sorted, as every small batch that is chosen is: what is claimed of choosing is not sorting's."""
-_KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches")
-"""Keys of the user's block that every method has in common."""
+OBJECTIVE_ARMS = ("plain_weighted_sorted", "plain_sources_sorted")
+"""By default as well where the objective is another than the plain Trainer's."""
+_CLAIM = ("objective", "weight_column", "source_tokens", "sampling")
+"""Keys of the user's block that say what the update should be, and which rows come for it."""
+_KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches", *_CLAIM)
+"""Keys of the user's block that every method has in common, where it can have them."""
 
 _SET_BY_COMPARISON = ("learning_rate", "adam_beta2", "max_steps", "num_train_epochs", "seed", "data_seed", "output_dir")
 """Training arguments that no arm has of its own."""
@@ -115,6 +138,12 @@ class Arm:
     @property
     def name(self) -> str:
         return f"{self.method.name}@{self.budget}"
+
+    @property
+    def objective(self) -> str:
+        """What the update estimates, in words."""
+        words = self.coreset.claimed.in_words()
+        return words if self.coreset.small_sources is None else f"{words}, small sources kept"
 
     @property
     def rows_trained(self) -> int:
@@ -162,7 +191,7 @@ def make_arms(
             raise ConfigError(f"compare.arms: a budget should be {', '.join(BUDGETS)}. Found {text!r}.")
         if name == REFERENCE and budget not in ("", "wall_clock"):
             raise ConfigError(f"compare.arms: {REFERENCE} sets the budgets and has none of its own. Found {text!r}.")
-        method = _told_apart(methods[name], methods["plain_small"], coreset, training)
+        method = _told_apart(methods[name], methods, coreset, training)
         arm = _arm(method, budget or "wall_clock", coreset, training)  # type: ignore[arg-type]  # checked above
         arms[arm.name] = arm
     return list(arms.values())
@@ -178,11 +207,12 @@ def _named(name: str, wanted: Sequence[str]) -> bool:
 
 
 def _told_apart(
-    method: ComparedMethod, plain: ComparedMethod, coreset: CoresetConfig, training: Mapping[str, Any]
+    method: ComparedMethod, methods: Mapping[str, ComparedMethod], coreset: CoresetConfig, training: Mapping[str, Any]
 ) -> ComparedMethod:
     """The method, or where its step has one micro-batch and so nothing to sort, the plain one, which says so."""
-    if method.large or not method.by_length or _accumulation(training) > 1 or coreset.cut.most is not None:
+    if method.large or not method.unsorted or _accumulation(training) > 1 or coreset.cut.most is not None:
         return method
+    plain = methods[method.unsorted]
     return dataclasses.replace(plain, title=f"{plain.title} (sorted it is the same: one micro-batch a step)")
 
 
@@ -231,12 +261,13 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
 def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, training: Mapping[str, Any]) -> Arm:
     training = {**training, **method.training}
     micro, accumulation = int(training.get("per_device_train_batch_size") or 8), _accumulation(training)
-    values = {key: getattr(coreset, key) for key in _KEPT}
+    apart = method.own_objective or (method.plain and not method.weighted)
+    values = {key: getattr(coreset, key) for key in _KEPT if not (apart and key in _CLAIM)}
     if method.large:
         accumulation *= coreset.pool_factor
     if method.plain:
         cut = coreset.cut if coreset.cut.by != "plain" else "positions"
-        values |= {"pool_factor": 1, "micro_batches": cut if method.by_length else "plain"}
+        values |= {"pool_factor": 1, "micro_batches": cut if method.unsorted else "plain"}
     try:
         chosen = CoresetConfig.from_dict({**values, **method.coreset})
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,10 @@ from typing import Any
 
 MEANS = ("token", "example", "source")
 """A held-out loss is a mean over tokens, over the examples' means, or over the sources' means. They disagree."""
+
+BY_SHARES = ("claimed", "kept", "target")
+"""Means of the sources' means with shares of their own: the objective's where it is none of the three; of the sources
+that are replayed, and so to be kept; of all others."""
 
 AXES = ("steps", "tokens", "flops", "seconds")
 """What a curve is drawn against, and what a loss may cost."""
@@ -26,6 +31,7 @@ class PlannedArm:
         steps: optimizer steps, fixed before any run.
         seconds_per_step, flops_per_step: in the first epoch and in later ones, or one number for all; may be empty.
         edge_of_grid: the learning rate is the least or the greatest that was tried.
+        objective: what its update estimates, in words; empty in plans that were made before there was a choice.
     """
 
     name: str = field(metadata={"key": "arm"})
@@ -41,6 +47,7 @@ class PlannedArm:
     learning_rate: float | None = None
     adam_beta2: float | None = None
     edge_of_grid: bool = False
+    objective: str = ""
     coreset: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +60,13 @@ class PlannedArm:
         """Whether all rows that are drawn are trained."""
         return self.rows_drawn_per_step == self.rows_trained_per_step
 
+    @property
+    def drawing(self) -> str:
+        """Which rows come, as text: arms that agree in it draw the same rows with the same seed. Shares of sources may
+        go by the steps of the run, so that its length is a part of it."""
+        given = self.coreset.get("sampling")
+        return "" if given is None else json.dumps([given, self.rows_drawn_per_step, self.steps], sort_keys=True)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPlan:
@@ -61,6 +75,9 @@ class ComparisonPlan:
     Attributes:
         reference: the method whose steps and seconds set the budgets.
         seconds, flops: the budgets of the arms at equal wall-clock and at equal FLOPs.
+        metric: the mean that the reference's objective is about, and that it is tested by first; empty in plans that
+            were made before there was a choice.
+        shares: of sources, by the name of each mean in BY_SHARES that runs were measured by.
     """
 
     reference: str = "coreset"
@@ -68,6 +85,8 @@ class ComparisonPlan:
     flops: float | None
     seeds: tuple[int, ...]
     arms: tuple[PlannedArm, ...]
+    metric: str = ""
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tuning: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -86,23 +105,32 @@ class ComparisonPlan:
         return named or next((arm for arm in self.arms if arm.method == self.reference), None)
 
     @property
+    def means(self) -> tuple[str, ...]:
+        """By which held-out losses were measured, what the reference's objective is about first."""
+        found = (*MEANS, *(mean for mean in BY_SHARES if mean in self.shares))
+        return tuple(sorted(found, key=lambda mean: mean != self.metric)) if self.metric else found
+
+    @property
     def baselines(self) -> tuple[PlannedArm, ...]:
         return tuple(arm for arm in self.arms if arm.baseline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Held-out losses (nats a token) by three means and by source; what is not finite is None or left out."""
+    """Held-out losses (nats a token) by each mean and by source; what is not finite is None or left out."""
 
     token: float | None = None
     example: float | None = None
     source: float | None = None
+    claimed: float | None = None
+    kept: float | None = None
+    target: float | None = None
     sources: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def losses(self) -> dict[str, float]:
-        """By MEANS, those that are known."""
-        return {mean: loss for mean in MEANS if (loss := getattr(self, mean)) is not None}
+        """By mean, those that are known."""
+        return {mean: loss for mean in (*MEANS, *BY_SHARES) if (loss := getattr(self, mean)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ class Setup:
         rows: of the train set.
         values: the config as it was read, for the record and to know a comparison again.
         folder: where everything goes.
+        metric: the held-out mean that the reference's objective is about.
+        shares: of the sources, by the name of each mean that has shares of its own.
     """
 
     arms: Sequence[Arm]
@@ -45,6 +47,8 @@ class Setup:
     folder: Path
     workers: Processes
     console: Console
+    metric: str
+    shares: Mapping[str, Mapping[str, float]]
 
     @property
     def methods(self) -> dict[str, Arm]:
@@ -56,7 +60,7 @@ def compare(setup: Setup) -> None:
     """Runs what is missing in the folder. Raises ConfigError: it holds another comparison, or another process is at
     work there, or a budget buys no step."""
     with alone(setup.folder):
-        begin(setup.values, setup.folder)
+        begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
         costs = step_costs(setup, _time(setup))
         steps = planned_steps(setup, costs)
         lengths = {method: _tuning_steps(setup, method, steps) for method in setup.methods}
@@ -156,6 +160,7 @@ def write_plan(
                 "learning_rate": values.learning_rate,
                 "adam_beta2": values.adam_beta2,
                 "edge_of_grid": values.edge_of_grid,
+                "objective": arm.objective,
                 "coreset": arm.coreset.to_dict(),
                 "training": dict(arm.method.training),
             }
@@ -167,6 +172,8 @@ def write_plan(
         "flops": costs[REFERENCE].flops.of(setup.steps),
         "seeds": list(setup.settings.seeds),
         "train_rows": setup.rows,
+        "metric": setup.metric,
+        "shares": dict(setup.shares),
         "arms": arms,
         "tuning": {
             **dataclasses.asdict(setup.settings.tune),
@@ -202,7 +209,7 @@ def _run(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int]
         for job, found in each(jobs):
             line = _line(job, found)
             append(setup.folder / RUNS, line)
-            text = f"{line['final']['token']:.4f}" if line["status"] == "ok" else line["error"]
+            text = f"{line['final'][setup.metric]:.4f}" if line["status"] == "ok" else line["error"]
             tick(f"{job.arm.name}, seed {job.seed}: {text}")
 
 

@@ -17,9 +17,10 @@ FREE = ("processes", "devices", "threads", "seeds")
 """Keys of the compare block that may differ when a comparison goes on."""
 
 
-def begin(values: Mapping[str, Any], folder: Path) -> None:
-    """Marks the folder as this comparison's, or checks that it is. `values`: the config as it was read. Raises
-    ConfigError: it holds something else, or a comparison with other settings."""
+def begin(values: Mapping[str, Any], folder: Path, objectives: Mapping[str, str]) -> None:
+    """Marks the folder as this comparison's, or checks that it is. `values`: the config as it was read; `objectives`:
+    what each arm trains for, in words. Raises ConfigError: it holds something else, or a comparison with other
+    settings."""
     record = folder / BEGUN
     if not record.exists():
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
@@ -28,7 +29,7 @@ def begin(values: Mapping[str, Any], folder: Path) -> None:
                 f"output_dir: {folder} holds something else than a comparison, and nothing is overwritten."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, {"config": values})
+        write_json(record, {"config": values, "objectives": objectives})
         return
     before = json.loads(record.read_text(encoding="utf-8"))["config"]
     now = json.loads(json.dumps(values, default=str))

@@ -82,6 +82,26 @@ def mean_count(found: Sequence[float | None], whole: bool = True) -> str:
     return text if len(set(known)) == 1 else f"~{text}"
 
 
+_OF = {
+    "claimed": "with the shares of the objective",
+    "kept": "of those that are replayed, and so to be kept",
+    "target": "of all that are not replayed",
+}
+
+
+def by_shares(comparison: Comparison) -> str:
+    """What the means with shares of their own are, as sentences after others."""
+    shares = comparison.plan.shares
+    said = [
+        f" The {mean} mean is a mean of sources {what}: "
+        + listing([f"{clean(name)} {100 * share:.3g} %" for name, share in shares[mean].items()], most=12)
+        + "."
+        for mean, what in _OF.items()
+        if mean in shares
+    ]
+    return "".join(said)
+
+
 def headline(comparison: Comparison) -> list[str]:
     """How many runs count, and what the reference arm's tests say, one sentence for metrics that say the same."""
     plan, comparable = comparison.plan, len(comparison.comparable)
@@ -89,13 +109,17 @@ def headline(comparison: Comparison) -> list[str]:
     text = f"{_many(len(plan.arms), 'arm')}, {_many(len(plan.seeds), 'seed')}: {comparable:,} of "
     text += f"{_many(len(plan.arms) * len(plan.seeds), 'run')} {'is' if comparable == 1 else 'are'} comparable, "
     text += f"{left_out:,} left out with a reason, {len(comparison.missing):,} missing."
+    texts, reference = [text], plan.reference_arm
+    if plan.metric and reference is not None:
+        text = f"{clean(reference.name)} trains for {clean(reference.objective)}, and is judged by the {plan.metric}"
+        texts.append(f"{text} mean; the other means stand beside it.")
     said: dict[str, list[str]] = {}
     for metric in metrics(comparison):
         what = f"accuracy on {clean(metric.name)}" if metric.task else f"loss by {metric.title}"
         said.setdefault(_outcome(paired_tests(comparison, metric)), []).append(what)
     if list(said) == [""]:
-        return [text, "Nothing to test: the plan has no reference arm with a baseline beside it."]
-    return [text, *(f"{_capital(listing(what, most=20))}: {outcome}." for outcome, what in said.items())]
+        return [*texts, "Nothing to test: the plan has no reference arm with a baseline beside it."]
+    return [*texts, *(f"{_capital(listing(what, most=20))}: {outcome}." for outcome, what in said.items())]
 
 
 def _capital(text: str) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from corebatch.bench.runs.arms import Arm, make_arms
+from corebatch.bench.runs.arms import DEFAULT_ARMS, OBJECTIVE_ARMS, Arm, make_arms
+from corebatch.bench.runs.held_out_means import Shares, mean_of, shares_of
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError
 from corebatch.evaluation import HeldoutLoss, evaluate, heldout_loss, parse_task
-from corebatch.mixture import PaddingCollator
+from corebatch.mixture import Mixture, PaddingCollator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,13 @@ class Parts:
         settings: of the reference's run.
         own: the `compare:` block.
         arms: the reference first.
+        metric: the held-out mean that the objective is about.
     """
 
     settings: Settings
     own: CompareSettings
     arms: Sequence[Arm]
+    metric: str
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Parts:
@@ -42,10 +46,21 @@ class Parts:
         settings = settings_from({key: value for key, value in values.items() if key != "compare"}, where)
         own = CompareSettings.from_dict(values.get("compare"))
         block = values.get("coreset") or {}
-        arms = make_arms(own.arms, own.extra_arms, settings.coreset, block, settings.training)
+        objective = settings.coreset.claimed
+        wanted = (*DEFAULT_ARMS, *(OBJECTIVE_ARMS if settings.coreset.weighs else ())) if own.arms is None else own.arms
+        arms = make_arms(wanted, own.extra_arms, settings.coreset, block, settings.training)
         if settings.coreset.pool_factor < 2:
             raise ConfigError(f"{where}: coreset.pool_factor should be at least 2, or nothing is chosen. Found 1.")
-        return cls(settings=settings, own=own, arms=arms)
+        metric = mean_of(objective)
+        tune = dataclasses.replace(own.tune, metric=own.tune.metric or metric)
+        return cls(settings=settings, own=dataclasses.replace(own, tune=tune), arms=arms, metric=metric)
+
+    def shares(self, train: Mixture, held_out: Any) -> Shares:
+        """Of the sources, in means of the held-out loss that have shares of their own. Raises ConfigError: the
+        objective names a source that is not there, or none of those that are held out."""
+        coreset = self.settings.coreset
+        counted = {name: count.trained_tokens for name, count in train.counts.items()}
+        return shares_of(coreset.claimed, coreset.source_tokens or counted, held_out["source"])
 
 
 def reference_steps(settings: Settings, rows: int, drawn: int) -> int:
@@ -58,22 +73,22 @@ def read_data(parts: Parts, device: str) -> RunData:
     """Data and model of the comparison in this process."""
     settings, own = parts.settings, parts.own
     tokenizer = load_tokenizer(settings.model)
-    train = read_mixture(settings, tokenizer).dataset
+    train = read_mixture(settings, tokenizer)
     held = read_mixture(settings, tokenizer, evaluation=True).dataset
     collate = PaddingCollator(tokenizer)
-    names = sorted(set(held["source"]))
+    names, shares = sorted(set(held["source"])), parts.shares(train, held)
     tune, final = split_rows(held["source"], own.tune.held_out if own.tune.enabled else 0.0)
     if own.final_rows is not None:
         final = random.Random(3).sample(final, min(own.final_rows, len(final)))
     curve = random.Random(1).sample(final, min(own.curve_rows, len(final)))
 
     def batches(rows: Sequence[int]) -> HeldOut:
-        return HeldOut.of(held, rows, collate, own.eval_rows, device, names)
+        return HeldOut.of(held, rows, collate, own.eval_rows, device, names, shares)
 
     return RunData(
         make_model=lambda: load_model(settings),
         tokenizer=tokenizer,
-        train=train,
+        train=train.dataset,
         collate=collate,
         tune=batches(random.Random(2).sample(tune, min(own.tune.rows, len(tune)))),
         curve=batches(curve),
@@ -115,14 +130,23 @@ def split_rows(sources: Sequence[str], share: float) -> tuple[list[int], list[in
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Held-out rows as batches on the model's device; `source` [N] indexes `names`."""
+    """Held-out rows as batches on the model's device; `source` [N] indexes `names`. `shares`: of sources, by the name
+    of each mean that has shares of its own."""
 
     batches: Sequence[Mapping[str, Tensor]]
     names: Sequence[str]
+    shares: Shares = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, dataset: Any, rows: Sequence[int], collate: Callable[[Any], Any], size: int, device: str, names: Any
+        cls,
+        dataset: Any,
+        rows: Sequence[int],
+        collate: Callable[[Any], Any],
+        size: int,
+        device: str,
+        names: Sequence[str],
+        shares: Shares,
     ) -> HeldOut:
         """Batches of `size` rows, sorted by length."""
         order = sorted(rows, key=lambda i: (len(dataset[i]["input_ids"]), i))
@@ -132,17 +156,22 @@ class HeldOut:
             batch = {key: value.to(device) for key, value in collate(found).items()}
             batch["source"] = torch.tensor([names.index(row["source"]) for row in found])
             batches.append(batch)
-        return cls(batches=batches, names=names)
+        return cls(batches=batches, names=names, shares=shares)
 
     def loss(self, model: Any) -> dict[str, Any]:
-        """Nats a token by three means, and by source."""
-        return loss_values(heldout_loss(model, self.batches, source_names=list(self.names)))
+        """Nats a token by each mean, and by source."""
+        return loss_values(heldout_loss(model, self.batches, source_names=list(self.names)), self.shares)
 
 
-def loss_values(found: HeldoutLoss) -> dict[str, Any]:
-    """As a line has it."""
+def loss_values(found: HeldoutLoss, shares: Shares) -> dict[str, Any]:
+    """As a line has it. A mean with shares is one of the sources that have rows here."""
     sources = {name: means.token_mean for name, means in sorted(found.sources.items())}
-    return {"token": found.token_mean, "example": found.example_mean, "source": found.source_mean, "sources": sources}
+    line = {"token": found.token_mean, "example": found.example_mean, "source": found.source_mean}
+    for mean, of in shares.items():
+        there = {name: share for name, share in of.items() if name in sources and share > 0}
+        if there:
+            line[mean] = sum(share * sources[name] for name, share in there.items()) / sum(there.values())
+    return {**line, "sources": sources}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,10 +42,22 @@ class Workplace:
         return {**job.run(self), **provenance()}
 
     def rehearsal_rows(self, pools: int) -> list[int]:
-        """So many large batches of rows at random, the same for every arm."""
+        """So many large batches of rows at random, the same for every arm; of every source if they are enough."""
         rows = len(self.data.train)
         count = min(rows // self.rows_drawn, pools) * self.rows_drawn
-        return random.Random(0).sample(range(rows), count)
+        return with_every_source(random.Random(0).sample(range(rows), rows), self.data.train["source"], count)
+
+
+def with_every_source(order: Sequence[int], sources: Sequence[str], count: int) -> list[int]:
+    """The first `count` rows of an order, where later ones of missing sources replace some: an objective may name a
+    source. `sources`: of every row of the data."""
+    firsts = {sources[row]: row for row in reversed(order)}
+    chosen, missing = order[:count], [row for row in firsts.values() if row not in set(order[:count])]
+    if not missing or len(firsts) > count:
+        return list(chosen)
+    needed = set(firsts.values())
+    spare = [row for row in chosen if row not in needed][: count - len(needed)]
+    return [row for row in order if row in needed or row in set(spare)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
-from corebatch.bench.runs.comparison import AXES, MEANS, Comparison
-from corebatch.bench.runs.statistics import LOSSES, metrics, paired_tests
+from corebatch.bench.runs.comparison import AXES, Comparison
+from corebatch.bench.runs.statistics import losses, metrics, paired_tests
 from corebatch.rendering import page
 from corebatch.rendering.formats import NOTHING, count
 from corebatch.rendering.sheet import Sheet, markdown_table, rich_table, without_repeats
@@ -39,7 +39,7 @@ def render(comparison: Comparison) -> str:
     from corebatch.bench.runs.charts import looks, shown_first
 
     plan = comparison.plan
-    losses, tasks = _parts(comparison)
+    by_mean, tasks = _parts(comparison)
     return page.render(
         _TEMPLATE,
         name=comparison.folder.resolve().name,
@@ -50,11 +50,11 @@ def render(comparison: Comparison) -> str:
         facts=" · ".join(f"{key}: {value}" for key, value in sheets.budgets(comparison)),
         notes=comparison.notes,
         tiles=_tiles(comparison) if plan.arms else [],
-        means=MEANS,
+        means=plan.means,
         arms=plan.arms,
         looks=looks(comparison),
         shown=shown_first(comparison),
-        losses=losses,
+        losses=by_mean,
         tasks=tasks,
         no_tests="" if sheets.tests(comparison) else NO_TESTS,
         source_differences=charts.source_differences(comparison),
@@ -89,7 +89,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
         (count(len(comparison.comparable)), "comparable runs", f"of {count(planned)} planned"),
         (count(left_out + missing), "left out or missing", f"{count(left_out)} left out, {count(missing)} missing"),
     ]
-    for metric in LOSSES:
+    for metric in losses(comparison):
         tests = paired_tests(comparison, metric)
         better, worse = (sum(test.verdict == word for test in tests) for word in ("better", "worse"))
         below = f"{metric.title}; worse than {worse}" if tests else metric.title
@@ -101,18 +101,18 @@ def _parts(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[str,
     """Charts and tables of each mean of the held-out loss, and of each task."""
     from corebatch.bench.runs import charts
 
-    measured = metrics(comparison)
+    measured, means = metrics(comparison), comparison.plan.means
     tests: Sequence[Sheet | None] = sheets.tests(comparison) or [None] * len(measured)
-    reaches: Sequence[Sheet | None] = sheets.reaches(comparison) or [None] * len(MEANS)
+    reaches: Sequence[Sheet | None] = sheets.reaches(comparison) or [None] * len(means)
     parts: list[dict[str, Any]] = []
     for number, (metric, test) in enumerate(zip(measured, tests, strict=True)):
         name = f"task{number}" if metric.task else metric.name
-        drawn = number < len(MEANS) + _MOST_TASKS
+        drawn = number < len(means) + _MOST_TASKS
         ends = (charts.finals(comparison, metric, name), charts.differences(comparison, metric, name)) if drawn else ()
         parts.append({"name": name, "title": metric.title.capitalize(), "ends": ends, "test": test})
     for part, reach in zip(parts, reaches, strict=False):  # the means come first
         part |= {"reach": reach, "curves": [charts.curves(comparison, part["name"], axis) for axis in AXES]}
-    return parts[: len(MEANS)], parts[len(MEANS) :]
+    return parts[: len(means)], parts[len(means) :]
 
 
 def terminal_tables(comparison: Comparison) -> list[Table]:

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corebatch.bench.runs.comparison import MEANS, Comparison, ComparisonPlan, Run
+from corebatch.bench.runs.comparison import BY_SHARES, MEANS, Comparison, ComparisonPlan, Run
 from corebatch.bench.runs.validity import find_marks
 from corebatch.errors import DataError
 from corebatch.report.fields import is_not_finite, json_object, parse, record
@@ -79,7 +79,7 @@ def _not_finite(line: dict[str, Any]) -> tuple[str, ...]:
     final = line.get("final") or {}
     parts = [(point, f"the curve at step {point['step']}") for point in line.get("curve") or ()]
     for losses, where in (*parts, (final, "the final losses")):
-        found += [f"{name} mean of {where}" for name in MEANS if is_not_finite(losses.get(name))]
+        found += [f"{name} mean of {where}" for name in (*MEANS, *BY_SHARES) if is_not_finite(losses.get(name))]
         sources = losses.get("sources") or {}
         found += [f"source {name} of {where}" for name, loss in sources.items() if is_not_finite(loss)]
     return (*found, *(f"task {name}" for name, share in (final.get("tasks") or {}).items() if is_not_finite(share)))

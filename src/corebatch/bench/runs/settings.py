@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from corebatch.bench.runs.arms import DEFAULT_ARMS
 from corebatch.bench.runs.comparison import MEANS
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
@@ -24,7 +23,8 @@ class TuneSettings:
         seed: of data order, weights and selection; should not be one of the comparison's.
         learning_rates: absolute, or None for `factors` times the config's own.
         adam_beta2: values; None leaves the config's.
-        metric: which held-out mean decides, on rows that the final evaluation does not see.
+        metric: which held-out mean decides, on rows that the final evaluation does not see; empty: the one that the
+            config's objective is about.
         held_out: share of the held-out rows that is for tuning alone; of them at most `rows` are used.
         enabled: False: every method takes the config's own values, and the outputs say so.
     """
@@ -35,7 +35,7 @@ class TuneSettings:
     factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     adam_beta2: tuple[float, ...] | None = None
     shortest: float = 0.25
-    metric: str = "token"
+    metric: str = ""
     held_out: float = 1 / 3
     rows: int = 256
 
@@ -46,7 +46,8 @@ class CompareSettings:
 
     Attributes:
         arms: names in `METHODS`, with "@steps" or "@flops" for another budget than equal wall-clock. The config's own
-            `coreset:` block is always the first arm.
+            `coreset:` block is always the first arm. None: DEFAULT_ARMS, and OBJECTIVE_ARMS where the objective is
+            another than the plain Trainer's.
         extra_arms: name -> {title, coreset, training, baseline}.
         seeds: a number n (1 to n), or a list.
         evaluations: points of each curve of held-out loss.
@@ -61,7 +62,7 @@ class CompareSettings:
         threads: of each process on CPU; None: the cores over the processes.
     """
 
-    arms: tuple[str, ...] = DEFAULT_ARMS
+    arms: tuple[str, ...] | None = None
     extra_arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     tune: TuneSettings = TuneSettings()
@@ -113,7 +114,7 @@ class CompareSettings:
                 check_count(f"compare.{name}", getattr(self, name), more=", or none")
         if not isinstance(self.extra_arms, Mapping):
             raise ConfigError(f"compare.extra_arms should be a block of arms. Found {self.extra_arms!r}.")
-        if tune.metric not in MEANS:
+        if tune.metric and tune.metric not in MEANS:
             raise ConfigError(f"compare.tune.metric should be {', '.join(MEANS)}. Found {tune.metric!r}.")
         for name in ("shortest", "held_out"):
             value = getattr(tune, name)

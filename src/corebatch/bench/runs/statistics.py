@@ -53,9 +53,14 @@ class Metric:
 LOSSES = tuple(Metric(name) for name in MEANS)
 
 
+def losses(comparison: Comparison) -> tuple[Metric, ...]:
+    """The means of the held-out loss, what the reference's objective is about first."""
+    return tuple(Metric(name) for name in comparison.plan.means)
+
+
 def metrics(comparison: Comparison) -> tuple[Metric, ...]:
-    """The three means of the held-out loss, then the tasks."""
-    return (*LOSSES, *(Metric(name, task=True) for name in comparison.tasks))
+    """The means of the held-out loss, then the tasks."""
+    return (*losses(comparison), *(Metric(name, task=True) for name in comparison.tasks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +270,7 @@ def time_to_loss(comparison: Comparison, arm: str, baseline: str, mean: str, axi
     """What the arm spends to reach the baseline's last loss; None without a common seed that has both curves.
 
     Args:
-        mean: one of MEANS.
+        mean: one of the plan's.
         axis: one of AXES: what is spent.
     """
     ours, theirs = comparison.of(arm), comparison.of(baseline)

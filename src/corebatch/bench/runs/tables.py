@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corebatch.bench.runs import format as words
-from corebatch.bench.runs.comparison import MEANS, Comparison, Mark, PlannedArm, Run
+from corebatch.bench.runs.comparison import Comparison, Mark, PlannedArm, Run
 from corebatch.bench.runs.statistics import LOSSES, PairedTest, estimate, metrics, paired_tests, time_to_loss, values
 from corebatch.rendering.formats import NOTHING, clean, compact, count, shorten
 from corebatch.rendering.sheet import Sheet
@@ -35,10 +35,11 @@ EDGE = " Edge: the best learning rate was the last of the grid on its side, so a
 def spent(comparison: Comparison) -> Sheet:
     """What each arm was trained on, at which cost and rates; means over its comparable runs, else the plan."""
     header = ("arm", "seeds", "steps", "rows drawn", "rows trained", "tokens trained", "FLOPs", "seconds")
+    named = any(arm.objective for arm in comparison.plan.arms)
     return Sheet(
         title="Budgets and rates",
-        header=(*header, "learning rate", "beta2"),
-        rows=tuple(_spent(comparison, arm) for arm in comparison.plan.arms),
+        header=(*header, "learning rate", "beta2", *["objective"] * named),
+        rows=tuple((*_spent(comparison, arm), *[arm.objective] * named) for arm in comparison.plan.arms),
         caption=SPENT + (EDGE if any(arm.edge_of_grid for arm in comparison.plan.arms) else ""),
     )
 
@@ -77,7 +78,7 @@ def _seeds(comparison: Comparison, arm: PlannedArm) -> str:
 
 
 def losses(comparison: Comparison) -> Sheet:
-    """Final held-out loss of each arm by its three means, and tasks, with 95 % intervals."""
+    """Final held-out loss of each arm by each mean, and tasks, with 95 % intervals."""
     measured = metrics(comparison)
     rows = []
     for arm in comparison.plan.arms:
@@ -91,7 +92,8 @@ def losses(comparison: Comparison) -> Sheet:
         rows=tuple(rows),
         caption="Means over seeds, and after ± half of their 95 % t interval. Runs that are not comparable "
         "are left out. Seeds share what their data order "
-        "does to all arms, so intervals may overlap where a paired test finds a difference.",
+        "does to all arms, so intervals may overlap where a paired test finds a difference."
+        + words.by_shares(comparison),
     )
 
 
@@ -105,7 +107,8 @@ def tests(comparison: Comparison) -> list[Sheet]:
         unit = "accuracy" if metric.task else "nats a token"
         made.append(
             Sheet(
-                title=f"{clean(found[0].arm)} against each baseline: {clean(metric.title)}",
+                title=f"{clean(found[0].arm)} against each baseline: {clean(metric.title)}"
+                + ", which its objective is about" * (metric.name == comparison.plan.metric),
                 header=("baseline", "seeds", f"difference, {unit}", "95 % interval", "p", "p after Holm", "verdict"),
                 rows=tuple(_test_row(test) for test in found),
                 caption=f"Reference minus baseline over common seeds; {'above' if metric.task else 'below'} 0 is "
@@ -151,7 +154,7 @@ def reaches(comparison: Comparison) -> list[Sheet]:
             ),
             caption=REACH,
         )
-        for mean in MEANS
+        for mean in comparison.plan.means
     ]
 
 
@@ -164,24 +167,26 @@ REACH = (
 
 
 def reach_of_all(comparison: Comparison) -> Sheet | None:
-    """Each arm's seconds to each baseline's last loss, on the token mean."""
-    others = comparison.plan.baselines
+    """Each arm's seconds to each baseline's last loss, by the first mean."""
+    others, mean = comparison.plan.baselines, comparison.plan.means[0]
     if not others or len(comparison.plan.arms) < 2:
         return None
     rows = []
     for arm in comparison.plan.arms:
-        cells = [NOTHING if arm.name == other.name else _reach(comparison, arm.name, other.name) for other in others]
+        cells = [
+            NOTHING if arm.name == other.name else _reach(comparison, arm.name, other.name, mean) for other in others
+        ]
         rows.append((arm_name(comparison, arm), *cells))
     return Sheet(
-        title="Seconds of each arm to each baseline's last loss (token mean, share of the baseline's seconds)",
+        title=f"Seconds of each arm to each baseline's last loss ({mean} mean, share of the baseline's seconds)",
         header=("arm", *(clean(other.name) for other in others)),
         rows=tuple(rows),
         caption="Mean curves over common seeds. Not reached: the arm's mean curve never fell so far.",
     )
 
 
-def _reach(comparison: Comparison, arm: str, baseline: str) -> str:
-    found = time_to_loss(comparison, arm, baseline, "token", "seconds")
+def _reach(comparison: Comparison, arm: str, baseline: str, mean: str) -> str:
+    found = time_to_loss(comparison, arm, baseline, mean, "seconds")
     if found is None:
         return NOTHING
     return "not reached" if found.share is None else f"{100 * found.share:.0f} %"
@@ -227,12 +232,12 @@ def marks(comparison: Comparison) -> Sheet | None:
     for (arm, effect, text, seed), found in grouped.items():
         seeds = words.seeds({mark.seed for mark in found})
         reason = text or "; ".join(mark.text for mark in found)
-        shown = _shown(None if seed is None else runs.get((arm, seed)))
+        shown = _shown(comparison, None if seed is None else runs.get((arm, seed)))
         rows.append((clean(arm), seeds, effect, shorten(reason, _MOST_TEXT), *shown))
     return (
         Sheet(
             title="Marked runs",
-            header=("arm", "seed", "effect", "reason", *(f"{mean} mean" for mean in MEANS)),
+            header=("arm", "seed", "effect", "reason", *(f"{mean} mean" for mean in comparison.plan.means)),
             rows=tuple(rows),
             caption="Left out: not comparable, and in no mean, test or curve; its losses are shown here. Noted: "
             "counted, but to be read with care.",
@@ -242,9 +247,9 @@ def marks(comparison: Comparison) -> Sheet | None:
     )
 
 
-def _shown(run: Run | None) -> tuple[str, ...]:
+def _shown(comparison: Comparison, run: Run | None) -> tuple[str, ...]:
     losses = run.final.losses if run is not None and run.final is not None else {}
-    return tuple(words.value(LOSSES[0], losses.get(mean)) for mean in MEANS)
+    return tuple(words.value(LOSSES[0], losses.get(mean)) for mean in comparison.plan.means)
 
 
 def timing(comparison: Comparison) -> Sheet:

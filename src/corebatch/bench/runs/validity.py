@@ -2,7 +2,8 @@
 
 Everything is checked against the plan, which was written before any run, and against the other runs of the same seed.
 Where runs of a seed should agree and do not, those outside a strict majority are marked; without such a majority nobody
-can tell who is right, and all are.
+can tell who is right, and all are. Arms that draw sources with shares of their own draw other rows by design, and
+should agree among themselves.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def find_marks(plan: ComparisonPlan, runs: Sequence[Run]) -> tuple[Mark, ...]:
         for run in runs
         for kind, text, excludes in _alone(plan, run, runs[0])
     ]
-    ok = [run for run in runs if run.ok]
-    found += _other_order(ok)
-    found += _other_tokens(ok)
+    for alike in _by([run for run in runs if run.ok], lambda run: (plan.arm(run.arm) or plan.arms[0]).drawing).values():
+        found += _other_order(alike)
+        found += _other_tokens(alike)
     there = {(run.arm, run.seed) for run in runs}
     found += [
         Mark(arm=arm.name, seed=seed, kind="missing", text="no run yet")
@@ -152,7 +153,7 @@ def _changes(found: Mapping[str, Any], first: Mapping[str, Any]) -> str:
 
 
 def _other_order(runs: Sequence[Run]) -> Iterator[Mark]:
-    """Runs that draw other examples than the others of their seed, on what they have in common."""
+    """Runs that draw other examples than the others of their seed and drawing, on what they have in common."""
     for seed, here in _by(runs, lambda run: run.seed).items():
         marked: set[str] = set()
         for place in range(max(len(run.order) for run in here)):

@@ -116,7 +116,8 @@ def test_arms_draw_and_train_what_they_say() -> None:
     assert by_name["colm@wall_clock"].scorer == "zeroth_order"
     assert by_name["hard@wall_clock"].selector == "hard"
     assert {name for name, method in METHODS.items() if method.baseline} == {
-        *("plain_large", "plain_small", "plain_large_sorted", "plain_sorted", "random", "tokens_importance")
+        *("plain_large", "plain_small", "plain_large_sorted", "plain_sorted", "random", "tokens_importance"),
+        *("plain_weighted", "plain_weighted_sorted", "plain_sources", "plain_sources_sorted"),
     }
 
 
