@@ -46,6 +46,10 @@ class StepLine:
         pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
         examples_scored: rows that a forward scored. scoring: how the pool was scored in this step.
         pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
+        drawn_loss_by_source: token means of the sources when the whole pool was scored (nats per token).
+        loss_by_source: token means of what was trained, by source: by the selector's weights they estimate those of
+            what was drawn (nats per token); None where they are not known. loss_tokens: the weighted tokens that each
+            is over.
         tokens_scored, tokens_trained: without padding; positions_scored, positions_trained: with it (those scored are
             estimated by the tokens of all ranks).
         positions_plain: of the same rows in micro-batches as without regrouping: the loader's own where every row is
@@ -79,6 +83,9 @@ class StepLine:
     scoring: str | None = None
     pool_loss: float | None = None
     chosen_loss: float | None = None
+    drawn_loss_by_source: Mapping[str, float] | None = None
+    loss_by_source: Mapping[str, float] | None = None
+    loss_tokens: Mapping[str, float] | None = None
     tokens_scored: int | None = None
     tokens_trained: int | None = None
     labels_scored: int | None = None

@@ -14,6 +14,7 @@ def test_two_ranks_train_what_one_does(trained, method):
     (one, two), states = both(trained, "ddp", tuple(METHODS), method)
     assert len(one) >= (4 if method.startswith("uneven") else STEPS)
     assert_same_steps(one, two)
+    assert all((line["loss_by_source"] is None) == method.startswith("own_loss") for line in two)
     assert all(((line["reuse_mb"] or 0) > 0) == method.startswith("reuse") for line in two)
     # transformers' own loss, which uniform selectors use, is in float32 whatever the model
     bound = 2e-5 if "random" in method or method in ("hard", "every_row") else 1e-9

@@ -214,6 +214,9 @@ def main(job: dict[str, Any], rank: int) -> None:
                 "token_imbalance",
                 "bytes_sent",
                 "gradient_error",
+                "loss_by_source",
+                "loss_tokens",
+                "drawn_loss_by_source",
             )
             short = [{key: line.get(key) for key in kept} for line in lines]
             for line, ids in zip(short, choices, strict=True):

@@ -48,6 +48,11 @@ class Cut:
                 f"coreset.micro_batches.most is a cap for a cut by positions or flops. Found it beside {self.by!r}."
             )
 
+    @property
+    def regroups(self) -> bool:
+        """Whether micro-batches are other than the loader's, where every row is trained."""
+        return self != Cut(by="plain")
+
     def plain(self) -> str | dict[str, Any]:
         """As a config file has it, in its shortest form: the name, or a mapping where an option is set."""
         options = {key: getattr(self, key) for key in ("most", "multiple") if getattr(self, key) not in (None, 1)}

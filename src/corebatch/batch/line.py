@@ -13,6 +13,7 @@ from corebatch.batch.method import Choice
 from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool
 from corebatch.batch.scoring import Scoring
+from corebatch.batch.trained_losses import by_source
 from corebatch.distributed.ranks import Ranks
 from corebatch.model.recompute import BlockStates
 from corebatch.scoring import Scores
@@ -29,21 +30,21 @@ def step_line(
     *,
     names: Any,
     states: BlockStates | None,
+    drawn_losses: bool = False,
 ) -> dict[str, Any]:
     """The fields of `selection.jsonl` that a step knows; the writer adds time, epoch and the trained loss.
 
     Args:
         names: names[s] is the name of source s.
         states: of which the peak of kept block inputs is told.
+        drawn_losses: whether losses are told by source.
     """
     candidates, tokens, selection = plan.candidates, pool.tokens, choice.selection
     chosen = candidates[selection.indices.cpu()]
     scored = plan.exact if scoring.scorer.needs_forward else plan.exact[:0]
-    pool_loss = chosen_loss = None
+    losses = None
     if scores is not None and scores.losses is not None and len(scored) == len(candidates):
         losses = scores.losses.double().cpu()
-        pool_loss = float(losses.sum() / tokens[candidates].sum().clamp(min=1))
-        chosen_loss = float(losses[selection.indices.cpu()].sum() / tokens[chosen].sum().clamp(min=1))
     work = scoring.forwards.work
     tokens_scored, tokens_trained = scoring.tokens_scored(pool, scored), int(pool.lengths[chosen].sum())
     line: dict[str, Any] = {
@@ -55,8 +56,8 @@ def step_line(
         "chosen_examples": len(chosen),
         "examples_scored": len(scored),
         "scoring": scoring.way,
-        "pool_loss": pool_loss,
-        "chosen_loss": chosen_loss,
+        "pool_loss": None if losses is None else _mean(losses, tokens[candidates]),
+        "chosen_loss": None if losses is None else _mean(losses[selection.indices.cpu()], tokens[chosen]),
         "tokens_scored": tokens_scored,
         "tokens_trained": tokens_trained,
         "labels_scored": int(tokens[scored].sum()),
@@ -72,9 +73,16 @@ def step_line(
         "token_imbalance": round(layout.shares.imbalance, 4),
         "bytes_sent": ranks.take_sent(),
     }
+    if drawn_losses and losses is not None:
+        line["drawn_loss_by_source"] = by_source(losses, tokens[candidates], pool.sources[candidates], names)
     if scoring.step.feedback is not None:
         line["carried"] = round(scoring.step.feedback.size, 4)
     return line if states is None else {**line, "reuse_mb": round(states.peak_bytes / 2**20, 3)}
+
+
+def _mean(losses: Tensor, tokens: Tensor) -> float:
+    """Of a token, of rows' summed losses and trained tokens."""
+    return float(losses.sum() / tokens.sum().clamp(min=1))
 
 
 def per_source(ids: Tensor, names: Any) -> dict[str, int]:

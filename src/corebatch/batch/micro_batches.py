@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import InputError
-from corebatch.model.rows import Padding, check_packable, pack_together, put_together
+from corebatch.model.rows import Padding, check_packable, pack_together, put_together, row_spans
 from corebatch.types import ID, PLACES, SOURCE
 
 
@@ -65,6 +65,29 @@ def micro_batches(
             known = [numbers[row] for row in piece] or [-1]
             batch[PLACES] = torch.tensor([[number, *span] for number, span in zip(known, spans, strict=True)])
         made.append(batch)
+    return made
+
+
+def as_loaded(
+    batches: Sequence[Mapping[str, Tensor]],
+    weights: Tensor | None,
+    pieces: Sequence[Sequence[int]],
+    numbers: Sequence[int] | None,
+) -> list[dict[str, Any]]:
+    """The loader's own batches as micro-batches, in the same tensors; for the other arguments see `micro_batches`.
+
+    Args:
+        pieces: for each batch, its rows in their order, by their positions.
+    """
+    made: list[dict[str, Any]] = []
+    for batch, piece in zip(batches, pieces, strict=True):
+        kept: dict[str, Any] = {key: value for key, value in batch.items() if key not in (ID, SOURCE)}
+        if weights is not None:
+            kept["loss_weights"] = weights[list(piece)]
+        if numbers is not None:
+            spans = enumerate(row_spans(batch).tolist())
+            kept[PLACES] = torch.tensor([[numbers[row], i, *span] for row, (i, span) in zip(piece, spans, strict=True)])
+        made.append(kept)
     return made
 
 

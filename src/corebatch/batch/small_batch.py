@@ -5,14 +5,16 @@ Shape suffixes: N rows of the large batch, M of the small, n on this rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from corebatch.batch.pool import Pool
 from corebatch.batch.weights import LossWeights
+from corebatch.distributed.balance import Shares
 from corebatch.distributed.exchange import RowFormat, exchange_rows
 from corebatch.distributed.ranks import Ranks
 from corebatch.model.rows import Padding, put_together, row_spans, take_rows, trained_tokens
@@ -111,3 +113,35 @@ def filled(
     for copy in exchange_rows(ranks, row_format, moves, leaving, device).values():
         batches, eligible = [put_together([copy], padding)], torch.tensor([False])
     return batches, eligible, [max(1, count) for count in counts]
+
+
+def held_rows(
+    ranks: Ranks,
+    row_format: RowFormat,
+    rows: LocalRows,
+    pool: Pool,
+    chosen: Tensor,
+    shares: Shares,
+    device: torch.device,
+) -> dict[int, Mapping[str, Tensor]]:
+    """The rows that this rank trains, by their positions among the M: its own, and what came from others.
+
+    Args:
+        chosen: LongTensor [M], positions in the pool.
+        shares: which rank trains which.
+        device: of the rows.
+    """
+    rank, moving = ranks.index, shares.moving
+
+    def take(positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        return take_rows(rows.batches, [int(pool.rows[chosen[p]]) for p in positions], row_format.by_token)
+
+    arrived = {}
+    if moving:
+        leaving = [number for number, p in enumerate(moving) if shares.owners[p] == rank]
+        going = dict(zip(leaving, take([moving[number] for number in leaving]), strict=True))
+        moves = [(shares.owners[p], shares.trained_by[p], shares.lengths[p]) for p in moving]
+        came = exchange_rows(ranks, row_format, moves, going, device)
+        arrived = {moving[number]: row for number, row in came.items()}
+    stay = [p for p in shares.of(rank) if p not in arrived]
+    return {**arrived, **dict(zip(stay, take(stay), strict=True))}

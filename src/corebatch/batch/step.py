@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -28,14 +28,14 @@ from corebatch.batch.error_tracking import ErrorTracking, Step
 from corebatch.batch.layout import Cutting, Layout
 from corebatch.batch.line import step_line
 from corebatch.batch.method import Choice, CoresetStep
-from corebatch.batch.micro_batches import micro_batches
+from corebatch.batch.micro_batches import as_loaded, micro_batches
 from corebatch.batch.plan import Plan
 from corebatch.batch.pool import Pool, gather_pool, gather_scores, under
 from corebatch.batch.scoring import Scoring
-from corebatch.batch.small_batch import Clock, LocalRows, Places, SmallBatch
+from corebatch.batch.small_batch import Clock, LocalRows, Places, SmallBatch, held_rows
+from corebatch.batch.trained_losses import TrainedLosses
 from corebatch.batch.weights import LossWeights, loss_weights
-from corebatch.distributed.balance import Shares
-from corebatch.distributed.exchange import RowFormat, exchange_rows
+from corebatch.distributed.exchange import RowFormat
 from corebatch.distributed.heartbeat import Presence
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import NonFiniteError
@@ -69,6 +69,7 @@ class BatchStep:
         claims: what the steps claim.
         row_format: of the rows of all ranks, once they agree on it.
         states: keeps the scoring forward's block inputs for training, or None.
+        losses: of the rows that a step trains, by source; None where they are not asked for.
         packed, flash: whether micro-batches are rows without padding, and with the arguments of flash attention.
         flops: of the model, for a cut by them.
         longest: positions of a row that the model can take, or None.
@@ -94,6 +95,7 @@ class BatchStep:
         self.claims = Claims()
         self.row_format: RowFormat | None = None
         self.states: BlockStates | None = None
+        self.losses: TrainedLosses | None = None
         self.packed = self.flash = False
         self.mean_over: Literal["step", "rank", "micro_batch"] = "step"
         self.flops: ModelFlops | None = None
@@ -138,14 +140,17 @@ class BatchStep:
         weights = loss_weights(
             selected, choice.selection.indices, pool.tokens[plan.candidates],
             loss=self.loss, weighted=self.method.selector.weighted, slots=len(chosen) + layout.empty,
-            groups=self.mean_over == "micro_batch", claim=claim.take(plan.candidates),
+            groups=self.mean_over == "micro_batch" and not self.as_loaded, claim=claim.take(plan.candidates),
         )  # fmt: skip
         error = self._gradient_error(model, rows, pool, plan, chosen, claim, weights, step, clock)
+        if self.losses is not None:
+            self.losses.begin(pool, chosen, selected, sum(map(len, layout.pieces[ranks.index])))
         made = self._micro_batches(rows, pool, chosen, layout, weights, cutting.widths.padding)
         self._pool_tokens, self._pending = pool.tokens, None if scoring.trained is None else (pool, step)
         line = step_line(
-            pool, plan, scores, choice, layout, scoring, ranks, names=self.method.source_names, states=self.states
-        )
+            pool, plan, scores, choice, layout, scoring, ranks, names=self.method.source_names, states=self.states,
+            drawn_losses=self.losses is not None,
+        )  # fmt: skip
         passed = torch.ones(len(pool.ids), dtype=torch.bool).index_fill(0, chosen, False)
         return SmallBatch(
             micro_batches=made,
@@ -156,6 +161,11 @@ class BatchStep:
             selected=None if choice.selection.uniform else selected.tolist(),
             line=line if error is None else {**line, "gradient_error": error},
         )
+
+    @property
+    def as_loaded(self) -> bool:
+        """Whether every row is trained, in the loader's own micro-batches."""
+        return self.pool_factor == 1 and not self.cut.regroups and not self.packed
 
     def budget(self, eligible: int, given: int) -> int:
         """M: a pool_factor-th of the eligible rows, a row for each micro-batch that was drawn at least."""
@@ -240,42 +250,27 @@ class BatchStep:
         self, rows: LocalRows, pool: Pool, chosen: Tensor, layout: Layout, weights: LossWeights, padding: Padding
     ) -> list[dict[str, Any]]:
         """This rank's share of the chosen rows as micro-batches, rows that change ranks included."""
-        rank, shares = self.ranks.index, layout.shares
-        placed = self.states is not None or self.scoring.trained is not None
-        made = micro_batches(
-            self._held(rows, pool, chosen, shares, shares.of(rank)),
-            weights.rows,
-            layout.pieces[rank],
-            padding,
-            take_rows(rows.batches, [layout.filler[rank]])[0],
-            numbers=chosen.tolist() if placed else None,
-            packed=self.packed,
-            flash=self.packed and self.flash,
-        )
+        rank, losses, pieces = self.ranks.index, self.losses, layout.pieces[self.ranks.index]
+        told = losses is not None and (weights.rows is not None or not losses.only_weighted)
+        placed = told or self.states is not None or self.scoring.trained is not None
+        numbers = chosen.tolist() if placed else None
+        if self.as_loaded and len(pieces) == len(rows.batches):
+            made = as_loaded(rows.batches, weights.rows, pieces, numbers)
+        else:
+            assert self.row_format is not None
+            made = micro_batches(
+                held_rows(self.ranks, self.row_format, rows, pool, chosen, layout.shares, self.device),
+                weights.rows,
+                pieces,
+                padding,
+                take_rows(rows.batches, [layout.filler[rank]])[0],
+                numbers=numbers,
+                packed=self.packed,
+                flash=self.packed and self.flash,
+            )
         for batch in made if placed else []:
             batch[PLACES] = Places(batch[PLACES])
         return made
-
-    def _held(
-        self, rows: LocalRows, pool: Pool, chosen: Tensor, shares: Shares, mine: Sequence[int]
-    ) -> dict[int, Mapping[str, Tensor]]:
-        """The rows that this rank trains, by their positions among the M: its own, and what came from others."""
-        row_format, rank = self.row_format, self.ranks.index
-        assert row_format is not None
-        by_token = row_format.by_token
-
-        def take(positions: Sequence[int]) -> list[dict[str, Tensor]]:
-            return take_rows(rows.batches, [int(pool.rows[chosen[p]]) for p in positions], by_token)
-
-        moving, arrived = shares.moving, {}
-        if moving:
-            leaving = [number for number, p in enumerate(moving) if shares.owners[p] == rank]
-            going = dict(zip(leaving, take([moving[number] for number in leaving]), strict=True))
-            moves = [(shares.owners[p], shares.trained_by[p], shares.lengths[p]) for p in moving]
-            came = exchange_rows(self.ranks, row_format, moves, going, self.device)
-            arrived = {moving[number]: row for number, row in came.items()}
-        stay = [p for p in mine if p not in arrived]
-        return {**arrived, **dict(zip(stay, take(stay), strict=True))}
 
     # ---- while and after the small batch is trained ----------------------------------------------------------------
 

@@ -136,14 +136,15 @@ class _FrozenHeadLoss(torch.autograd.Function):
         targets: Tensor,
         head: nn.Module,
         transform: Callable[[Tensor], Tensor],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         losses, derivatives = token_losses(head, hidden, targets, transform, gradients=True)
         assert derivatives is not None
         ctx.save_for_backward(derivatives.mul_(weights.unsqueeze(1).to(derivatives.dtype)))
-        return (losses * weights).sum()
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (derivatives,) = ctx.saved_tensors
         return derivatives * grad.to(derivatives.dtype), None, None, None, None
 
@@ -154,6 +155,7 @@ def weighted_token_loss(
     labels: Tensor,
     loss_weights: Tensor,
     transform: Callable[[Tensor], Tensor],
+    watch: Callable[[Positions, Tensor], object] = lambda *_: None,
 ) -> Tensor:
     """sum_it weight_it loss_it, differentiable by the hidden states and, if it is trained, the head.
 
@@ -164,6 +166,7 @@ def weighted_token_loss(
         loss_weights: [B], one for all losses of a row, or [B, T], not yet shifted: `loss_weights[b, t]` multiplies
             the loss of predicting `labels[b, t]`, and the first column nothing.
         transform: see `logit_map`.
+        watch: is given the label positions and their losses [L], without weights and gradients.
 
     Raises:
         InputError: the weights have another shape.
@@ -179,22 +182,29 @@ def weighted_token_loss(
     weights = loss_weights.to(dtype)
     weights = weights[positions.rows] if weights.ndim == 1 else weights[:, 1:][positions.mask]
     if not any(parameter.requires_grad for parameter in head.parameters()):
-        return _FrozenHeadLoss.apply(taken, weights, positions.targets, head, transform)
+        total, losses = _FrozenHeadLoss.apply(taken, weights, positions.targets, head, transform)
+        watch(positions, losses)
+        return total
 
     inside = True  # the head's hook; later, in backward, a sharding engine has to be asked for the weights
 
-    def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> Tensor:
+    def piece(hidden_piece: Tensor, targets: Tensor, weights_piece: Tensor) -> tuple[Tensor, Tensor]:
         logits = transform((_within(head) if inside else head)(hidden_piece))
-        return (_cross_entropy(logits, targets) * weights_piece).sum()
+        losses = _cross_entropy(logits, targets)
+        return (losses * weights_piece).sum(), losses.detach()
 
     total = taken.sum().to(dtype) * 0  # joins the graph even where no label is trained
+    found = []
     for part in chunks(len(taken), head):
-        total = total + checkpoint(
+        loss, each = checkpoint(
             piece,
             taken[part],
             positions.targets[part],
             weights[part],
             use_reentrant=False,  # the random state is kept: a head with LoRA may have dropout
         )
+        total = total + loss
+        found.append(each)
     inside = False
+    watch(positions, torch.cat(found) if found else taken.new_zeros(0, dtype=dtype))
     return total

@@ -25,6 +25,7 @@ from corebatch.record.phases import Phases, clock_for
 from corebatch.record.provenance import now as now
 from corebatch.record.run_file import RUN
 from corebatch.record.saving import go_on_from, log_failed
+from corebatch.record.source_losses import logged_losses
 from corebatch.record.step_log import LOG, StepLog, TimedLine, start_log
 from corebatch.step_line import Distance, GradientError
 
@@ -100,15 +101,18 @@ class Recorder(TrainerCallback):
         backward it is called before that, and the wait is one more of the device."""
         self._loss = None
         if self.losses:
-            loss = torch.stack(self.losses).sum()
-            unwritten = self._log.failure is not None
+            loss, trained = torch.stack(self.losses).sum(), self._trainer._run.step.losses
+            of_rows = loss.new_zeros(0) if trained is None else trained.message(loss.device)
+            unwritten = loss.new_tensor([float(self._log.failure is not None)])
+            numbers = torch.cat([loss.reshape(1).to(of_rows.dtype), unwritten.to(of_rows.dtype), of_rows])
             if self._trainer.accelerator.num_processes > 1:
-                both = torch.stack([loss, torch.full_like(loss, float(unwritten))])
-                loss, share = self._trainer.accelerator.reduce(both, reduction="mean")
-                unwritten = float(share) > 0
-            if unwritten:
+                numbers = self._trainer.accelerator.reduce(numbers, reduction="sum")
+            total, failures, *each = numbers.tolist()
+            if failures:
                 self.raise_unwritten()
-            self._loss = float(loss)
+            self._loss = total / self._trainer.accelerator.num_processes
+            if trained is not None:
+                trained.settle(each)
             if not math.isfinite(self._loss):
                 self.flush()
                 raise NonFiniteError(
@@ -145,6 +149,9 @@ class Recorder(TrainerCallback):
         rows = {"step": state.global_step, "chosen": self.chosen}
         if self.weights is not None:
             rows["weights"] = [float(f"{weight:.4g}") for weight in self.weights]
+        if (losses := self._trainer._run.step.losses) is not None:
+            values |= losses.line(self._trainer._run.method.source_names)
+            rows["losses"] = losses.rows
         rows["passed"] = self.passed
         line = TimedLine(values, self.phases, self._seconds_at_peak(self.step), rows)
         self.step, self.losses = None, []
@@ -190,6 +197,7 @@ class Recorder(TrainerCallback):
         means: dict[str, float] = {}
         for key in ("pool_loss", "chosen_loss"):
             means |= _mean(key, [getattr(step, key) for step in steps])
+        means |= logged_losses(steps, self._trainer.args.report_to)
         seconds = sum(sum(step.ms.values()) for step in timed) / 1000
         for key in ("tokens_scored", "tokens_trained"):
             means[key] = sum(getattr(step, key) for step in steps) / len(steps)

@@ -69,13 +69,21 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
             "Accelerate's default way of loading on several ranks",
         ),
     ]
-    what = f"pool_factor {coreset.pool_factor}" if chooses else f"coreset.micro_batches {coreset.cut.by!r}"
-    if not chooses and coreset.cut.by == "plain":
-        what = f"coreset.objective {coreset.objective!r}"
     for bad, found, use in problems:
         if bad:
-            raise ConfigError(f"{what} does not go with {found}. Use {use}.")
+            raise ConfigError(f"{asked_by(coreset)} does not go with {found}. Use {use}.")
     check_trained_loss(trainer, trainer.model)
+
+
+def asked_by(coreset: CoresetConfig) -> str:
+    """The setting by which corebatch takes part, for messages."""
+    if coreset.pool_factor > 1:
+        return f"pool_factor {coreset.pool_factor}"
+    if coreset.cut.regroups:
+        return f"coreset.micro_batches {coreset.cut.by!r}"
+    if coreset.weighs:
+        return f"coreset.objective {coreset.objective!r}"
+    return "coreset.loss_by_source true" if coreset.sampling is None else "coreset.sampling"
 
 
 def check_trained_loss(trainer: Any, model: Any) -> None:
@@ -105,7 +113,8 @@ def check_trained_loss(trainer: Any, model: Any) -> None:
     check_router(model)
     if model is not None:
         check_normalization(model)
-        if trainer.coreset.pool_factor == 1 and not trainer.coreset.weighs:
+        coreset = trainer.coreset
+        if coreset.pool_factor == 1 and coreset.cut.regroups and not coreset.weighs:
             check_counted(trainer, model)
 
 

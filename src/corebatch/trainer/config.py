@@ -90,6 +90,9 @@ class CoresetConfig(ClaimSettings):
             costs a forward and a backward of every row that was drawn, and a second one of the chosen rows.
         sampling: how often the rows of each source come, a mapping of `shares` or `temperature`, `epochs` and `until`
             (`corebatch.sampling.shares.Sampling`); None: as the Trainer draws them.
+        loss_by_source: whether the training loss of each source goes into the record and the log, from the forwards
+            that train; "auto": where the step is ours and the data have more than one source. True also where
+            everything else is left to the plain Trainer, whose update stays the same bit for bit.
     """
 
     pool_factor: int = 2
@@ -109,6 +112,7 @@ class CoresetConfig(ClaimSettings):
     padding_free: bool | str = "auto"
     micro_batches: str | Mapping[str, Any] | Cut = "auto"
     track_error: int = 0
+    loss_by_source: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for name, least, most in (("pool_factor", 1, MOST), ("seed", 0, 2**63 - 1), ("track_error", 0, 10**9)):
@@ -116,8 +120,9 @@ class CoresetConfig(ClaimSettings):
             check_count(f"coreset.{name}", value, least=least)
             if value > most:
                 raise ConfigError(f"coreset.{name} should be at most {most:,}. Found {value:,}.")
-        if not isinstance(self.padding_free, bool) and self.padding_free != "auto":
-            raise ConfigError(f"coreset.padding_free should be true, false or auto. Found {self.padding_free!r}.")
+        for name in ("padding_free", "loss_by_source"):
+            if not isinstance(getattr(self, name), bool) and getattr(self, name) != "auto":
+                raise ConfigError(f"coreset.{name} should be true, false or auto. Found {getattr(self, name)!r}.")
         for name in ("scorer_options", "selector_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"coreset.{name} should map options to values. Found {getattr(self, name)!r}.")
@@ -174,9 +179,10 @@ class CoresetConfig(ClaimSettings):
 
     @property
     def takes_part(self) -> bool:
-        """Whether a step is other than the plain Trainer's: rows are chosen, weighed, cut into micro-batches anew, or
-        come more or less often."""
-        return self.pool_factor > 1 or self.weighs or self.sampling is not None or self.cut != Cut(by="plain")
+        """Whether a step goes through our hands: its rows are chosen, weighed, put together anew or told of by
+        source, or they come more or less often."""
+        told = self.weighs or self.sampling is not None or self.loss_by_source is True
+        return told or self.pool_factor > 1 or self.cut.regroups
 
     def _check_every_row(self) -> None:
         """Raises ConfigError for settings that a step which trains every row cannot honor; a plain cut leaves the step

@@ -13,6 +13,7 @@ from torch import Tensor
 from corebatch.batch.error_tracking import check_tracking
 from corebatch.batch.forwards import free_memory
 from corebatch.batch.strategies.base import Reusing
+from corebatch.batch.trained_losses import TrainedLosses
 from corebatch.errors import ConfigError
 from corebatch.model.packing import check_packing, packing_unfit
 from corebatch.model.recompute import BlockStates, unfit
@@ -25,7 +26,7 @@ from corebatch.trainer.hosts import runs_between
 from corebatch.trainer.in_backward import moves_in_backward
 from corebatch.trainer.loss_probe import check_own_loss
 from corebatch.trainer.model_loss import check_loss, two_rows
-from corebatch.trainer.own_loss import RowWeights
+from corebatch.trainer.own_loss import RowWeights, own_methods
 from corebatch.trainer.parts import check_parts
 from corebatch.types import ID
 
@@ -55,7 +56,7 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
         run.compared = method.selector.weighted or coreset.weighs or (method.scores and method.scorer.needs_forward)
         if run.compared:
             check_loss(model, pair, counts_items=trainer.model_accepts_loss_kwargs)
-        if coreset.pool_factor == 1 and coreset.cut.by != "plain" and not run.weights.owned:
+        if coreset.pool_factor == 1 and coreset.cut.regroups and not run.weights.owned:
             check_sum(trainer, model, batches, padding)
         if scoring.trained is not None:
             scoring.trained.watch(model, untagged(batches[0]))
@@ -75,7 +76,17 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
     strategy = scoring.strategy
     if isinstance(strategy, Reusing) and strategy.scores_exactly and scoring.scorer.needs_forward:
         step.states = None if run.weights.owned else _block_states(trainer, model, strategy)
+    step.losses = _trained_losses(trainer)
     run.prepared = True
+
+
+def _trained_losses(trainer: Any) -> TrainedLosses | None:
+    """What adds up the losses of trained rows, where it is asked for; "auto" asks where there are several sources."""
+    wanted = trainer.coreset.loss_by_source
+    if not wanted or (wanted == "auto" and len(trainer._tagged.latest(trainer).counts) == 1):
+        return None
+    owned = own_methods(trainer, ("training_step", "compute_loss"))
+    return TrainedLosses(first=trainer.is_world_process_zero(), only_weighted=bool(owned))
 
 
 def is_flash(model: Any) -> bool:
@@ -86,7 +97,9 @@ def is_flash(model: Any) -> bool:
 def _tries_packing(trainer: Any, model: Any) -> bool:
     wanted = trainer.coreset.padding_free
     if wanted == "auto":
-        return is_flash(model) and not trainer._run.weights.owned and trainer._run.step.cut.multiple == 1
+        cut, owned = trainer._run.step.cut, trainer._run.weights.owned
+        other = cut.regroups or trainer.coreset.pool_factor > 1
+        return other and is_flash(model) and not owned and cut.multiple == 1
     return bool(wanted)
 
 

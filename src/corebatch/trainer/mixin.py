@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,14 +185,18 @@ class CoresetMixin(_Base):
         run = self._run
         run.weights.check_items(self, num_items_in_batch)
         weights, places = (None, None) if run.weights.behind else run.weights.take(inputs)
+        losses = run.step.losses
         with run.step.replaying(places, inputs):
             if weights is None:
-                result = super().compute_loss(
-                    model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-                )
+                watch = losses and places and losses.watching(run.model(model), inputs, places)
+                with watch or nullcontext():
+                    result = super().compute_loss(
+                        model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+                    )
             else:
                 run.step.register(places, weights)
-                loss, outputs = weighted_loss(model, run.model(model), inputs, weights)
+                told = partial(losses.add, places) if losses and places else None
+                loss, outputs = weighted_loss(model, run.model(model), inputs, weights, told)
                 if run.scoring.trained is not None:
                     run.scoring.trained.scale_by(loss)
                 loss = as_the_trainer_wants(self, loss / num_items_in_batch)

@@ -151,7 +151,7 @@ class SelectionRun:
             check_pool(batch)
         self.limits = self.limits or row_limits(self.model())
         check_rows(batches, self.limits.vocabulary, self.limits.longest, targets=self.limits.targets)
-        if self.trainer.coreset.pool_factor == 1:
+        if self.trainer.coreset.pool_factor == 1 and self.trainer.coreset.cut.regroups:
             check_first_labels(batches, padding(self.trainer, batches))
         if self.step.row_format is not None and self.ranks.count > 1:
             self.step.row_format.check(batches)

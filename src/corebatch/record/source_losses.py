@@ -1,0 +1,41 @@
+"""The training loss of each source over several steps, as the Trainer's log has it."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Collection, Sequence
+
+from corebatch.step_line import StepLine
+
+DIGITS = 6
+
+
+def logged_losses(steps: Sequence[StepLine], trackers: Collection[str]) -> dict[str, float]:
+    """`loss/SOURCE` for each source with a known loss: the mean over the steps, by the tokens it is over.
+
+    Args:
+        trackers: as TrainingArguments names them: what a metric's name may hold depends on them.
+    """
+    sums: dict[str, list[float]] = {}
+    for step in steps:
+        for name, loss in (step.loss_by_source or {}).items():
+            tokens = (step.loss_tokens or {})[name]
+            whole = sums.setdefault(name, [0.0, 0.0])
+            whole[0] += loss * tokens
+            whole[1] += tokens
+    found: dict[str, float] = {}
+    for name, (loss, tokens) in sorted(sums.items()):
+        key = f"loss/{name}"
+        key = _for_mlflow(key) if "mlflow" in trackers else key
+        while key in found:  # two names that a tracker makes one
+            key += "_"
+        found[key] = float(f"{loss / tokens:.{DIGITS}g}")
+    return found
+
+
+def _for_mlflow(key: str) -> str:
+    """Letters, digits, and `_-. /:` alone, and no path that can be written shorter: MLflow refuses other names."""
+    parts = (re.sub(r"[^\w\-. ]", "_", part) for part in key.split("/"))
+    named = posixpath.normpath("/".join("_" if part in ("", ".", "..") else part for part in parts))
+    return named
