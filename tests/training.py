@@ -93,6 +93,13 @@ def _mixture(count: int, seed: int, source: bool) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def held_out(count: int) -> dict[str, Dataset]:
+    """Other rows, a set for each source."""
+    rows = mixture(count, seed=5)
+    numbers = {name: [number for number, source in enumerate(rows["source"]) if source == name] for name in SOURCES}
+    return {name: rows.select(some) for name, some in numbers.items()}
+
+
 class Collator:
     pad_token_id = 0
 

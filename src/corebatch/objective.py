@@ -9,6 +9,7 @@ L_i is row i's summed token loss, and u_i the objective's weight:
     sources         u_i = (1 / S) / (share of i's source among all trained tokens of the data set)
     {source: w}     u_i = w_s / that share
     temperature T   w_s in proportion to (trained tokens of s)^T: 1 is tokens, 0 is sources
+    online method   u_i = w_s / that share, with w_s that change as the run goes on (`corebatch.sampling.online`)
     drawn           u_i = 1, and rows count as often as they are drawn, whatever `sampling` made of the data
 
 Shares are counted over the data set, so that u_i does not depend on who else is in a batch. Rows that are drawn more
@@ -25,6 +26,7 @@ from typing import Any
 
 from corebatch.errors import ConfigError
 from corebatch.options import hint
+from corebatch.sampling.online import ONLINE, make_online
 from corebatch.sampling.schedule import Schedule, parse_schedule
 from corebatch.sources import complete_shares
 
@@ -42,15 +44,18 @@ class Objective:
     """What the large batch's update should be.
 
     Attributes:
-        kind: a key of WORDS, "shares", "temperature" or "schedule".
+        kind: a key of WORDS, "shares", "temperature", "online" or "schedule".
         shares: by source name, for "shares".
         temperature: for "temperature".
+        online, options: for "online": the method's name and options.
         schedule: of other objectives, for "schedule".
     """
 
     kind: str
     shares: Mapping[str, float] = field(default_factory=dict, hash=False)
     temperature: float = 1.0
+    online: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     schedule: Schedule[Objective] | None = None
 
     @property
@@ -63,7 +68,7 @@ class Objective:
         """Whether trained tokens have to be counted by source."""
         if self.schedule is not None:
             return any(part.by_source for part in self.parts)
-        return self.kind in ("sources", "shares", "temperature")
+        return self.kind in ("sources", "shares", "temperature", "online")
 
     @property
     def by_example(self) -> bool:
@@ -81,7 +86,7 @@ class Objective:
         return self.kind in ("tokens", "drawn")
 
     def of_sources(self, tokens: Mapping[str, float]) -> dict[str, float] | None:
-        """The share w_s of each source, summing to 1; None where sources count by what rows say.
+        """The share w_s of each source, summing to 1; None where sources count by what rows say, or shares change.
 
         Args:
             tokens: trained tokens of each source in the data set, above 0.
@@ -109,6 +114,8 @@ class Objective:
         many = "sources" if sources is None else f"{sources} source{'s' * (sources != 1)}"
         if self.kind == "temperature":
             return f"a mean over {many} with shares in proportion to (trained tokens)^{self.temperature:g}"
+        if self.kind == "online":
+            return f"a mean over {many} with shares that {self.online} changes"
         return WORDS[self.kind].format(sources=many)
 
     def plain(self) -> Any:
@@ -117,6 +124,8 @@ class Objective:
             return self.schedule.plain()
         if self.kind == "shares":
             return dict(self.shares)
+        if self.kind == "online":
+            return {"online": self.online, **self.options}
         return {"temperature": self.temperature} if self.kind == "temperature" else self.kind
 
 
@@ -124,7 +133,8 @@ def make_objective(value: Any) -> Objective:
     """From what a config or a caller says.
 
     Args:
-        value: a key of WORDS, {source: share}, {"temperature": T}, a list of parts (a schedule), or an Objective.
+        value: a key of WORDS, {source: share}, {"temperature": T}, {"online": name, **options}, a list of parts (a
+            schedule), or an Objective.
 
     Raises:
         ConfigError: an unknown word, a share or temperature out of range, or a schedule with a gap or an overlap.
@@ -191,12 +201,18 @@ def check_counting(objective: Objective, weight_column: object, source_tokens: o
 
 def _part(value: Any) -> Objective:
     made = make_objective(value)
-    if made.kind in ("schedule", "drawn"):
+    if made.kind in ("schedule", "drawn", "online"):
         raise ConfigError(f"coreset.objective: a part of a schedule should not be {made.kind!r} itself.")
     return made
 
 
 def _of_mapping(value: Mapping[Any, Any]) -> Objective:
+    if "online" in value and not _is_number(value["online"]):  # a source may have that name
+        name, options = value["online"], {key: each for key, each in value.items() if key != "online"}
+        if not isinstance(name, str):
+            raise ConfigError(f"coreset.objective.online should be one of {', '.join(ONLINE)}. Found {name!r}.")
+        make_online(name, options)
+        return Objective("online", online=name, options=options)
     if set(value) == {"temperature"}:
         temperature = value["temperature"]
         if not _is_number(temperature) or temperature < 0:

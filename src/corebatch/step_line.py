@@ -42,6 +42,8 @@ class StepLine:
     Attributes:
         step: optimizer step, counted from 1.
         drawn, chosen: rows by source. weights: the sum of the chosen rows' weights by source.
+        shares: of the sources in what the step claims, where an online objective changes them. average_shares: their
+            mean over the steps before it, where that is the method's result.
         kept: sources that were kept whole in this step.
         pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
         examples_scored: rows that a forward scored. scoring: how the pool was scored in this step.
@@ -76,6 +78,8 @@ class StepLine:
     drawn: Mapping[str, int] = field(default_factory=dict)
     chosen: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    average_shares: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     pool_examples: int
     chosen_examples: int

@@ -19,6 +19,6 @@ def assert_same_steps(one, two):
     for alone, joint in zip(one, two, strict=True):
         for key in keys:
             assert alone[key] == joint[key]
-        for key in ("loss_by_source", "loss_tokens", "drawn_loss_by_source"):
+        for key in ("shares", "loss_by_source", "loss_tokens", "drawn_loss_by_source"):
             assert joint[key] == (alone[key] and pytest.approx(alone[key], rel=1e-5))
         assert joint["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 from corebatch.selectors import SELECTORS
 from corebatch.trainer import CoresetConfig
-from training import mixture, run, tiny_model, trainer, weights
+from training import SOURCES, held_out, mixture, run, tiny_model, trainer, weights
 
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 METHODS = {
@@ -65,6 +65,17 @@ METHODS = {
     "cut_by_flops": (CoresetConfig(micro_batches="flops", padding_free=True), {}),
     "cut_capped": (CoresetConfig(micro_batches={"by": "positions", "most": 24}), {}),
     "one_micro_batch": (CoresetConfig(selector="importance", scorer="tokens"), {"gradient_accumulation_steps": 1}),
+    "ramp": (CoresetConfig(objective=[{"until": 0.25, "is": "tokens"}, {"is": "sources", "ramp": True}]), {}),
+    "online_trained": (
+        CoresetConfig(objective={"online": "doremi", "reference_losses": dict.fromkeys(SOURCES, 3)}),
+        {},
+    ),
+    "online_gradients": (CoresetConfig(objective={"online": "doge", "eta": 0.5}, scoring="full"), {}),
+    # sets of 10 and of 2 rows: the loaders of two ranks even them out
+    "online_held_out": (
+        CoresetConfig(objective={"online": "skill_it", "graph": "identity", "period": 2}),
+        {"extra": {"eval_dataset": held_out(32)}, "per_device_eval_batch_size": 2},
+    ),
     "every_row": (CoresetConfig(pool_factor=1, micro_batches="positions"), {"kind": "gpt2"}),
     # 35 rows, of which two are of the source that half of the draws are of
     "shares": (
@@ -214,6 +225,7 @@ def main(job: dict[str, Any], rank: int) -> None:
                 "token_imbalance",
                 "bytes_sent",
                 "gradient_error",
+                "shares",
                 "loss_by_source",
                 "loss_tokens",
                 "drawn_loss_by_source",

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError
 from corebatch.objective import Objective
+
+if TYPE_CHECKING:
+    from corebatch.batch.online import OnlineObjective
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Claims:
         corrections: of rows that are drawn more or less often than they are in the data, or None.
         row_weights: float64 [examples of the data set], the values of `weight_column`, or None.
         steps: optimizer steps of the run, for a schedule.
+        online: the shares of an objective that is online, or None.
     """
 
     def __init__(self, objective: Objective | None = None) -> None:
@@ -71,6 +76,7 @@ class Claims:
         self.corrections: Corrections | None = None
         self.row_weights: Tensor | None = None
         self.steps: int | None = None
+        self.online: OnlineObjective | None = None
 
     def check(self) -> None:
         """Raises ConfigError for a source that the objective names and the data set has not, or that has no trained
@@ -83,7 +89,7 @@ class Claims:
                     f"Found none in {self.counts.names[source]!r}."
                 )
         for objective in self.objective.parts:
-            if objective.by_source:
+            if objective.by_source and objective.online is None:
                 source_weights(objective, self.counts)
 
     def of(self, ids: Tensor, sources: Tensor, tokens: Tensor, step: int) -> Claim:
@@ -132,6 +138,8 @@ class Claims:
             return float((often * tokens).sum() / often.sum().clamp(min=1)) / tokens.clamp(min=1).double()
         if not objective.by_source:
             return None
+        if self.online is not None:
+            return _by_source(self.online.weights, sources)
         assert self.counts is not None, "sources are counted before the first step"
         return _by_source(source_weights(objective, self.counts), sources)
 

@@ -151,6 +151,8 @@ class BatchStep:
             pool, plan, scores, choice, layout, scoring, ranks, names=self.method.source_names, states=self.states,
             drawn_losses=self.losses is not None,
         )  # fmt: skip
+        if self.claims.online is not None:
+            line |= self.claims.online.line(pool, plan, scores)
         passed = torch.ones(len(pool.ids), dtype=torch.bool).index_fill(0, chosen, False)
         return SmallBatch(
             micro_batches=made,

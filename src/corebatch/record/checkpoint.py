@@ -25,6 +25,7 @@ from corebatch.record.run_identity import check_same_run, note_versions
 from corebatch.sampling.order import DrawnOrder
 
 if TYPE_CHECKING:
+    from corebatch.batch.online import OnlineObjective
     from corebatch.batch.scoring import Scoring
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,11 @@ def save_state(
     scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
     order: DrawnOrder | None = None,
+    online: OnlineObjective | None = None,
 ) -> None:
     """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there. `run`: what
-    `run_identity.describe_run` says; None where only settings are to be compared. `order`: of the epoch's rows."""
+    `run_identity.describe_run` says; None where only settings are to be compared. `order`: of the epoch's rows.
+    `online`: of an online objective."""
     unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
@@ -54,6 +57,7 @@ def save_state(
         whole |= {f"feedback.{key}": value for key, value in step.feedback.state_dict().items()}
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
     whole |= {f"order.{key}": value for key, value in ({} if order is None else order.state_dict()).items()}
+    whole |= {f"online.{key}": value for key, value in ({} if online is None else online.state_dict()).items()}
     with replacing(folder / TENSORS) as part:
         save_file({key: value.contiguous() for key, value in whole.items()}, part)
     files = list_files(folder, MARKER)
@@ -104,6 +108,7 @@ def load_state(
     run: dict[str, Any] | None = None,
     hashes: bool = True,
     order: DrawnOrder | None = None,
+    online: OnlineObjective | None = None,
 ) -> int:
     """Restores the selection's state from a checkpoint.
 
@@ -111,6 +116,7 @@ def load_state(
         run: what `run_identity.describe_run` says of the run that goes on; None: only settings are compared.
         hashes: whether the contents of all files are compared with their hashes; one process of a machine does it.
         order: takes what the checkpoint says of the epoch's order.
+        online: takes the state of an online objective.
 
     Returns:
         The number of optimizer steps that it holds.
@@ -135,6 +141,8 @@ def load_state(
         scoring.load_state_dict(_of(tensors, "scoring."))
     if order is not None:
         order.load_state_dict(_of(tensors, "order."))
+    if online is not None:
+        online.load_state_dict(_of(tensors, "online."))
     return steps
 
 

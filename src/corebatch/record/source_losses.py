@@ -1,10 +1,10 @@
-"""The training loss of each source over several steps, as the Trainer's log has it."""
+"""The training loss of each source over several steps, and the shares of sources, as the Trainer's log has them."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from corebatch.step_line import StepLine
 
@@ -24,13 +24,23 @@ def logged_losses(steps: Sequence[StepLine], trackers: Collection[str]) -> dict[
             whole = sums.setdefault(name, [0.0, 0.0])
             whole[0] += loss * tokens
             whole[1] += tokens
+    means = {name: float(f"{loss / tokens:.{DIGITS}g}") for name, (loss, tokens) in sorted(sums.items())}
+    return _keyed("loss", means, trackers)
+
+
+def logged_shares(steps: Sequence[StepLine], trackers: Collection[str]) -> dict[str, float]:
+    """`share/SOURCE` for each source of an online objective, of the last step; see `logged_losses`."""
+    return _keyed("share", steps[-1].shares, trackers)
+
+
+def _keyed(what: str, values: Mapping[str, float], trackers: Collection[str]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, (loss, tokens) in sorted(sums.items()):
-        key = f"loss/{name}"
+    for name, value in values.items():
+        key = f"{what}/{name}"
         key = _for_mlflow(key) if "mlflow" in trackers else key
         while key in found:  # two names that a tracker makes one
             key += "_"
-        found[key] = float(f"{loss / tokens:.{DIGITS}g}")
+        found[key] = value
     return found
 
 

@@ -25,7 +25,7 @@ from corebatch.record.phases import Phases, clock_for
 from corebatch.record.provenance import now as now
 from corebatch.record.run_file import RUN
 from corebatch.record.saving import go_on_from, log_failed
-from corebatch.record.source_losses import logged_losses
+from corebatch.record.source_losses import logged_losses, logged_shares
 from corebatch.record.step_log import LOG, StepLog, TimedLine, start_log
 from corebatch.step_line import Distance, GradientError
 
@@ -198,6 +198,7 @@ class Recorder(TrainerCallback):
         for key in ("pool_loss", "chosen_loss"):
             means |= _mean(key, [getattr(step, key) for step in steps])
         means |= logged_losses(steps, self._trainer.args.report_to)
+        means |= logged_shares(steps, self._trainer.args.report_to)
         seconds = sum(sum(step.ms.values()) for step in timed) / 1000
         for key in ("tokens_scored", "tokens_trained"):
             means[key] = sum(getattr(step, key) for step in steps) / len(steps)

@@ -15,6 +15,7 @@ from corebatch.trainer.checks import check_settings
 from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.in_backward import check_in_backward
+from corebatch.trainer.online import OnlineWatch
 from corebatch.trainer.own_loss import LossWatch
 from corebatch.trainer.parts import check_parts
 from corebatch.trainer.run import SelectionRun
@@ -34,18 +35,19 @@ def set_up(trainer: Any) -> None:
     trainer.data_collator = trainer._own_collator
     recorded = trainer._recorder in trainer.callback_handler.callbacks
     if recorded and not selects:
-        trainer.remove_callback(trainer._recorder)
-        trainer.remove_callback(trainer._watch)
+        for callback in (trainer._recorder, *trainer._watches):
+            trainer.remove_callback(callback)
     if selects:
         trainer.data_collator = SourceCollator(trainer._own_collator, trainer.coreset.source_column)
         check_settings(trainer, trainer.coreset, trainer._run.method)
         check_parts(trainer)
         check_tracking(trainer.coreset.track_error, in_backward=check_in_backward(trainer), sharded=sharded(trainer))
         if trainer._recorder is None:
-            trainer._recorder, trainer._watch = writer.Recorder(trainer, check=check_chosen), LossWatch(trainer)
+            trainer._recorder = writer.Recorder(trainer, check=check_chosen)
+            trainer._watches = (LossWatch(trainer), OnlineWatch(trainer))
         if not recorded:
-            trainer.add_callback(trainer._recorder)
-            trainer.add_callback(trainer._watch)
+            for callback in (trainer._recorder, *trainer._watches):
+                trainer.add_callback(callback)
 
 
 def start_over(trainer: Any) -> None:

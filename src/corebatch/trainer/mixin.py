@@ -67,7 +67,7 @@ class CoresetMixin(_Base):
     _begun: bool | None = None
     """None outside of `train`; within it whether the run has begun: with `model_init` there is no model before."""
     _recorder: Any = None
-    _watch: Any = None
+    _watches: Any = ()
     _compiling: Any = None
     data_collator: Any
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from corebatch.batch.error_tracking import ErrorTracking
+from corebatch.batch.online import OnlineObjective
 from corebatch.batch.row_checks import check_rows
 from corebatch.batch.scoring import Scoring, scored_rows
 from corebatch.batch.small_batch import LocalRows, SmallBatch, filled
@@ -52,6 +53,7 @@ class SelectionRun:
         method, scoring, step: what chooses.
         weights: of the rows of this step, on their way to whoever computes the loss.
         passes: over a stream.
+        online: the shares of an online objective, or None.
         order: of the epoch's rows, where the Trainer's sampler draws it from the global generator.
         draws: how often sources come, or None where rows come as the Trainer draws them.
         limits: what the model can take.
@@ -70,6 +72,7 @@ class SelectionRun:
         self.method = coreset.step_of_run()
         self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
         self.draws = draw_plan(trainer)
+        self.online = OnlineObjective.of(coreset.claimed, coreset.seed)
         taught = not compiled and not self.weights.owned
         self.scoring = Scoring(
             coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count, self.draws), taught=taught),
@@ -236,7 +239,7 @@ class SelectionRun:
                 folder = last_complete(self.folder) if resume is True else Path(resume)
                 first = trainer.accelerator.is_local_main_process
                 steps = load_state(
-                    folder, self.method, trainer.coreset.to_dict(), self.scoring, found, first, self.order
+                    folder, self.method, trainer.coreset.to_dict(), self.scoring, found, first, self.order, self.online
                 )
         check_agreement(trainer, self.ranks, self.identity, sharded=sharded(trainer) is not None)
         pool = args.gradient_accumulation_steps * trainer._train_batch_size * trainer.coreset.pool_factor
@@ -264,7 +267,7 @@ class SelectionRun:
         """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
         trainer = self.trainer
         coreset, step = trainer.coreset.to_dict(), trainer.state.global_step
-        save_state(folder, self.method, coreset, step, self.scoring, self.identity, self.order)
+        save_state(folder, self.method, coreset, step, self.scoring, self.identity, self.order, self.online)
 
     @contextmanager
     def saved_together(self, folder: Path) -> Iterator[None]:
