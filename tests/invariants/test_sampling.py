@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from corebatch.errors import ConfigError
 from corebatch.trainer import CoresetConfig, CoresetMixin, CoresetTrainer
@@ -170,6 +170,94 @@ def test_the_record_says_what_is_drawn(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         run(trainer(tmp_path, None, CoresetConfig(sampling={"shares": {"rare": 1.0}}), max_steps=1))
     assert "rare 1 (in the data 0.0625)" in caplog.text
+    assert "count as in the data, by weights; objective drawn" in caplog.text
     assert "Never drawn: algebra, geometry, logic." in caplog.text
     record = json.loads((tmp_path / "corebatch.json").read_text())
     assert record["coreset"]["sampling"] == {"shares": {"rare": 1.0}}
+
+
+def test_a_source_that_counts_and_is_never_drawn_is_an_error(tmp_path):
+    never = {"shares": {"algebra": 0.5, "logic": 0.5}}
+    for objective in ("sources", {"temperature": 0.5}, {"rare": 0.2}):
+        made = trainer(tmp_path, None, CoresetConfig(sampling=never, objective=objective))
+        with pytest.raises(ConfigError, match=r"geometry, rare count. Found that coreset.sampling draws no row"):
+            run(made)
+    run(trainer(tmp_path, None, CoresetConfig(sampling=never, objective={"logic": 1, "algebra": 0}), max_steps=1))
+
+
+# ---- what is trained is what is claimed, whatever is drawn -----------------------------------------------------------
+
+TARGETS = {
+    "tokens": lambda tokens, rows, drawn: tokens,
+    "sources": lambda tokens, rows, drawn: torch.ones_like(tokens),
+    "examples": None,
+    "drawn": lambda tokens, rows, drawn: drawn * tokens / rows,
+}
+
+
+class Gradients(TrainerCallback):
+    """Of each step the gradient times what it was divided by, along some directions, and that."""
+
+    def __init__(self, made, directions):
+        self.made, self.directions, self.sums, self.divisors = made, directions, [], []
+        note = made._recorder.note
+        made._recorder.note = lambda small: self.see(small) or note(small)
+        made.add_callback(self)
+
+    def see(self, small):
+        divisor = small.weights.denominator
+        trained = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in small.micro_batches)
+        self.divisors.append(float(trained if divisor is None else divisor))
+
+    def on_pre_optimizer_step(self, *_, **__):
+        flat = torch.cat([p.grad.flatten() for p in self.made.model.parameters() if p.grad is not None])
+        self.sums.append(self.directions @ flat * self.divisors[-1])
+
+
+def by_source(model, dataset):
+    """Summed gradients [S, parameters] of each source's rows, in tokens' and in examples' units; tokens and rows."""
+    names = sorted(set(dataset["source"]))
+    sums, means, tokens, rows = [], [], torch.zeros(len(names)).double(), torch.zeros(len(names)).double()
+    for place, name in enumerate(names):
+        losses = []
+        for row in dataset.filter(lambda row, name=name: row["source"] == name):
+            batch = Collator()([row])
+            count = int((batch["labels"][:, 1:] != -100).sum())
+            losses.append(torch.stack([model(**batch).loss * count, model(**batch).loss]))
+            tokens[place], rows[place] = tokens[place] + count, rows[place] + 1
+        for kind, total in zip((sums, means), torch.stack(losses).sum(dim=0), strict=True):
+            model.zero_grad()
+            total.backward(retain_graph=True)
+            kind.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    model.zero_grad()
+    return torch.stack(sums), torch.stack(means), tokens, rows
+
+
+@pytest.mark.parametrize(
+    "pool_factor, objective", [(1, "tokens"), (1, "examples"), *((2, objective) for objective in TARGETS)]
+)
+def test_the_mean_of_what_is_trained_is_the_claim(tmp_path, objective, pool_factor):
+    """Over 200 steps without learning: sums of gradients over sums of what they are divided by, against autograd."""
+    dataset, model = mixture(96), tiny_model(lora=False, dtype=torch.float64)
+    sums, means, tokens, rows = by_source(model, dataset)
+    made = trainer(
+        tmp_path, model, CoresetConfig(sampling=CASES["shares"], objective=objective, pool_factor=pool_factor),
+        train_dataset=dataset, max_steps=200, learning_rate=0.0, optim="sgd", max_grad_norm=0, logging_steps=1000,
+    )  # fmt: skip
+    shares = {name: of(tokens, rows, made._run.draws.shares(0)) for name, of in TARGETS.items() if of is not None}
+    targets = {name: (share / share.sum()) @ (sums / tokens.unsqueeze(1)) for name, share in shares.items()}
+    targets["examples"] = means.sum(dim=0) / rows.sum()
+    directions = torch.randn(24, sums.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Gradients(made, directions)
+    run(made)
+    trained, divisors = torch.stack(found.sums), torch.tensor(found.divisors, dtype=torch.float64)
+
+    def scores(target):
+        """Standard errors between the ratio of sums and the target (Cochran 1977, chapter 6)."""
+        residuals = trained - divisors.unsqueeze(1) * (directions @ target)
+        return residuals.mean(dim=0) / residuals.std(dim=0) * len(divisors) ** 0.5
+
+    assert scores(targets[objective]).abs().max() < 4
+    assert scores(targets[objective]).square().mean() < 1.6
+    other = "tokens" if objective == "drawn" else "drawn"
+    assert scores(targets[other]).square().mean() > 3  # the test would see what was trained without weights

@@ -63,12 +63,13 @@ class SourceSampler(Sampler[int]):
         """LongTensor [S] for each stretch of an epoch's steps with equal shares: rows of each source."""
         generator = seeded(self._seed, 0 if self.plan.sampling.epochs == "fixed" else epoch, "shares")
         stretches: list[tuple[Tensor, int]] = []
-        for step in range(epoch * self.steps, (epoch + 1) * self.steps) if self.plan.changes else (0,):
+        changes = self.plan.sampling.changes
+        for step in range(epoch * self.steps, (epoch + 1) * self.steps) if changes else (0,):
             shares = self.plan.shares(step)
             if stretches and torch.equal(stretches[-1][0], shares):
                 stretches[-1] = (shares, stretches[-1][1] + 1)
             else:
-                stretches.append((shares, 1 if self.plan.changes else self.steps))
+                stretches.append((shares, 1 if changes else self.steps))
         return [apportioned(shares, steps * self._large, generator) for shares, steps in stretches]
 
     def _drawn_before(self, epoch: int) -> Tensor:

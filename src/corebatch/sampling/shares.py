@@ -51,6 +51,11 @@ class Sampling:
     epochs: Epochs = "new_draw"
     until: Until | None = None
 
+    @property
+    def changes(self) -> bool:
+        """Whether shares go by a schedule."""
+        return isinstance(self.shares, Schedule)
+
     def plain(self) -> dict[str, Any]:
         """As a config file has it, in its shortest form."""
         shares: Any = self.shares.plain() if isinstance(self.shares, Schedule) else self.shares
@@ -165,11 +170,6 @@ class DrawPlan:
                 f"{names[self.sources[rarest]]!r} comes so rarely. It should be at most {MOST_ROWS:,}."
             )
 
-    @property
-    def changes(self) -> bool:
-        """Whether shares go by a schedule."""
-        return isinstance(self.sampling.shares, Schedule)
-
     def shares(self, step: int) -> Tensor:
         """p: float64 [S] of the rows that optimizer step `step`, from 0, draws; they sum to 1."""
         before, after, share = self._schedule.at(step / max(self.steps(), 1))
@@ -195,7 +195,7 @@ class DrawPlan:
 
     def come_again(self, rows: float) -> bool:
         """Whether some rows come twice among `rows` that are drawn; with a schedule, whether they may."""
-        return bool((self._most * rows > self.rows).any())
+        return bool((self._most * rows > self.rows * (1 + 1e-9)).any())
 
     def _completed(self, shares: Mapping[str, float] | None) -> Tensor:
         """float64 [S]: of all sources, of shares that may leave some out."""
@@ -208,15 +208,29 @@ class DrawPlan:
             made = torch.tensor([whole[self.names[source]] for source in self.sources], dtype=torch.float64)
         return made / made.sum()
 
-    def in_words(self, most: int = 8) -> str:
-        """Which sources come how often, in sentences; of many, the first."""
+    def in_words(self, corrects: bool, most: int = 8) -> str:
+        """Which sources come how often, in sentences; of many, the first.
+
+        Args:
+            corrects: whether the objective undoes it by weights.
+        """
         in_data = (self.rows / self.rows.sum()).tolist()
         first, last = self.shares(0).tolist(), self._schedule.parts[-1].value.tolist()
         told = []
         for source, there, one, other in list(zip(self.sources, in_data, first, last, strict=True))[:most]:
-            drawn = f"{one:.3g}" + (f" to {other:.3g}" if self.changes else "")
+            drawn = f"{one:.3g}" + (f" to {other:.3g}" if self.sampling.changes else "")
             told.append(f"{self.names[source]} {drawn} (in the data {there:.3g})")
         more = f" and {len(self.sources) - most} more sources" if len(self.sources) > most else ""
         never = self.never_drawn()
         absent = f" Never drawn: {', '.join(never[:most])}{' and more' * (len(never) > most)}." if never else ""
-        return f"Shares of the rows that are drawn: {', '.join(told)}{more}.{absent}"
+        undone = "The objective has them count as in the data, by weights; objective drawn trains what is drawn."
+        trained = undone if corrects else "That is what is trained."
+        return f"Shares of the rows that are drawn: {', '.join(told)}{more}. {trained}{absent}"
+
+
+def plan_by_name(sampling: Sampling | None, rows: Mapping[str, int], steps: int = 0) -> DrawPlan:
+    """A plan of counts by name, before there is a data set; without settings as rows are in the data. `steps`: of the
+    run. Raises ConfigError: as DrawPlan."""
+    names = dict(enumerate(sorted(rows)))
+    counts = {number: rows[name] for number, name in names.items()}
+    return DrawPlan(sampling or Sampling(temperature=1.0), names, counts, lambda: steps)

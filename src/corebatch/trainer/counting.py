@@ -59,6 +59,7 @@ def make_claims(trainer: Any, dataset: Any, sources: Sources) -> Claims:
         claims.check()
     if coreset.sampling is not None:
         claims.corrections = trainer._run.draws.corrections
+        _check_drawn(claims, trainer._run.draws.never_drawn())
     if (online := trainer._run.online) is not None:
         assert claims.counts is not None
         online.begin(claims.counts.names, claims.counts.tokens)
@@ -67,6 +68,20 @@ def make_claims(trainer: Any, dataset: Any, sources: Sources) -> Claims:
     if coreset.weight_column is not None:
         claims.row_weights = _weights(trainer.train_dataset, coreset.weight_column)
     return claims
+
+
+def _check_drawn(claims: Claims, absent: Sequence[str]) -> None:
+    """Raises ConfigError for an objective in which sources count of which no row is ever drawn."""
+    if not absent or claims.counts is None:
+        return
+    tokens = {claims.counts.names[source]: count for source, count in claims.counts.tokens.items()}
+    for objective in claims.objective.parts:
+        shares = objective.of_sources(tokens)
+        if missing := [name for name in absent if objective.by_source and (shares is None or shares[name])]:
+            raise ConfigError(
+                f"coreset.objective {objective.plain()!r} has the sources {', '.join(missing)} count. Found that "
+                "coreset.sampling draws no row of them: give them a share of the draws, or none in the objective."
+            )
 
 
 def _counts(trainer: Any, dataset: Any, sources: Sources, coreset: CoresetConfig) -> TokenCounts:

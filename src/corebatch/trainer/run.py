@@ -260,7 +260,7 @@ class SelectionRun:
         if trainer.is_world_process_zero():
             logger.info("Scored: %s. Trained for %s.", self.scored, self.claimed)
             if self.draws is not None:
-                logger.warning("%s", self.draws.in_words())
+                logger.warning("%s", self.draws.in_words(trainer.coreset.claimed.corrects))
         return None if folder is None else str(folder)
 
     def save(self, folder: Path) -> None:

@@ -85,7 +85,7 @@ def test_shares_of_a_data_set(sampling, shares):
     for source, share in enumerate(shares):  # what is drawn, corrected, counts as in the data
         assert share * made.corrections(3).get(source, 0) == pytest.approx(ROWS[source] / 100 if share else 0)
     assert made.never_drawn() == [NAMES[source] for source, share in enumerate(shares) if not share]
-    assert ("Never drawn: algebra" in made.in_words()) == (shares[0] == 0)
+    assert ("Never drawn: algebra" in made.in_words(True)) == (shares[0] == 0)
 
 
 @pytest.mark.parametrize(
