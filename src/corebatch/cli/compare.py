@@ -14,8 +14,11 @@ from corebatch.bench.runs.engine import compare as run_comparison
 from corebatch.bench.runs.from_config import Parts, reference_steps
 from corebatch.bench.runs.processes import Processes
 from corebatch.config.building import load_tokenizer, read_mixture
+from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
 from corebatch.evaluation import parse_task
+from corebatch.mixture import Mixture
+from corebatch.sampling.shares import plan_by_name
 from corebatch.text import say
 
 
@@ -46,7 +49,7 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     setup = Setup(
         arms=arms,
         settings=parts.own,
-        steps=reference_steps(settings, rows, drawn),
+        steps=reference_steps(settings, _rows_of_epoch(settings, mixture), drawn),
         rows=rows,
         learning_rate=float(settings.training_arguments().learning_rate),
         values=values,
@@ -59,6 +62,11 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     run_comparison(setup)
     show(folder, console)
     return folder
+
+
+def _rows_of_epoch(settings: Settings, mixture: Mixture) -> int:
+    counts = {name: one.rows for name, one in mixture.counts.items() if one.rows}
+    return plan_by_name(settings.coreset.sampling, counts).rows_of_epoch()
 
 
 def show(folder: Path, console: Console, output: Path | None = None) -> Path:

@@ -17,6 +17,7 @@ from corebatch.mixture import row_lengths
 from corebatch.model.footprint import predict
 from corebatch.model.model_flops import model_flops
 from corebatch.rendering.sheet import table
+from corebatch.sampling.shares import plan_by_name
 from corebatch.sources import small_candidates
 from corebatch.trainer import CoresetConfig
 
@@ -82,12 +83,13 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
     ranks = max(args.world_size, 1)
     small = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
     large = small * coreset.pool_factor
-    total = sum(counts.values())
+    plan = plan_by_name(coreset.sampling, {name: count for name, count in counts.items() if count})
+    total = plan.rows_of_epoch()
     per_epoch = math.ceil(
         math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps
     )
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    again = steps * large > total if args.max_steps > 0 else args.num_train_epochs > 1
+    again = plan.come_again(steps * large) if args.max_steps > 0 else args.num_train_epochs > 1
     scoring = coreset.resolve_scoring(again, taught=not args.torch_compile)
     names = sorted(counts)
     numbered = Counter({i: counts[name] for i, name in enumerate(names)})
@@ -100,7 +102,7 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
         {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
     ]
     return [
-        {"what": "examples", "value": total},
+        {"what": "examples", "value": sum(counts.values())},
         {"what": "large batch (drawn a step)", "value": large},
         {"what": "small batch (trained a step)", "value": small},
         {"what": "micro-batches a step, on each of the ranks", "value": args.gradient_accumulation_steps},

@@ -18,6 +18,7 @@ from corebatch.launch.first_step import make_first_step
 from corebatch.launch.output_dir import check_place, checkpoint_of, plan_start
 from corebatch.launch.prepare import check_evaluation, prepare
 from corebatch.launch.telling import tell_idle, tell_mixture, tell_unused
+from corebatch.launch.trained_mixture import tell_trained
 from corebatch.record.folder_lock import check_unowned
 from corebatch.scratch import temporary_folder
 from corebatch.text import say
@@ -56,6 +57,7 @@ def validate(settings: Settings, console: Console, *, rows: int = 1, fast: bool 
         def look(mixture: Any, held_out: Any, tokenizer: Any, args: Any) -> None:
             tell_mixture(mixture, tokenizer, console)
             tell_unused(mixture, console)
+            tell_trained(settings, mixture.counts, console)
             show_data(settings, tokenizer, mixture.dataset, held_out, console, rows)
             show_plan(settings, args, mixture.counts, mixture.dataset, console)
 
@@ -79,6 +81,7 @@ def _look(settings: Settings, console: Console, rows: int) -> None:
     held_out = preview(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     tell_mixture(seen, tokenizer, console, "Sources (lengths in tokens, from a sample)")
     tell_unused(seen, console)
+    tell_trained(settings, seen.sources, console)
     for name, source in [*seen.sources.items(), *(held_out.sources.items() if held_out else ())]:
         if source.sampled == source.sampled_dropped:
             say(

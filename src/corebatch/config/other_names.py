@@ -73,7 +73,8 @@ _ANSWERED: dict[str, str] = {
     "dataset_cache": "dataset_prepared_path tokenized_path load_from_cache_file",
     "dataset_cache: false": "overwrite_cache",
     "Data sets are read as a whole, and kept on the disk.": "dataset_streaming streaming",
-    "How often a data set counts is the key weight of its entry in datasets.": "mix_strategy interleave_probs",
+    "How often sources are drawn is coreset.sampling, or the key share of an entry in datasets; how often rows are in "
+    "the data is the key weight.": "mix_strategy interleave_probs",
     "So many rows are taken by the key split of a data set, as in train[:1000].": "max_samples",
     "Rows are always shuffled; the order follows from seed.": "shuffle_dataset shuffle_merged_datasets",
     # rows to tokens

@@ -18,6 +18,7 @@ from corebatch.config.other_names import other_name
 from corebatch.config.values import place, read_values
 from corebatch.errors import ConfigError
 from corebatch.mixture import DatasetSpec, check_processes, parse_specs
+from corebatch.mixture.spec import take_shares
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
 
@@ -154,6 +155,10 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
     checked = {k: _checked(values[k], given[k], k, where) for k in given if k in values}
     model = ModelSettings(**{k: checked[k] for k in _MODEL if k in checked})
     lists: dict[str, Any] = {k: tuple(parse_specs(values[k], k)) for k in _LISTS if values.get(k) not in (None, [])}
+    lists["datasets"], coreset = _drawn_by_shares(lists["datasets"], values.get("coreset"))
+    for spec in lists.get("eval_datasets", ()):
+        if spec.share is not None:
+            raise ConfigError(f"eval_datasets: `share` says how often rows are drawn in training. Found {spec.share}.")
     plain = {k: checked[k] for k in _DATA if k in checked}
     data = DataSettings(**lists, **plain, eval_tasks=_tasks(values.get("eval_tasks")))
     training = {k: checked[k] for k in _TRAINING if k in checked}
@@ -164,10 +169,25 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         model=model,
         data=data,
         training={**TRAINING_DEFAULTS, **training},
-        coreset=CoresetConfig.from_dict(values.get("coreset")),
+        coreset=CoresetConfig.from_dict(coreset),
         lora=lora,
         overwrite=bool(_checked(values.get("overwrite", False), bool, "overwrite", where)),
     )
+
+
+def _drawn_by_shares(specs: tuple[DatasetSpec, ...], coreset: Any) -> tuple[tuple[DatasetSpec, ...], Any]:
+    """The entries without their shares, and the block `coreset` with them. Raises ConfigError: it has others."""
+    specs, shares = take_shares(specs)
+    block = {} if coreset is None else coreset
+    sampling = block.get("sampling") or {} if isinstance(block, Mapping) else None
+    if not shares or not isinstance(sampling, Mapping):
+        return specs, coreset
+    if there := [key for key in ("shares", "temperature") if sampling.get(key) is not None]:
+        raise ConfigError(
+            f"coreset.sampling.{there[0]} and `share` in an entry of datasets both say how often sources come. Found "
+            f"both: leave one out (shares of {', '.join(shares)})."
+        )
+    return specs, {**block, "sampling": {**sampling, "shares": shares}}
 
 
 def _checked(value: Any, annotation: Any, key: str, where: str) -> Any:

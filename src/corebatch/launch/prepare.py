@@ -18,6 +18,7 @@ from corebatch.launch.cuts import check_cap
 from corebatch.launch.held_out import CheckGeneration, TrainerBySource, refused, sets_by_source
 from corebatch.launch.tasks import BeforeAndAfter
 from corebatch.launch.telling import tell_idle, tell_known, tell_mixture, tell_unused
+from corebatch.launch.trained_mixture import tell_trained
 from corebatch.mixture import Mixture, PaddingCollator
 
 
@@ -69,6 +70,8 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
     elif first:
         tell_mixture(mixture, tokenizer, console)
         tell_unused(mixture, console)
+        if settings.coreset.weighs or settings.coreset.sampling is not None:
+            tell_trained(settings, mixture.counts, console)
     if first and held_out is not None:
         tell_known(mixture.dataset, held_out.dataset, console)
     set_seed(args.seed)  # adapters are drawn before the Trainer seeds: the same config is the same run in any process

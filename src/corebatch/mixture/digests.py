@@ -98,7 +98,7 @@ def rows_key(
 
     Args:
         specs, source_column, weight_column, tokenizer: as `load_mixture`.
-        options: TokeniseOptions; all of its fields count, as all of a spec's but `weight`.
+        options: TokeniseOptions; all of its fields count, as all of a spec's but those that say how often.
 
     Raises:
         DataError: as `read_parts`.
@@ -114,12 +114,17 @@ def rows_key(
         "options": dataclasses.asdict(options),
         "source_column": source_column,
         "weight_column": weight_column,
-        "specs": [dataclasses.asdict(dataclasses.replace(spec, weight=1.0)) for spec in specs],
+        "specs": [_read_alike(spec) for spec in specs],
         "parts": parts,
     }
     if "strftime_now" in json.dumps(_plain([getattr(tokenizer, "chat_template", None), content["options"]])):
         content["today"] = datetime.date.today().isoformat()  # the template writes it into every row
     return _sha(content)[:40]
+
+
+def _read_alike(spec: DatasetSpec) -> dict[str, Any]:
+    """A spec without what says how often its rows count."""
+    return {key: value for key, value in dataclasses.asdict(spec).items() if key not in ("weight", "repeat", "share")}
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:

@@ -12,7 +12,7 @@ from corebatch.mixture.cache import RowCache, read_record, temporary_rows, write
 from corebatch.mixture.digests import Memo, rows_key
 from corebatch.mixture.examples import Found, batches, counted, one_answer_each, read_examples, special_texts
 from corebatch.mixture.parallel import check_processes, in_order
-from corebatch.mixture.spec import DatasetSpec, parse_specs
+from corebatch.mixture.spec import DatasetSpec, check_no_shares, parse_specs
 from corebatch.mixture.store import RowStore, mapped_rows, tokenise_block
 from corebatch.mixture.tally import SourceCounts, Tally, check_sources, table_row, warn_of_many, weighted_rows
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser
@@ -94,6 +94,7 @@ def load_mixture(
         DataError: a file, line or row that cannot be used, or a source that has no rows left.
     """
     parsed = parse_specs(specs)
+    check_no_shares(parsed)
     options = TokeniseOptions(
         max_length=max_length, apply_chat_template=apply_chat_template, chat_template=chat_template,
         separator=separator, train_turns=train_turns,
@@ -164,11 +165,11 @@ def _write_rows(plan: _LoadPlan, folder: Path, memo: Memo | None) -> bool:
 
 def _chosen(specs: Sequence[DatasetSpec], tally: Tally, seed: int) -> list[int] | None:
     """The rows that weights leave, repeat and draw; None if these are all rows, once each."""
-    if all(spec.weight == 1 for spec in specs):
+    if all(spec.times == 1 for spec in specs):
         return None
     chosen: list[int] = []
     starts = [0, *tally.ends]
     for position, (spec, start, end) in enumerate(zip(specs, starts, tally.ends, strict=False)):
         sources = tally.rows[0, start:end].tolist()
-        chosen.extend(start + row for row in weighted_rows(sources, spec.weight, seed, position))
+        chosen.extend(start + row for row in weighted_rows(sources, spec.times, seed, position))
     return chosen

@@ -11,7 +11,7 @@ import datasets
 
 from corebatch.errors import DataError
 from corebatch.mixture.examples import Example, Found, counted, one_answer_each, read_examples, special_texts
-from corebatch.mixture.spec import DatasetSpec, parse_specs
+from corebatch.mixture.spec import DatasetSpec, check_no_shares, parse_specs
 from corebatch.mixture.store import schema
 from corebatch.mixture.tally import check_sources, length_quantiles, table_row, warn_of_many
 from corebatch.mixture.tokenise import TokeniseOptions, Tokeniser, TokenRow
@@ -96,6 +96,7 @@ def preview_mixture(
     """
     check_count("`rows_per_source`", rows_per_source)
     parsed = parse_specs(specs)
+    check_no_shares(parsed)
     made = TokeniseOptions(**options)
     tokeniser = Tokeniser(tokenizer, made)
     samples: dict[str, _Sample] = {}
@@ -107,7 +108,7 @@ def preview_mixture(
         for example in one_answer_each(read, tokeniser.each):
             if example.source not in samples:
                 samples[example.source] = _Sample(rows_per_source, f"mixture preview {seed} {example.source}")
-            samples[example.source].add(example, spec.weight)
+            samples[example.source].add(example, spec.times)
     rows_read = sum(sample.read for sample in samples.values())
     check_sources(samples, rows_read, source_column)
     warn_of_many(samples, rows_read, source_column)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from corebatch.errors import ConfigError
-from corebatch.options import near
+from corebatch.options import check_count, near
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,10 @@ class DatasetSpec:
         split: "train", "test[:100]", "train+validation", ...; None: "train".
         source: the source label of every row; wins over the rows' own column. None: the rows' own column,
             and without one the file's or data set's name.
-        weight: how often the usable rows count, above 0: 2 repeats them, 0.5 draws half, 1.5 does both.
+        weight: how often the usable rows are in the data, above 0: 2 repeats them, 0.5 draws half, 1.5 does both.
+        repeat: the same, as a whole number; beside no weight.
+        share: of the rows that training draws, in (0, 1], which its source has whatever its rows are in the data:
+            `coreset.sampling.shares` of the source, which it has to name. For a config file (`take_shares`).
         columns: our name of a column -> the file's, as in {"prompt": "question", "completion": "answer"}.
         ignore_columns: columns, and keys of turns, that have a meaning and are left out on purpose.
     """
@@ -34,6 +37,8 @@ class DatasetSpec:
     weight: float = 1.0
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     ignore_columns: tuple[str, ...] = ()
+    repeat: int | None = None
+    share: float | None = None
 
     def __post_init__(self) -> None:
         if not self.paths or not all(isinstance(path, str) and path.strip() for path in self.paths):
@@ -46,12 +51,34 @@ class DatasetSpec:
                 raise ConfigError(
                     f"datasets: `{key}` of {self.path!r} should be a non-empty string or absent. Found {value!r}."
                 )
-        weight = self.weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        self._check_amounts()
+        self._check_columns()
+
+    def _check_amounts(self) -> None:
+        weight, share = self.weight, self.share
+        if not _is_number(weight):
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
         if not (math.isfinite(weight) and weight > 0):
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}.")
-        self._check_columns()
+        if self.repeat is not None:
+            check_count(f"datasets: `repeat` of {self.path!r}", self.repeat)
+            if weight != 1:
+                raise ConfigError(
+                    f"datasets: `repeat` of {self.path!r} is a `weight` that is a whole number: give one of them. "
+                    f"Found repeat {self.repeat} and weight {weight:g}."
+                )
+        if share is None:
+            return
+        if not _is_number(share) or not 0 < share <= 1:
+            raise ConfigError(
+                f"datasets: `share` of {self.path!r} should be a share of the rows that are drawn, above 0 and at most "
+                f"1. Found {share!r}."
+            )
+        if self.source is None:
+            raise ConfigError(
+                f"datasets: `share` of {self.path!r} is that of its source, so the entry should name one: give "
+                "`source`. Found none."
+            )
 
     def _check_columns(self) -> None:
         columns, ignored = self.columns, self.ignore_columns
@@ -81,10 +108,19 @@ class DatasetSpec:
         return tuple(self.path) if isinstance(self.path, list | tuple) else ()
 
     @property
+    def times(self) -> float:
+        """How often the usable rows are in the data."""
+        return self.weight if self.repeat is None else float(self.repeat)
+
+    @property
     def label(self) -> str:
         """What messages call the data set."""
         first, *more = self.paths
         return f"{first} and {len(more)} more" if more else first
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 SPEC_KEYS = tuple(each.name for each in fields(DatasetSpec))
@@ -119,3 +155,32 @@ def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str], where:
     if not entries:
         raise ConfigError(f"`{where}` should have at least one entry. Found an empty list.")
     return [parse_spec(entry, f"{where}[{i}]") for i, entry in enumerate(entries)]
+
+
+def take_shares(
+    specs: Sequence[DatasetSpec], where: str = "datasets"
+) -> tuple[tuple[DatasetSpec, ...], dict[str, float]]:
+    """The specs without their shares, and these by source.
+
+    Raises:
+        ConfigError: another entry names the source of one with a share.
+    """
+    shares: dict[str, float] = {}
+    for spec in specs:
+        if spec.share is not None and spec.source is not None:
+            if sum(other.source == spec.source for other in specs) > 1:
+                raise ConfigError(
+                    f"{where}: `share` of {spec.path!r} is that of the source {spec.source!r}. Found another entry of "
+                    "this source: give coreset.sampling.shares, or each entry a source of its own."
+                )
+            shares[spec.source] = float(spec.share)
+    return tuple(replace(spec, share=None) for spec in specs), shares
+
+
+def check_no_shares(specs: Sequence[DatasetSpec]) -> None:
+    """Raises ConfigError for a share where nobody draws rows by it."""
+    if named := [spec.label for spec in specs if spec.share is not None]:
+        raise ConfigError(
+            f"datasets: `share` says how often training draws the rows of a source. Found it in {', '.join(named)}, "
+            "where rows are only read: give CoresetConfig(sampling={'shares': {source: share}})."
+        )

@@ -46,6 +46,8 @@ class Parts:
         settings = settings_from({key: value for key, value in values.items() if key != "compare"}, where)
         own = CompareSettings.from_dict(values.get("compare"))
         block = values.get("coreset") or {}
+        if settings.coreset.sampling is not None:  # shares may stand in entries of `datasets`
+            block = {**block, "sampling": settings.coreset.sampling.plain()}
         objective = settings.coreset.claimed
         wanted = (*DEFAULT_ARMS, *(OBJECTIVE_ARMS if settings.coreset.weighs else ())) if own.arms is None else own.arms
         arms = make_arms(wanted, own.extra_arms, settings.coreset, block, settings.training)
