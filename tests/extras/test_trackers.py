@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 OURS = (
     *("pool_loss", "chosen_loss", "tokens_scored", "tokens_trained", "tokens_trained_per_second", "padding_trained"),
     *("effective_sample_size", "weight_max", "gradient_error", "gradient_cosine", "gradient_length"),
+    *("loss/algebra", "loss/geometry", "loss/logic", "loss/rare"),
     *("gradient_error_random", "mfu", "ms_score", "ms_track", "ms_train", "memory_mb_train"),
 )
 pytestmark = pytest.mark.slow

@@ -50,11 +50,14 @@ app.command(context_settings=_PASS, cls=WithKeys)(validate)
 def report(
     run: Annotated[Path, typer.Argument(help="the folder of a run or a comparison", metavar="RUN")],
     output: Annotated[Path | None, typer.Option(help="where the page goes, instead of RUN: a file or a folder")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="also write what was done with each example: a .parquet or .csv file")
+    ] = None,
 ) -> None:
     """Show what a run did, and write its page."""
     from corebatch.cli.report import report as show
 
-    show(run, console(), output)
+    show(run, console(), output, examples)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,13 @@ def page_written(run: Path) -> Iterator[None]:
 _COLM = "[CoLM](https://arxiv.org/abs/2407.19580)"
 
 
-def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> None:
-    """Writes README.md into the folder of a trained model, in place of the template that peft leaves."""
-    made = trainer._run.record()
-    coreset = made["coreset"]
-    head: dict[str, Any] = {
-        "base_model": base_model,
-        "library_name": "peft" if lora else "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["corebatch", "data-selection"] + (["lora"] if lora else []),
-    }
-    args = trainer.args
+def _method(trainer: Any, made: Mapping[str, Any]) -> str:
+    """What was trained at each step, and for what, in sentences.
+
+    Args:
+        made: the run's record.
+    """
+    args, coreset = trainer.args, made["coreset"]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if coreset["pool_factor"] > 1:
         follows = "" if coreset.get("feedback") is None else f" with error feedback {coreset['feedback']}"
@@ -67,12 +63,30 @@ def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> No
         )
     elif trainer.coreset.takes_part:
         method = (
-            f"Plain training: at each optimizer step up to {batch} examples were drawn and all of them trained. "
-            f"corebatch {made['corebatch']} put them together in micro-batches by {trainer.coreset.cut.by}, which "
-            "leaves the update as it is."
+            f"At each optimizer step up to {batch} examples were drawn and all of them trained, with corebatch "
+            f"{made['corebatch']}."
         )
+        if trainer.coreset.cut.regroups:
+            method += (
+                f" Rows were put together in micro-batches by {trainer.coreset.cut.by}, which leaves the update as it "
+                "is."
+            )
     else:
         method = f"Plain training with corebatch {made['corebatch']} (pool_factor 1), {batch} examples a step."
+    return f"{method} Trained for {markdown(made['claimed'])}." if trainer.coreset.takes_part else method
+
+
+def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> None:
+    """Writes README.md into the folder of a trained model, in place of the template that peft leaves."""
+    made = trainer._run.record()
+    coreset = made["coreset"]
+    head: dict[str, Any] = {
+        "base_model": base_model,
+        "library_name": "peft" if lora else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["corebatch", "data-selection"] + (["lora"] if lora else []),
+    }
+    method = _method(trainer, made)
     sources = "\n".join(f"- {markdown(name)}: {row['examples']} examples" for name, row in made["sources"].items())
     text = f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from corebatch.files import read_objects, write_json
+from corebatch.files import read_objects, replacing, write_json
 from corebatch.sampling.tags import is_stream
 from corebatch.types import SOURCE
 
 logger = logging.getLogger(__name__)
 
-ROWS, EXAMPLES = "chosen.jsonl", "examples.json"
+ROWS, EXAMPLES, SOURCES = "chosen.jsonl", "examples.json", "sources.npy"
 SHOWN = 10
 """Examples in each of the two lists."""
 CHARACTERS = 300
@@ -52,6 +52,25 @@ def write_examples(folder: Path, trainer: Any) -> None:
         write_json(folder / EXAMPLES, found)
     except Exception as error:  # of the user's data set and tokenizer too
         logger.warning("%s was not written: %s: %s", folder / EXAMPLES, type(error).__name__, error)
+
+
+def write_sources(folder: Path, dataset: Any, count: int) -> None:
+    """Writes `sources.npy`: the source of each example, by its place among the names in `corebatch.json`. No file for a
+    stream.
+
+    Args:
+        dataset: with ids and sources.
+        count: how many sources there are.
+    """
+    path = folder / SOURCES
+    if is_stream(dataset):
+        path.unlink(missing_ok=True)
+        return
+    ids = getattr(dataset, "source_ids", None)
+    if ids is None:
+        ids = dataset.with_format("numpy", columns=[SOURCE])[:][SOURCE]
+    with replacing(path) as part, part.open("wb") as file:
+        np.save(file, np.asarray(ids).astype(np.min_scalar_type(max(count - 1, 0))))
 
 
 def count_examples(path: Path, shown: int = SHOWN) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Collection, Mapping, Sequence
 
 from corebatch.step_line import StepLine
 
 DIGITS = 6
+_MLFLOW = {"mlflow", "dagshub"}
 
 
 def logged_losses(steps: Sequence[StepLine], trackers: Collection[str]) -> dict[str, float]:
@@ -37,7 +37,7 @@ def _keyed(what: str, values: Mapping[str, float], trackers: Collection[str]) ->
     found: dict[str, float] = {}
     for name, value in values.items():
         key = f"{what}/{name}"
-        key = _for_mlflow(key) if "mlflow" in trackers else key
+        key = key if _MLFLOW.isdisjoint(trackers) else _for_mlflow(key)
         while key in found:  # two names that a tracker makes one
             key += "_"
         found[key] = value
@@ -47,5 +47,4 @@ def _keyed(what: str, values: Mapping[str, float], trackers: Collection[str]) ->
 def _for_mlflow(key: str) -> str:
     """Letters, digits, and `_-. /:` alone, and no path that can be written shorter: MLflow refuses other names."""
     parts = (re.sub(r"[^\w\-. ]", "_", part) for part in key.split("/"))
-    named = posixpath.normpath("/".join("_" if part in ("", ".", "..") else part for part in parts))
-    return named
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)

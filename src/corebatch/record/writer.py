@@ -20,7 +20,7 @@ from corebatch.errors import NonFiniteError
 from corebatch.files import write_json
 from corebatch.model.flops import ModelFlops, Peak, peak_flops
 from corebatch.model.model_flops import flops_or_reason, model_flops
-from corebatch.record.example_counts import write_examples
+from corebatch.record.example_counts import write_examples, write_sources
 from corebatch.record.phases import Phases, clock_for
 from corebatch.record.provenance import now as now
 from corebatch.record.run_file import RUN
@@ -78,6 +78,9 @@ class Recorder(TrainerCallback):
                 run = self._trainer._run.record() | {"peak_flops": dataclasses.asdict(self._peak)}
                 try:
                     write_json(folder / RUN, run)
+                    tagged = self._trainer._tagged.of
+                    dataset, sources = tagged(self._trainer.train_dataset, self._trainer.coreset, first=False)
+                    write_sources(folder, dataset, len(sources.counts))
                 except OSError as error:
                     raise log_failed(error, folder / RUN) from error
         self._began = time.perf_counter()

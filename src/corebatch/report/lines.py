@@ -160,6 +160,25 @@ def losses(steps: Sequence[StepLine]) -> Chart | None:
     return lines("loss", title, steps, found, caption, clip=True, most=500, wide=True)
 
 
+def losses_of_sources(steps: Sequence[StepLine], names: Sequence[str]) -> Chart | None:
+    """Loss of what was trained of the largest sources over the steps; None without two that are known.
+
+    Args:
+        names: of the sources, the largest first.
+    """
+    known = [name for name in names if any((step.loss_by_source or {}).get(name) is not None for step in steps)]
+    shown = known[: len(_HELD_OUT)]
+    found = [
+        Line(formats.shorten(name, 28), [(step.loss_by_source or {}).get(name) for step in steps], color)
+        for name, color in zip(shown, _HELD_OUT, strict=False)
+    ]
+    rest = f" {len(known) - len(shown)} more sources are in the table." if len(known) > len(shown) else ""
+    caption = "Of what was trained, by the weights of the choice: an estimate of the loss of what was drawn." + rest
+    title = "Training loss by source (nats per token)"
+    made = lines("source-loss", title, steps, found, caption, clip=True, most=500, wide=True)
+    return made if len(known) > 1 else None
+
+
 def held_out(run: RunRecord) -> Chart | None:
     """Loss on held-out data as the trainer logged it; None without any."""
     shown = list(run.eval_losses.items())[: len(_HELD_OUT)]

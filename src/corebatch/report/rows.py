@@ -9,12 +9,16 @@ from corebatch.rendering.formats import NOTHING, clean, compact, count, duration
 from corebatch.report.record import Accuracy, Examples
 from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary, Summary
 
+LOSSES = 20
+"""Sources, the largest, whose losses are shown."""
+
 
 def totals(summary: Summary) -> list[tuple[str, str]]:
     """Names and values of what was counted, for the terminal and for the page."""
     rows = [
         ("Model", formats.clean(summary.model or "unknown")),
         ("Selection", method(summary)),
+        *([("Trained for", formats.clean(summary.claimed))] if summary.claimed else []),
         ("Steps", f"{formats.count(summary.steps)} ({summary.first_step} to {summary.last_step})"),
         ("Examples", examples(summary)),
         *_tokens(summary),
@@ -132,7 +136,8 @@ def losses(summary: Summary) -> list[tuple[str, LossSummary]]:
         ("chosen, unweighted", summary.chosen_loss),
         ("trained (what was minimised)", summary.train_loss),
     )
-    return [(name, loss) for name, loss in known if loss.first is not None or loss.last is not None]
+    by_source = [(f"trained, {clean(s.name)}", s.loss) for s in summary.sources[:LOSSES] if s.loss is not None]
+    return [*((name, loss) for name, loss in known if loss.first is not None or loss.last is not None), *by_source]
 
 
 def largest(summary: Summary, most: int) -> tuple[list[SourceSummary], SourceSummary | None]:

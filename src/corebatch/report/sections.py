@@ -52,7 +52,7 @@ def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, .
     steps = run.steps
     weights = (cost.largest_weight(steps), cost.effective_sample_size(steps)) if summary.weighted else ()
     return {
-        "loss": (lines.losses(steps),),
+        "loss": (lines.losses(steps), lines.losses_of_sources(steps, [s.name for s in summary.sources])),
         "held_out": (sources.answers(summary), lines.held_out(run)),
         "shares": (sources.shares(summary), sources.shares_over_time(run, summary)) if summary.chooses else (),
         "pool": (sources.pool_and_chosen(run, summary),) if summary.chooses else (),

@@ -14,6 +14,14 @@ from corebatch.step_line import Distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossSummary:
+    """Means over the first and over the last tenth of the steps (nats per token); None where unknown."""
+
+    first: float | None
+    last: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSummary:
     """One source over the whole run.
 
@@ -21,6 +29,7 @@ class SourceSummary:
         ratio: share among the chosen over share among the drawn, above 1 if favoured; None if never drawn.
         weight_share: share in the sum of all weights: what part of the update it is; None if weights are not told.
         kept_steps: steps in which it was kept whole as a small source.
+        loss: of its rows that were trained, by tokens over the steps; None if not told.
         examples: its size in the data set, None if unknown.
     """
 
@@ -32,6 +41,7 @@ class SourceSummary:
     ratio: float | None
     kept_steps: int
     weight_share: float | None = None
+    loss: LossSummary | None = None
     examples: int | None = None
     small: bool = False
 
@@ -45,14 +55,6 @@ class PhaseSummary:
     median_ms: float | None
     share: float | None
     peak_memory_mb: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossSummary:
-    """Means over the first and over the last tenth of the steps (nats per token); None where unknown."""
-
-    first: float | None
-    last: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class Summary:
             (FLOP/s), and peak_how it is known.
         reuse_mb: the most that scoring kept for training in a step. bytes_sent: between ranks, over
             all steps, by what for. rows_moved: over all steps. token_imbalance: mean.
+        claimed: what the updates are those of, in words.
         scored: what is scored, in words. scoring: number of steps by the way in which the pool was scored.
         phase_seconds: time in all phases. wall_seconds: wall-clock time, evaluation and saving included.
         sources: by falling number drawn.
@@ -145,6 +148,7 @@ class Summary:
     bytes_sent: dict[str, int]
     rows_moved: int | None
     token_imbalance: float | None
+    claimed: str | None
     scored: str | None
     scoring: Mapping[str, int]
     phase_seconds: float | None

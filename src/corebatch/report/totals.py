@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from operator import mul
 from typing import Any
 
 from corebatch.report.fields import record
@@ -25,7 +26,6 @@ def summarise(run: RunRecord) -> Summary:
     peak = record(PeakFlops, run.info.get("peak_flops") or {}, "peak_flops")
     return Summary(
         name=run.folder.resolve().name,
-        model=_text(run.info.get("model")),
         coreset=run.info.get("coreset") or {},
         steps=len(steps),
         first_step=steps[0].step,
@@ -54,12 +54,12 @@ def summarise(run: RunRecord) -> Summary:
         bytes_sent=dict(sum((Counter(s.bytes_sent) for s in steps), Counter())),
         rows_moved=_total(s.rows_moved for s in steps),
         token_imbalance=_mean([s.token_imbalance for s in steps if s.token_imbalance is not None]),
-        scored=_text(run.info.get("scored")),
+        **{key: _text(run.info.get(key)) for key in ("model", "claimed", "scored")},
         scoring=dict(Counter(s.scoring for s in steps if s.scoring is not None)),
         phase_seconds=seconds or None,
         wall_seconds=_wall_seconds(steps),
         phases=_phases(steps),
-        sources=_sources(run),
+        sources=_sources(run, window),
         loss_window=window,
         pool_loss=_ends([s.pool_loss for s in steps], window),
         chosen_loss=_ends([s.chosen_loss for s in steps], window),
@@ -109,7 +109,7 @@ def _phases(steps: tuple[StepLine, ...]) -> tuple[PhaseSummary, ...]:
     return tuple(phases)
 
 
-def _sources(run: RunRecord) -> tuple[SourceSummary, ...]:
+def _sources(run: RunRecord, window: int) -> tuple[SourceSummary, ...]:
     drawn, chosen, kept = Counter[str](), Counter[str](), Counter[str]()
     weights: dict[str, float] = {}
     for step in run.steps:
@@ -135,11 +135,25 @@ def _sources(run: RunRecord) -> tuple[SourceSummary, ...]:
             ratio=chosen_share / drawn_share if drawn_share else None,
             kept_steps=kept[name],
             weight_share=weights.get(name, 0.0) / all_weights if all_weights else None,
+            loss=_trained_loss(run.steps, name, window),
             examples=told.get("examples"),
             small=bool(told.get("small", False)) or kept[name] > 0,
         )
         summaries.append(summary)
     return tuple(sorted(summaries, key=lambda source: (-source.drawn, source.name)))
+
+
+def _trained_loss(steps: tuple[StepLine, ...], name: str, window: int) -> LossSummary | None:
+    """Of one source over the first and the last steps, each by the tokens that it is over."""
+    first, last = (_source_loss(part, name) for part in (steps[:window], steps[-window:]))
+    return None if first is last is None else LossSummary(first=first, last=last)
+
+
+def _source_loss(steps: Iterable[StepLine], name: str) -> float | None:
+    """The mean training loss of one source over some steps, by tokens (nats per token); None where it is not known."""
+    counts = [(s.loss_tokens or {}).get(name, 0.0) for s in steps]
+    losses = [(s.loss_by_source or {}).get(name, 0.0) for s in steps]
+    return sum(map(mul, losses, counts)) / sum(counts) if sum(counts) else None
 
 
 def _gradient(steps: tuple[StepLine, ...], seconds: float) -> GradientSummary | None:

@@ -180,13 +180,23 @@ class Run:
         accelerator = SimpleNamespace(num_processes=1)
         ranks = Ranks()
         self.model = torch.nn.Linear(8, 4)
-        self.args = SimpleNamespace(output_dir=str(folder), device=torch.device("cpu"), bf16=False, fp16=False)
+        self.args = SimpleNamespace(
+            output_dir=str(folder), device=torch.device("cpu"), bf16=False, fp16=False, report_to=[]
+        )
+        data = (SimpleNamespace(source_ids=torch.zeros(3)), SimpleNamespace(counts={0: 3}))
         owner = SimpleNamespace(
             args=self.args,
             accelerator=accelerator,
             _run=SimpleNamespace(
-                ranks=ranks, folder=folder, model=lambda: self.model, record=lambda: {"model": "tiny"}
+                ranks=ranks,
+                folder=folder,
+                model=lambda: self.model,
+                record=lambda: {"model": "tiny"},
+                step=SimpleNamespace(losses=None),
             ),
+            train_dataset=None,
+            coreset=None,
+            _tagged=SimpleNamespace(of=lambda *_, **__: data),
             model_wrapped=self.model,
         )
         self.recorder = record.Recorder(owner)

@@ -116,3 +116,21 @@ def test_headline_of_plain_training_claims_no_choice(tmp_path: Path) -> None:
     steps = [{**STEPS[0], "chosen_examples": 8, "chosen": STEPS[0]["drawn"]}]
     first = headline(summarise(read_run(write_run(tmp_path, steps))))[0]
     assert first == ("At the one step all 8 examples drawn were trained on (plain training, nothing was chosen).")
+
+
+def test_losses_of_sources_are_by_tokens_over_the_first_and_the_last_steps(tmp_path: Path) -> None:
+    steps = [
+        {**STEPS[1], "step": number, "loss_by_source": losses, "loss_tokens": dict.fromkeys(losses, number)}
+        for number, losses in enumerate([{"algebra": 4.0}, {"algebra": 1.0, "tiny": 3.0}] + [{}] * 17 + [{"tiny": 2.0}])
+        if number or losses
+    ]
+    steps = [{**step, "step": step["step"] + 1} for step in steps]
+    steps[0]["loss_tokens"] = {"algebra": 2.0}
+    summary = summarise(read_run(write_run(tmp_path, steps, corebatch={**INFO, "claimed": "the mean over 2 sources"})))
+    of = {source.name: source.loss for source in summary.sources}
+    assert of["algebra"] == LossSummary(first=(4.0 * 2 + 1.0 * 1) / 3, last=None)
+    assert of["tiny"] == LossSummary(first=3.0, last=2.0)
+    assert of["never"] is None
+    assert [name for name, _ in rows.losses(summary)][-2:] == ["trained, algebra", "trained, tiny"]
+    assert dict(rows.totals(summary))["Trained for"] == "the mean over 2 sources"
+    assert json.loads(summary.to_json())["claimed"] == "the mean over 2 sources"
