@@ -157,26 +157,18 @@ def test_held_out_losses_are_means_over_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("objective", "coreset", "sets", "said"),
+    ("objective", "sets", "said"),
     [
-        (ONLINE["aioli"][0], {}, None, "follows held-out losses.*Found none for algebra, geometry, logic, rare"),
-        (ONLINE["aioli"][0], {}, {"rare": HELD_OUT["rare"]}, "Found none for algebra, geometry, logic"),
-        (ONLINE["skill_it"][0], {}, mixture(8), "Found none for algebra"),
-        (ONLINE["doge"][0], {}, HELD_OUT, "set pool_factor above 1, scorer to last_layer or zeroth_order"),
-        (ONLINE["doge"][0], {**SCORED, "pool_factor": 1}, HELD_OUT, "Found pool_factor 1"),
-        (ONLINE["doge"][0], {"scorer": "representation", "scoring": "full"}, HELD_OUT, "scorer representation"),
-        (
-            {"online": "doremi", "reference_losses": {"rare": 1.0}},
-            {},
-            None,
-            "reference_losses should have every source",
-        ),
-        ({"online": "skill_it", "graph": {"rar": {"rare": 1}}}, {}, HELD_OUT, "graph should name sources"),
-        ({"online": "aioli", "period": 10}, {}, HELD_OUT, "should leave some of a round. Found period 10"),
+        (ONLINE["aioli"][0], None, "follows held-out losses.*Found none for algebra, geometry, logic, rare"),
+        (ONLINE["aioli"][0], {"rare": HELD_OUT["rare"]}, "Found none for algebra, geometry, logic"),
+        (ONLINE["skill_it"][0], mixture(8), "Found none for algebra"),
+        ({"online": "doremi", "reference_losses": {"rare": 1.0}}, None, "reference_losses should have every source"),
+        ({"online": "skill_it", "graph": {"rar": {"rare": 1}}}, HELD_OUT, "graph should name sources"),
+        ({"online": "aioli", "period": 10}, HELD_OUT, "should leave some of a round. Found period 10"),
     ],
 )
-def test_what_a_method_lacks_is_said_before_training(tmp_path, objective, coreset, sets, said):
-    model = trainer(tmp_path, coreset=CoresetConfig(objective=objective, **coreset), extra={"eval_dataset": sets})
+def test_what_a_method_lacks_is_said_before_training(tmp_path, objective, sets, said):
+    model = trainer(tmp_path, coreset=CoresetConfig(objective=objective), extra={"eval_dataset": sets})
     before = weights(model)
     with pytest.raises(ConfigError, match=said):
         run(model)
@@ -184,18 +176,22 @@ def test_what_a_method_lacks_is_said_before_training(tmp_path, objective, corese
 
 
 @pytest.mark.parametrize(
-    ("objective", "said"),
+    ("objective", "coreset", "said"),
     [
-        ({"online": "odn"}, "Found 'odn'. Did you mean 'odm'"),
-        ({"online": "odm", "alfa": 0.5}, "Found 'alfa'. Did you mean 'alpha'"),
-        ({"online": "doremi"}, "needs reference_losses"),
-        ({"online": ["odm"]}, "should be one of"),
-        ([{"until": 0.5, "is": "tokens"}, {"is": {"online": "odm"}}], "part 2.*online"),
+        (ONLINE["doge"][0], {}, "set pool_factor above 1, scorer to last_layer or zeroth_order"),
+        (ONLINE["doge"][0], {**SCORED, "pool_factor": 1}, "Found pool_factor 1"),
+        (ONLINE["doge"][0], {"scorer": "representation", "scoring": "full"}, "scorer representation"),
+        (ONLINE["odm"][0], {"loss_by_source": False}, "follows the training loss .* loss_by_source false"),
+        ({"online": "odn"}, {}, "Found 'odn'. Did you mean 'odm'"),
+        ({"online": "odm", "alfa": 0.5}, {}, "Found 'alfa'. Did you mean 'alpha'"),
+        ({"online": "doremi"}, {}, "needs reference_losses"),
+        ({"online": ["odm"]}, {}, "should be one of"),
+        ([{"until": 0.5, "is": "tokens"}, {"is": {"online": "odm"}}], {}, "part 2.*online"),
     ],
 )
-def test_bad_settings_are_refused_when_the_config_is_made(objective, said):
+def test_bad_settings_are_refused_when_the_config_is_made(objective, coreset, said):
     with pytest.raises(ConfigError, match=said):
-        CoresetConfig(objective=objective)
+        CoresetConfig(objective=objective, **coreset)
 
 
 def test_a_loss_that_is_not_known_by_source_ends_the_run(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
 from corebatch.trainer.auto import AUTO, is_auto, resolved
 from corebatch.trainer.claiming import ClaimSettings
+from corebatch.trainer.online import check_followed
 from corebatch.trainer.recipes import plain_values, recipe
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
 
@@ -144,9 +145,9 @@ class CoresetConfig(ClaimSettings):
         self._check_every_row()
         if self.leftovers not in get_args(Leftovers):
             raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")
-        self._check_scoring(
-            self.build()
-        )  # an unknown name, option or combination is an error here, before anything is loaded
+        step = self.build()  # an unknown name, option or combination is an error here, before anything is loaded
+        self._check_scoring(step)
+        check_followed(self.claimed, self, step.scorer.name)
 
     def _resolve(self) -> None:
         """Puts what "auto" stands for in its place, and keeps in mind where that was."""

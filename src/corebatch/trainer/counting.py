@@ -19,7 +19,7 @@ from corebatch.sampling.collating import SourceCollator
 from corebatch.sampling.tags import DEFAULT_COLUMN, Sources, has_transform, is_stream, name_hash, tag
 from corebatch.seeds import random_states
 from corebatch.trainer.config import CoresetConfig
-from corebatch.trainer.online import check_online
+from corebatch.trainer.online import check_held_out
 from corebatch.types import SOURCE
 
 ROWS_AT_ONCE = 256
@@ -63,7 +63,7 @@ def make_claims(trainer: Any, dataset: Any, sources: Sources) -> Claims:
     if (online := trainer._run.online) is not None:
         assert claims.counts is not None
         online.begin(claims.counts.names, claims.counts.tokens)
-        check_online(trainer, online)
+        check_held_out(trainer, online)
         claims.online = online
     if coreset.weight_column is not None:
         claims.row_weights = _weights(trainer.train_dataset, coreset.weight_column)

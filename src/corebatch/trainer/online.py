@@ -14,6 +14,8 @@ from corebatch.errors import ConfigError, LossMismatchError
 from corebatch.model.modes import evaluating
 from corebatch.model.rows import trained_tokens
 from corebatch.model.weighted_loss import weighted_loss
+from corebatch.objective import Objective
+from corebatch.sampling.online import make_online
 from corebatch.seeds import random_states
 
 GRADIENTS = ("last_layer", "zeroth_order")
@@ -79,31 +81,37 @@ def _of_batch(trainer: Any, batch: Mapping[str, Any]) -> Tensor:
     return trainer.accelerator.gather_for_metrics(pairs).cpu().double().sum(0)
 
 
-def check_online(trainer: Any, online: OnlineObjective) -> None:
-    """Checks, before the first step, that the run has what its online objective follows.
+def check_followed(objective: Objective, coreset: Any, scorer: str) -> None:
+    """Raises ConfigError for settings without what an online objective follows.
 
-    Raises:
-        ConfigError: held-out sets of sources are missing, or gradients of them.
+    Args:
+        objective: the settings' own, online or not.
+        coreset: the settings.
+        scorer: the name of theirs.
     """
-    method, coreset = online.method, trainer.coreset
-    what = f"coreset.objective online {method.name}"
-    if method.needs_held_out:
-        sets = trainer.eval_dataset
-        there = list(sets) if isinstance(sets, Mapping) else []
-        missing = [name for name in method.measured if name not in there]
-        if missing:
-            raise ConfigError(
-                f"{what} follows held-out losses: eval_dataset should be a dictionary of held-out sets by source (in a "
-                f"config file eval_datasets with rows of every source, and eval_by_source true). Found none for "
-                f"{', '.join(missing)}."
-            )
-    if not method.needs_held_out and not method.needs_gradients and coreset.loss_by_source is False:
-        raise ConfigError(f"{what} follows the training loss of each source. Found loss_by_source false: leave it out.")
+    if objective.online is None:
+        return
+    method, what = make_online(objective.online, objective.options), f"coreset.objective online {objective.online}"
     if method.needs_gradients:
-        way, scorer = trainer._run.scoring.strategy.way, trainer._run.method.scorer.name
+        way = coreset.scoring_settings.way
         if coreset.pool_factor == 1 or way not in SCORES_ALL or scorer not in GRADIENTS:
             raise ConfigError(
                 f"{what} follows the gradients by which rows are scored: set pool_factor above 1, scorer to "
                 f"{' or '.join(GRADIENTS)}, and scoring to {' or '.join(SCORES_ALL)}. Found pool_factor "
                 f"{coreset.pool_factor}, scorer {scorer}, scoring {way}."
             )
+    elif not method.needs_held_out and coreset.loss_by_source is False:
+        raise ConfigError(f"{what} follows the training loss of each source. Found loss_by_source false: leave it out.")
+
+
+def check_held_out(trainer: Any, online: OnlineObjective) -> None:
+    """Raises ConfigError, before the first step, where a source lacks the held-out set that the method follows."""
+    method, sets = online.method, trainer.eval_dataset
+    there = list(sets) if isinstance(sets, Mapping) else []
+    missing = [name for name in method.measured if name not in there]
+    if method.needs_held_out and missing:
+        raise ConfigError(
+            f"coreset.objective online {method.name} follows held-out losses: eval_dataset should be a dictionary of "
+            f"held-out sets by source (in a config file eval_datasets with rows of every source, and eval_by_source "
+            f"true). Found none for {', '.join(missing)}."
+        )

@@ -232,6 +232,7 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
         ({"tune": {"rate": 1}}, "Found 'rate'"),
         ({"extra_arms": {"random": {}}}, "names of their own"),
         ({"extra_arms": {"mine": {"coreset": {"selector": "best"}}}}, "mine"),
+        ({"extra_arms": {"mine": {"coreset": {"objective": {"online": "aioli"}}}}}, "which no arm may follow.*mine"),
         ({"extra_arms": {"mine": {"training": {"learning_rate": 1e-3}}}}, "Found 'learning_rate'"),
         ({"evaluations": 0}, "evaluations"),
         ({"tasks": ["exact:missing.jsonl"]}, "missing.jsonl"),

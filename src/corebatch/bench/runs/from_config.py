@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corebatch.batch.online import OnlineObjective
 from corebatch.bench.runs.arms import DEFAULT_ARMS, OBJECTIVE_ARMS, Arm, make_arms
 from corebatch.bench.runs.held_out_means import Shares, mean_of, shares_of
 from corebatch.bench.runs.settings import CompareSettings
@@ -53,6 +54,8 @@ class Parts:
         arms = make_arms(wanted, own.extra_arms, settings.coreset, block, settings.training)
         if settings.coreset.pool_factor < 2:
             raise ConfigError(f"{where}: coreset.pool_factor should be at least 2, or nothing is chosen. Found 1.")
+        for arm in arms:
+            _check_held_out(arm, where)
         metric = mean_of(objective)
         tune = dataclasses.replace(own.tune, metric=own.tune.metric or metric)
         return cls(settings=settings, own=dataclasses.replace(own, tune=tune), arms=arms, metric=metric)
@@ -63,6 +66,15 @@ class Parts:
         coreset = self.settings.coreset
         counted = {name: count.trained_tokens for name, count in train.counts.items()}
         return shares_of(coreset.claimed, coreset.source_tokens or counted, held_out["source"])
+
+
+def _check_held_out(arm: Arm, where: str) -> None:
+    online = OnlineObjective.of(arm.coreset.claimed, 0)
+    if online is not None and online.method.needs_held_out:
+        raise ConfigError(
+            f"{where}: a comparison measures by its held-out rows, which no arm may follow. Found the objective online "
+            f"{online.method.name} in the arm {arm.name}."
+        )
 
 
 def reference_steps(settings: Settings, rows: int, drawn: int) -> int:
