@@ -10,7 +10,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback
 
-from corebatch.errors import ConfigError
+from corebatch.errors import CheckpointError, ConfigError
 from corebatch.trainer import CoresetConfig, CoresetMixin, CoresetTrainer
 from corebatch.types import ID
 from training import BY_LENGTH, Collator, arguments, mixture, run, same, tiny_model, trainer, weights
@@ -89,6 +89,15 @@ def test_resumed_is_uninterrupted(tmp_path, case, pool_factor):
         resumed = run(made(killed), resume_from_checkpoint=True)
         assert same(weights(whole), weights(resumed))
         assert drawn(killed) == drawn(tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_its_own_shares_alone(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    run(trainer(tmp_path, None, CoresetConfig(sampling=UPSAMPLED), **settings))
+    for other in (None, {"temperature": 0}):
+        made = trainer(tmp_path, None, CoresetConfig(sampling=other), **{**settings, "max_steps": 3})
+        with pytest.raises(CheckpointError, match=r"sampling was .*'rare': 0.4"):
+            run(made, resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("ranks, micro_batch, accumulation", [(1, 8, 2), (2, 4, 2), (2, 8, 1), (4, 4, 1)])
