@@ -83,13 +83,14 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
     ranks = max(args.world_size, 1)
     small = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
     large = small * coreset.pool_factor
-    plan = plan_by_name(coreset.sampling, {name: count for name, count in counts.items() if count})
-    total = plan.rows_of_epoch()
+    known = {name: count for name, count in counts.items() if count}
+    plan = plan_by_name(coreset.sampling, known) if known else None
+    total = 0 if plan is None else plan.rows_of_epoch()
     per_epoch = math.ceil(
         math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps
     )
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    again = plan.come_again(steps * large) if args.max_steps > 0 else args.num_train_epochs > 1
+    again = plan is not None and plan.come_again(steps * large) if args.max_steps > 0 else args.num_train_epochs > 1
     scoring = coreset.resolve_scoring(again, taught=not args.torch_compile)
     names = sorted(counts)
     numbered = Counter({i: counts[name] for i, name in enumerate(names)})

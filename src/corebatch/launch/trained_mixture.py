@@ -10,10 +10,13 @@ from rich.console import Console
 
 from corebatch.config.settings import Settings
 from corebatch.objective import Objective
-from corebatch.rendering.sheet import MOST_SOURCES, table
+from corebatch.rendering.sheet import table
 from corebatch.sampling.shares import plan_by_name
 from corebatch.text import say
 from corebatch.trainer import CoresetConfig
+
+MOST_SHOWN = 12
+"""Sources in the table: the largest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +116,15 @@ def tell_trained(settings: Settings, counts: Mapping[str, Any], console: Console
     `trained_tokens`. Raises ConfigError: as `trained_sources`."""
     coreset = settings.coreset
     rows = {name: one.rows for name, one in counts.items() if one.rows}
+    if not rows:  # of the sample that was looked at all rows are left out
+        return
     tokens = {name: counts[name].trained_tokens for name in rows}
     changes = coreset.claimed.schedule is not None or (coreset.sampling is not None and coreset.sampling.changes)
     for end in (False, True) if changes else (False,):
         found = trained_sources(coreset, rows, tokens, end=end)
         when = (", at the end of the run" if end else ", at the start of the run") if changes else ""
         console.print()
-        shown = sorted(found, key=lambda one: -one.rows)[:MOST_SOURCES] if len(found) > MOST_SOURCES else found
+        shown = found if len(found) <= MOST_SHOWN else sorted(found, key=lambda one: -one.rows)[:MOST_SHOWN]
         console.print(table(f"What is trained{when} (shares in %)", [_line(one) for one in shown]))
         if len(found) > len(shown):
             say(console, f"and {len(found) - len(shown):,} more sources")

@@ -81,9 +81,9 @@ def asked_by(coreset: CoresetConfig) -> str:
         return f"pool_factor {coreset.pool_factor}"
     if coreset.cut.regroups:
         return f"coreset.micro_batches {coreset.cut.by!r}"
-    if coreset.weighs:
-        return f"coreset.objective {coreset.objective!r}"
-    return "coreset.loss_by_source true" if coreset.sampling is None else "coreset.sampling"
+    if coreset.sampling is not None:
+        return "coreset.sampling"
+    return f"coreset.objective {coreset.objective!r}" if coreset.weighs else "coreset.loss_by_source true"
 
 
 def check_trained_loss(trainer: Any, model: Any) -> None:
