@@ -16,6 +16,7 @@ from corebatch.cli.bench_step import step
 from corebatch.cli.cache import app as cache
 from corebatch.cli.console import console
 from corebatch.cli.evaluate import evaluate
+from corebatch.cli.mixture_search import app as mixture
 from corebatch.cli.train_commands import WithKeys, compare, train, validate
 
 app = typer.Typer(
@@ -81,6 +82,7 @@ bench.command(context_settings=_PASS)(gradients)
 bench.command()(step)
 app.add_typer(bench, name="bench")
 app.add_typer(cache, name="cache")
+app.add_typer(mixture, name="mixture")
 
 
 @app.command()

@@ -17,17 +17,22 @@ FREE = ("processes", "devices", "threads", "seeds")
 """Keys of the compare block that may differ when a comparison goes on."""
 
 
-def begin(values: Mapping[str, Any], folder: Path, objectives: Mapping[str, str]) -> None:
-    """Marks the folder as this comparison's, or checks that it is. `values`: the config as it was read; `objectives`:
-    what each arm trains for, in words. Raises ConfigError: it holds something else, or a comparison with other
-    settings."""
-    record = folder / BEGUN
+def begin(
+    values: Mapping[str, Any],
+    folder: Path,
+    objectives: Mapping[str, str],
+    *,
+    what: str = "comparison",
+    name: str = BEGUN,
+) -> None:
+    """Marks the folder as this comparison's (or this `what`'s, with a record of another `name`), or checks that it is.
+    `values`: the config as it was read; `objectives`: what each arm trains for, in words. Raises ConfigError: it holds
+    something else, or one with other settings."""
+    record = folder / name
     if not record.exists():
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name] * folder.exists()
         if set(there) - {LOCK, OWNER}:
-            raise ConfigError(
-                f"output_dir: {folder} holds something else than a comparison, and nothing is overwritten."
-            )
+            raise ConfigError(f"output_dir: {folder} holds something else than a {what}, and nothing is overwritten.")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, {"config": values, "objectives": objectives})
         return
@@ -36,9 +41,7 @@ def begin(values: Mapping[str, Any], folder: Path, objectives: Mapping[str, str]
     differ = [key for key in sorted({*before, *now}) if _fixed(key, before.get(key)) != _fixed(key, now.get(key))]
     if differ:
         found = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differ)
-        raise ConfigError(
-            f"output_dir: {folder} holds a comparison with other settings ({found}). Choose another folder."
-        )
+        raise ConfigError(f"output_dir: {folder} holds a {what} with other settings ({found}). Choose another folder.")
 
 
 @contextmanager

@@ -30,12 +30,12 @@ class Workplace:
         self.methods = by_method(parts.arms)
         self.rows_drawn = parts.arms[0].rows_drawn  # a step of the reference
         self.warm: set[str] = set()
-        self._parts = parts
+        self.parts = parts
 
     @cached_property
     def data(self) -> RunData:
         """Data and model of the comparison in this process."""
-        return read_data(self._parts, self.device)
+        return read_data(self.parts, self.device)
 
     def run(self, job: Job) -> dict[str, Any]:
         """What the job found, and where."""

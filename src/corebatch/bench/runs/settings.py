@@ -80,8 +80,8 @@ class CompareSettings:
     @classmethod
     def from_dict(cls, block: Any) -> CompareSettings:
         """Raises ConfigError for an unknown key, or a value out of range."""
-        values = _block(block, cls, "compare")
-        tune = _block(values.pop("tune", None), TuneSettings, "compare.tune")
+        values = block_of(block, cls, "compare")
+        tune = block_of(values.pop("tune", None), TuneSettings, "compare.tune")
         for key in ("learning_rates", "factors", "adam_beta2"):
             if tune.get(key) is not None:
                 tune[key] = tuple(_number(x, f"compare.tune.{key}") for x in _list(tune[key], f"compare.tune.{key}"))
@@ -126,7 +126,7 @@ class CompareSettings:
                     raise ConfigError(f"compare.tune.{name}: {value} is out of range.")
 
 
-def _block(values: Any, kind: type, where: str) -> dict[str, Any]:
+def block_of(values: Any, kind: type, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, Mapping):
