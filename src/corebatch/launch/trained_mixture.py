@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from corebatch.batch.online import OnlineObjective
 from corebatch.config.settings import Settings
 from corebatch.objective import Objective
 from corebatch.rendering.sheet import table
@@ -83,6 +84,9 @@ def _objective_shares(
     drawn_tokens: Mapping[str, float],
 ) -> dict[str, float]:
     """Each source's share of what the update is the mean of; in a mean over rows or tokens, of what is drawn."""
+    if (online := OnlineObjective.of(objective, 0)) is not None:  # as it begins
+        online.begin(dict(enumerate(tokens)), dict(enumerate(map(float, tokens.values()))))
+        return online.shares
     found = objective.of_sources(tokens)
     if found is not None:
         return dict(found)
@@ -122,7 +126,8 @@ def tell_trained(settings: Settings, counts: Mapping[str, Any], console: Console
     changes = coreset.claimed.schedule is not None or (coreset.sampling is not None and coreset.sampling.changes)
     for end in (False, True) if changes else (False,):
         found = trained_sources(coreset, rows, tokens, end=end)
-        when = (", at the end of the run" if end else ", at the start of the run") if changes else ""
+        when = ", at the end of the run" if end else ", at the start of the run"
+        when = when if changes or coreset.claimed.online is not None else ""
         console.print()
         shown = found if len(found) <= MOST_SHOWN else sorted(found, key=lambda one: -one.rows)[:MOST_SHOWN]
         console.print(table(f"What is trained{when} (shares in %)", [_line(one) for one in shown]))

@@ -22,8 +22,10 @@ def test_train_with_shares_that_follow_held_out_losses(corebatch, settings, data
     settings |= {"eval_datasets": [{"path": str(data_file)}], "max_steps": 3}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
-    code, _, err = corebatch("train", path)
+    code, out, err = corebatch("train", path)
     assert code == 0, err
+    assert "shares that skill_it changes" in out
+    assert "What is trained, at the start of the run" in out
     lines = [json.loads(line) for line in (tmp_path / "run" / "selection.jsonl").read_text().splitlines()]
     assert len({line["shares"]["rare"] for line in lines}) == 3
     assert lines[0]["shares"]["rare"] == lines[0]["shares"]["colours"] > lines[0]["shares"]["sums"]
