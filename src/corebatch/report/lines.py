@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,16 +166,36 @@ def losses_of_sources(steps: Sequence[StepLine], names: Sequence[str]) -> Chart 
     Args:
         names: of the sources, the largest first.
     """
-    known = [name for name in names if any((step.loss_by_source or {}).get(name) is not None for step in steps)]
+    caption = "Of what was trained, by the weights of the choice: an estimate of the loss of what was drawn."
+    title = "Training loss by source (nats per token)"
+    values = [step.loss_by_source or {} for step in steps]
+    return _of_sources("source-loss", title, steps, names, values, caption, "are in the table")
+
+
+def objective_shares(steps: Sequence[StepLine], names: Sequence[str]) -> Chart | None:
+    """What the largest sources make up of an online objective over the steps; None where there is none. `names`: as in
+    `losses_of_sources`."""
+    title, caption = "Share of each source in the objective", "They change by what was measured in the run."
+    return _of_sources("objective-shares", title, steps, names, [step.shares for step in steps], caption)
+
+
+def _of_sources(
+    name: str,
+    title: str,
+    steps: Sequence[StepLine],
+    names: Sequence[str],
+    values: Sequence[Mapping[str, float]],
+    caption: str,
+    rest: str = "are not drawn",
+) -> Chart | None:
+    known = [source for source in names if any(each.get(source) is not None for each in values)]
     shown = known[: len(_HELD_OUT)]
     found = [
-        Line(formats.shorten(name, 28), [(step.loss_by_source or {}).get(name) for step in steps], color)
-        for name, color in zip(shown, _HELD_OUT, strict=False)
+        Line(formats.shorten(source, 28), [each.get(source) for each in values], color)
+        for source, color in zip(shown, _HELD_OUT, strict=False)
     ]
-    rest = f" {len(known) - len(shown)} more sources are in the table." if len(known) > len(shown) else ""
-    caption = "Of what was trained, by the weights of the choice: an estimate of the loss of what was drawn." + rest
-    title = "Training loss by source (nats per token)"
-    made = lines("source-loss", title, steps, found, caption, clip=True, most=500, wide=True)
+    more = f" {len(known) - len(shown)} more sources {rest}." if len(known) > len(shown) else ""
+    made = lines(name, title, steps, found, caption + more, clip=True, most=500, wide=True)
     return made if len(known) > 1 else None
 
 

@@ -55,7 +55,10 @@ def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, .
         "loss": (lines.losses(steps), lines.losses_of_sources(steps, [s.name for s in summary.sources])),
         "held_out": (sources.answers(summary), lines.held_out(run)),
         "shares": (sources.shares(summary), sources.shares_over_time(run, summary)) if summary.chooses else (),
-        "pool": (sources.pool_and_chosen(run, summary),) if summary.chooses else (),
+        "pool": (
+            sources.pool_and_chosen(run, summary) if summary.chooses else None,
+            lines.objective_shares(steps, [s.name for s in summary.sources]),
+        ),
         "gradient": (lines.gradient_error(steps), lines.gradient_direction(steps)),
         "time": (cost.time(summary), cost.time_over_steps(steps, summary), cost.memory(summary), cost.tokens(steps)),
         "weights": weights,

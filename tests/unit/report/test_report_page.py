@@ -116,6 +116,15 @@ def test_the_page_shows_the_pool_the_chosen_and_the_weights_of_each_source(tmp_p
     assert 'aria-label="Share of algebra over the steps: pool, chosen"' in text
 
 
+def test_the_page_shows_the_shares_of_an_online_objective(tmp_path: Path) -> None:
+    title = "Share of each source in the objective"
+    steps = [{**step, "shares": {"algebra": 0.75, "tiny": 0.25}} for step in STEPS_TODAY]
+    for pooled in (steps, [{**step, "chosen": step["drawn"], "chosen_examples": 8} for step in steps]):
+        text = shown(text_of(write_run(tmp_path / str(pooled is steps), pooled)))
+        assert text.index("<h2>Sources</h2>") < text.index(title)
+    assert title not in text_of(write_run(tmp_path / "without", STEPS_TODAY))
+
+
 def test_the_page_shows_examples_with_their_texts(tmp_path: Path) -> None:
     text = shown(text_of(write_run(tmp_path, STEPS_TODAY, examples=EXAMPLES)))
     assert "12 examples of the 1,000 of the train set were drawn, each 1 to 2 times." in text
