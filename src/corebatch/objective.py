@@ -143,20 +143,20 @@ def make_objective(value: Any) -> Objective:
         return value
     if isinstance(value, str):
         if value not in WORDS:
-            raise ConfigError(
-                f"coreset.objective should be {', '.join(WORDS)}, a mapping of sources to shares, {{temperature: T}}, "
-                f"or a list of parts. Found {value!r}.{hint(value, WORDS)}"
-            )
+            online = f" Did you mean {{online: {value}}}?" if value in ONLINE else hint(value, WORDS)
+            raise ConfigError(f"{_EXPECTED} Found {value!r}.{online}")
         return Objective(value)
     if isinstance(value, Mapping):
         return _of_mapping(value)
     if isinstance(value, Sequence):
         return Objective("schedule", schedule=parse_schedule(value, _part, "coreset.objective"))
-    raise ConfigError(
-        f"coreset.objective should be {', '.join(WORDS)}, a mapping of sources to shares, {{temperature: T}}, or a "
-        f"list of parts. Found {value!r}."
-    )
+    raise ConfigError(f"{_EXPECTED} Found {value!r}.")
 
+
+_EXPECTED = (
+    f"coreset.objective should be {', '.join(WORDS)}, a mapping of sources to shares, {{temperature: T}}, "
+    "{online: name}, or a list of parts."
+)
 
 LOSSES = {"token_mean": "tokens", "example_mean": "examples"}
 """`coreset.loss` by the objective that it stands for."""

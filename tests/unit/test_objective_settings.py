@@ -25,6 +25,7 @@ TOKENS = {"algebra": 600, "geometry": 300, "rare": 100}
         ("tokens", None),
         ("examples", None),
         ("drawn", None),
+        ({"online": "odm", "alpha": 0.5}, None),
     ],
     ids=str,
 )
@@ -36,6 +37,11 @@ def test_shares_of_sources(value, shares):
     found = make_objective(value).of_sources(TOKENS)
     assert found == (None if shares is None else pytest.approx(shares))
     assert make_objective(make_objective(value).plain()) == make_objective(value)
+
+
+def test_a_source_may_be_called_online():
+    made = make_objective({"online": 1, "algebra": 3})
+    assert made.of_sources({"online": 5, "algebra": 5}) == {"online": 0.25, "algebra": 0.75}
 
 
 @pytest.mark.parametrize(

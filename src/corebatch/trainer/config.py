@@ -71,8 +71,9 @@ class CoresetConfig(ClaimSettings):
         objective: what a step claims, at every pool_factor (`corebatch.objective`): "tokens", the mean over trained
             tokens, as in the Trainer (the default); "examples", the mean over examples of each one's mean, as in the
             official CoLM code; "sources", where every source counts alike; shares of sources; {"temperature": T};
-            "drawn", what `sampling` makes of the data; or a schedule, a list of {"until": 0.8, "is": ...}. Rows are the
-            likelier to be chosen the more they count, and have weights by which the update's mean is the claimed one.
+            "drawn", what `sampling` makes of the data; {"online": name, ...}, shares that follow the run
+            (`corebatch.sampling.online`); or a schedule, a list of {"until": 0.8, "is": ...}. Rows are the likelier to
+            be chosen the more they count, and have weights by which the update's mean is the claimed one.
         loss: the same by other names: "token_mean" for "tokens", "example_mean" for "examples".
         weight_column: the data set's column with a number of at least 0 for each example, which multiplies what the
             objective has it count; none: ones.
