@@ -97,7 +97,7 @@ def page(comparison: Comparison, folder: Path) -> str:
 
 def of_source(comparison: Comparison, arm: str, source: str) -> str:
     found = [run.final.sources[source] for run in comparison.of(arm).values() if run.final is not None]
-    return f"{statistics.mean(found):.3f}"
+    return f"{statistics.mean(found):.3f}" if found else "-"
 
 
 def main() -> None:

@@ -162,6 +162,46 @@ def test_a_sorted_plain_arm_has_the_plain_ones_losses_for_fewer_flops(compare: A
 
 
 @pytest.mark.slow
+def test_arms_train_for_the_objective_and_are_judged_by_its_mean(compare: Any, values: dict[str, Any]) -> None:
+    sets = {
+        "extra_arms": {},
+        "tune": {"factors": [1.0, 2.0], "shortest": 1.0},
+        "tasks": [],
+        "seeds": 1,
+        "evaluations": 1,
+    }
+    values["compare"] |= sets | {"arms": ["plain_small", "plain_weighted", "plain_sources", "colm"]}
+    values["coreset"] = {"pool_factor": 2, "objective": {"sums": 0.75}}
+    found = compare(values)
+    folder = Path(values["output_dir"])
+    assert found.marks == ()
+    plan = json.loads((folder / "plan.json").read_text())
+    told = {arm["method"]: arm["objective"] for arm in plan["arms"]}
+    assert told["coreset"] == told["plain_weighted"] == "a mean over sources with the shares sums 0.75"
+    assert told["plain_small"] == "the mean over trained tokens"
+    assert told["plain_sources"] == "the mean over trained tokens of what is drawn"
+    assert told["colm"] == "the mean over examples of each one's mean, small sources kept"
+    assert json.loads((folder / "comparison.json").read_text())["objectives"]["coreset@wall_clock"] == told["coreset"]
+    assert plan["metric"] == plan["tuning"]["metric"] == "claimed"
+    shares = plan["shares"]["claimed"]
+    assert shares["sums"] == pytest.approx(0.75)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    tuned = {line["method"]: line for line in lines(folder, "tuning.jsonl")}
+    assert all(line["claimed"] > 0 for line in tuned.values())
+    for run in lines(folder, "runs.jsonl"):
+        for losses in (run["final"], *run["curve"]):
+            there = {name: share for name, share in shares.items() if name in losses["sources"]}
+            by_hand = sum(share * losses["sources"][name] for name, share in there.items()) / sum(there.values())
+            assert losses["claimed"] == pytest.approx(by_hand)
+    drawn = {run.arm.partition("@")[0]: run for run in found.runs}
+    assert drawn["plain_weighted"].order == drawn["plain_small"].order
+    assert drawn["plain_weighted"].tokens_drawn == drawn["plain_small"].tokens_drawn  # rows that are counted are not
+    assert drawn["plain_sources"].tokens_drawn != drawn["plain_small"].tokens_drawn
+    assert drawn["plain_weighted"].final.losses != drawn["plain_small"].final.losses
+    assert "is judged by the claimed mean" in (folder / "comparison.md").read_text()
+
+
+@pytest.mark.slow
 def test_an_arm_that_takes_more_than_its_budget_is_marked(
     compare: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,16 @@ class _Curve(TrainerCallback):
             self.measure(state.global_step)
 
 
+class _Begins(TrainerCallback):
+    """Forgets the rows that passed before the first step: an objective by source has all of them counted."""
+
+    def __init__(self, watched: _Watched) -> None:
+        self.watched = watched
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.watched.rows.clear()
+
+
 class _Stamps(TrainerCallback):
     def __init__(self, device: str) -> None:
         self.times: list[float] = []
@@ -160,7 +170,7 @@ def train_arm(
             data_collator=watched,
             processing_class=data.tokenizer,
             coreset=dataclasses.replace(arm.coreset, seed=schedule.seed),
-            callbacks=callbacks(model) if callbacks is not None else None,
+            callbacks=[_Begins(watched), *(callbacks(model) if callbacks is not None else ())],
         )
         trainer.remove_callback(PrinterCallback)
         counts = trainer.counts = Counts()
