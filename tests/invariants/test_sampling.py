@@ -183,6 +183,7 @@ def test_the_record_says_what_is_drawn(tmp_path, caplog):
     assert "Never drawn: algebra, geometry, logic." in caplog.text
     record = json.loads((tmp_path / "corebatch.json").read_text())
     assert record["coreset"]["sampling"] == {"shares": {"rare": 1.0}}
+    assert record["claimed"] == "the mean over trained tokens, sources drawn with the shares rare 1"
 
 
 def test_a_source_that_counts_and_is_never_drawn_is_an_error(tmp_path):

@@ -56,6 +56,14 @@ class Sampling:
         """Whether shares go by a schedule."""
         return isinstance(self.shares, Schedule)
 
+    def in_words(self) -> str:
+        """What it is, in half a sentence."""
+        if isinstance(self.shares, Schedule):
+            return "sources drawn by a schedule of shares"
+        if self.shares is None:
+            return f"sources drawn in proportion to (rows)^{self.temperature:g}"
+        return f"sources drawn with the shares {', '.join(f'{name} {share:g}' for name, share in self.shares.items())}"
+
     def plain(self) -> dict[str, Any]:
         """As a config file has it, in its shortest form."""
         shares: Any = self.shares.plain() if isinstance(self.shares, Schedule) else self.shares

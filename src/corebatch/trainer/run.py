@@ -136,6 +136,7 @@ class SelectionRun:
         """What the updates are those of, in words."""
         coreset = self.trainer.coreset
         weighed = "" if coreset.weight_column is None else f", rows weighed by {coreset.weight_column}"
+        weighed += "" if coreset.sampling is None else f", {coreset.sampling.in_words()}"
         return coreset.claimed.in_words(len(self.trainer._tagged.latest(self.trainer).counts) or None) + weighed
 
     @property

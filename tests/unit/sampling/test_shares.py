@@ -63,6 +63,7 @@ def test_settings_are_checked(value, message):
     ],
 )
 def test_settings_are_written_as_they_were_given(value):
+    assert make_sampling(value).in_words().startswith("sources drawn ")
     assert make_sampling(value).plain() == value
     assert make_sampling(make_sampling(value).plain()) == make_sampling(value)
     assert make_sampling(None) is make_sampling({}) is None
