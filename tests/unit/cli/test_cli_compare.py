@@ -170,7 +170,7 @@ def test_arms_train_for_the_objective_and_are_judged_by_its_mean(compare: Any, v
         "seeds": 1,
         "evaluations": 1,
     }
-    values["compare"] |= sets | {"arms": ["plain_small", "plain_weighted", "plain_sources", "colm"]}
+    values["compare"] |= sets | {"arms": ["plain_small", "plain_weighted", "plain_sources", "colm"], "kept": ["names"]}
     values["coreset"] = {"pool_factor": 2, "objective": {"sums": 0.75}}
     found = compare(values)
     folder = Path(values["output_dir"])
@@ -193,6 +193,9 @@ def test_arms_train_for_the_objective_and_are_judged_by_its_mean(compare: Any, v
             there = {name: share for name, share in shares.items() if name in losses["sources"]}
             by_hand = sum(share * losses["sources"][name] for name, share in there.items()) / sum(there.values())
             assert losses["claimed"] == pytest.approx(by_hand)
+        assert run["final"]["kept"] == run["final"]["sources"]["names"]
+        others = [loss for name, loss in run["final"]["sources"].items() if name != "names"]
+        assert run["final"]["target"] == pytest.approx(sum(others) / len(others))
     drawn = {run.arm.partition("@")[0]: run for run in found.runs}
     assert drawn["plain_weighted"].order == drawn["plain_small"].order
     assert drawn["plain_weighted"].tokens_drawn == drawn["plain_small"].tokens_drawn  # rows that are counted are not
@@ -275,6 +278,7 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
         ({"extra_arms": {"mine": {"coreset": {"objective": {"online": "aioli"}}}}}, "which no arm may follow.*mine"),
         ({"extra_arms": {"mine": {"training": {"learning_rate": 1e-3}}}}, "Found 'learning_rate'"),
         ({"evaluations": 0}, "evaluations"),
+        ({"kept": ["name"]}, "Did you mean 'names'"),
         ({"tasks": ["exact:missing.jsonl"]}, "missing.jsonl"),
     ]
     for change, message in cases:

@@ -14,7 +14,7 @@ MEANS = ("token", "example", "source")
 
 BY_SHARES = ("claimed", "kept", "target")
 """Means of the sources' means with shares of their own: the objective's where it is none of the three; of the sources
-that are replayed, and so to be kept; of all others."""
+that are to be kept (`compare.kept`); of all others."""
 
 AXES = ("steps", "tokens", "flops", "seconds")
 """What a curve is drawn against, and what a loss may cost."""

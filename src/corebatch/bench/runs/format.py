@@ -84,8 +84,8 @@ def mean_count(found: Sequence[float | None], whole: bool = True) -> str:
 
 _OF = {
     "claimed": "with the shares of the objective",
-    "kept": "of those that are replayed, and so to be kept",
-    "target": "of all that are not replayed",
+    "kept": "of those that are to be kept",
+    "target": "of all others",
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corebatch.batch.online import OnlineObjective
 from corebatch.bench.runs.arms import DEFAULT_ARMS, OBJECTIVE_ARMS, Arm, make_arms
-from corebatch.bench.runs.held_out_means import Shares, mean_of, shares_of
+from corebatch.bench.runs.held_out_means import Shares, kept_and_target, mean_of, shares_of
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import Settings, settings_from
@@ -62,10 +62,11 @@ class Parts:
 
     def shares(self, train: Mixture, held_out: Any) -> Shares:
         """Of the sources, in means of the held-out loss that have shares of their own. Raises ConfigError: the
-        objective names a source that is not there, or none of those that are held out."""
+        objective names a source that is not there, or none of those that are held out; so does `compare.kept`."""
         coreset = self.settings.coreset
         counted = {name: count.trained_tokens for name, count in train.counts.items()}
-        return shares_of(coreset.claimed, coreset.source_tokens or counted, held_out["source"])
+        shares = shares_of(coreset.claimed, coreset.source_tokens or counted, held_out["source"])
+        return {**shares, **kept_and_target(self.own.kept, held_out["source"])}
 
 
 def _check_held_out(arm: Arm, where: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from corebatch.bench.runs.comparison import MEANS
 from corebatch.errors import ConfigError
 from corebatch.objective import Objective
+from corebatch.options import hint
 
 Shares = Mapping[str, Mapping[str, float]]
 """Of sources, by the name of the mean, one of BY_SHARES."""
@@ -48,3 +49,23 @@ def shares_of(
         )
     whole = sum(shares.values())
     return {"claimed": {name: share / whole for name, share in shares.items()}}
+
+
+def kept_and_target(kept: Sequence[str], held_out: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Means over the sources that are to be kept and over all others, each source alike; none where none is named.
+
+    Raises:
+        ConfigError: a source without held-out rows, or none is left to train for.
+    """
+    there = sorted(set(held_out))
+    for name in kept:
+        if name not in there:
+            raise ConfigError(
+                f"compare.kept should name sources of eval_datasets: {', '.join(there)}. Found {name!r}."
+                f"{hint(str(name), there)}"
+            )
+    others = [name for name in there if name not in kept]
+    if kept and not others:
+        raise ConfigError(f"compare.kept should leave a source to train for. Found all of them: {', '.join(there)}.")
+    named = {"kept": list(dict.fromkeys(kept)), "target": others} if kept else {}
+    return {mean: dict.fromkeys(names, 1 / len(names)) for mean, names in named.items()}

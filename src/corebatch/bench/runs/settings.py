@@ -56,6 +56,8 @@ class CompareSettings:
         eval_rows: rows of an evaluation's forward.
         timing_pools, timing_rounds: how many pools each arm is timed on, pool_factor times over, and how often all
             in turn.
+        kept: sources whose held-out loss is to be kept while others are trained for: the mean over them ("kept") and
+            that over all others ("target") stand beside the other means.
         tasks: evaluated at the end of each run; written as for `corebatch evaluate`.
         processes: side by side; None: one a GPU, or one.
         devices: indices of GPUs; None: all.
@@ -72,6 +74,7 @@ class CompareSettings:
     eval_rows: int = 32
     timing_pools: int = 6
     timing_rounds: int = 3
+    kept: tuple[str, ...] = ()
     tasks: tuple[Any, ...] = ()
     processes: int | None = None
     devices: tuple[int, ...] | None = None
@@ -85,7 +88,7 @@ class CompareSettings:
         for key in ("learning_rates", "factors", "adam_beta2"):
             if tune.get(key) is not None:
                 tune[key] = tuple(_number(x, f"compare.tune.{key}") for x in _list(tune[key], f"compare.tune.{key}"))
-        for key in ("arms", "tasks", "devices"):
+        for key in ("arms", "kept", "tasks", "devices"):
             if values.get(key) is not None:
                 values[key] = tuple(_list(values[key], f"compare.{key}"))
         seeds = values.get("seeds")

@@ -12,7 +12,7 @@ from corebatch.bench.runs import Comparison, markdown, read_comparison
 from corebatch.bench.runs.arms import Arm, make_arms
 from corebatch.bench.runs.comparison import MEANS
 from corebatch.bench.runs.from_config import loss_values
-from corebatch.bench.runs.held_out_means import mean_of, shares_of
+from corebatch.bench.runs.held_out_means import kept_and_target, mean_of, shares_of
 from corebatch.bench.runs.jobs import with_every_source
 from corebatch.bench.runs.statistics import losses, metrics
 from corebatch.bench.runs.tables import tests as sheets_of_tests
@@ -147,6 +147,16 @@ def test_shares_are_of_the_sources_that_are_held_out() -> None:
         shares_of(made, TRAINED, ["d"])
     with pytest.raises(ConfigError, match="'e'"):
         shares_of(make_objective({"e": 0.5}), TRAINED, ["a"])
+
+
+def test_what_is_to_be_kept_has_a_mean_of_its_own_beside_the_rest() -> None:
+    assert kept_and_target((), ["a", "b"]) == {}
+    found = kept_and_target(("b", "b"), ["a", "c", "b", "a"])
+    assert found == {"kept": {"b": 1.0}, "target": {"a": 0.5, "c": 0.5}}
+    with pytest.raises(ConfigError, match=r"compare.kept should name sources.*Found 'alpha'"):
+        kept_and_target(("alpha",), ["a", "b"])
+    with pytest.raises(ConfigError, match="leave a source to train for"):
+        kept_and_target(("a", "b"), ["a", "b"])
 
 
 def test_a_mean_with_shares_is_one_of_the_sources_that_have_rows() -> None:
