@@ -19,7 +19,7 @@ OF_CHOICES = (
     *("small_sources_cap", "leftovers", "feedback", "scoring"),
 )
 """Keys of `coreset` that say how rows are scored and chosen."""
-OF_STEPS = ("loss", "padding_free", "track_error")
+OF_STEPS = ("padding_free", "track_error")
 """Those that say how a step is trained, if it is not left to the plain Trainer."""
 _STRATEGIES = ("eval_strategy", "save_strategy")
 

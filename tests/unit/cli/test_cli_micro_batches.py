@@ -99,8 +99,8 @@ def test_validate_says_what_the_cut_saves(corebatch, config, factor):
 
 
 def test_keys_of_a_choice_are_told_to_be_idle(corebatch, config):
-    choice = ("--coreset.selector", "random", "--coreset.feedback", "none", "--coreset.loss", "example_mean")
-    said = "Warning: coreset.selector, coreset.feedback, coreset.loss without effect: pool_factor is 1."
+    choice = ("--coreset.selector", "random", "--coreset.feedback", "none", "--coreset.track_error", 5)
+    said = "Warning: coreset.selector, coreset.feedback, coreset.track_error without effect: pool_factor is 1."
     for words, told in (
         (("--coreset.pool_factor", 1), said),
         (("--coreset.pool_factor", 2), None),
@@ -108,5 +108,6 @@ def test_keys_of_a_choice_are_told_to_be_idle(corebatch, config):
         code, out, err = corebatch("validate", config, *words, *choice, "--fast")
         assert code == 0, err
         assert told in out if told else "without effect" not in out
-    code, out, _ = corebatch("validate", config, *EVERY, "--coreset.selector", "random", "--fast")
+    words = (*EVERY, "--coreset.selector", "random", "--coreset.loss", "example_mean")  # a mean that every row can have
+    code, out, _ = corebatch("validate", config, *words, "--fast")
     assert "Warning: coreset.selector without effect: pool_factor is 1." in out
