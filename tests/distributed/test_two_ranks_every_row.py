@@ -6,7 +6,7 @@ import pytest
 import torch
 from worker import EVERY_ROW, UPDATES
 
-from training import largest_difference
+from training import largest_difference, same
 
 pytestmark = pytest.mark.slow
 
@@ -23,3 +23,17 @@ def test_the_update_is_the_plain_trainer_s(trained, update, by):
     assert max(line["largest_micro_batch"] for line in lines) <= (20 if by == "parts" else 80)
     if update == "uneven":
         assert [line["chosen_examples"] for line in lines] == [8, 8, 8, 8, 4] * 2
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_told_of_by_source_it_is_bit_for_bit(trained, update):
+    folder = trained(2, "ddp", tuple(EVERY_ROW))
+    plain, ours = (torch.load(folder / f"{update}_{how}.pt") for how in ("plain", "told"))
+    assert same(plain, ours)
+    lines = json.loads((folder / f"{update}_told.json").read_text())
+    for line in lines:
+        assert line["loss_by_source"].keys() == line["loss_tokens"].keys() <= line["drawn"].keys()
+        assert sum(line["loss_tokens"].values()) == line["labels_trained"]
+        if update != "own_denominators":
+            total = sum(line["loss_by_source"][name] * count for name, count in line["loss_tokens"].items())
+            assert total / line["labels_trained"] == pytest.approx(line["train_loss"], rel=1e-5)

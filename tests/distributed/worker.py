@@ -77,6 +77,7 @@ METHODS = {
         {"extra": {"eval_dataset": held_out(32)}, "per_device_eval_batch_size": 2},
     ),
     "every_row": (CoresetConfig(pool_factor=1, micro_batches="positions"), {"kind": "gpt2"}),
+    "every_row_told": (CoresetConfig(pool_factor=1, loss_by_source=True), {"kind": "gpt2"}),
     # 35 rows, of which two are of the source that half of the draws are of
     "shares": (
         CoresetConfig(sampling={"shares": {"rare": 0.5}}),
@@ -115,10 +116,16 @@ UPDATES = {  # transformers' own loss is in float32; gpt2 has no angles in it
     "lora": {"kind": "gpt2", "lora": True},
     "own_denominators": {"kind": "gpt2", "average_tokens_across_devices": False},
 }
-CUTS = {"plain": None, "length": "length", "positions": "positions", "parts": {"by": "positions", "most": 20}}
+CUTS = {
+    "plain": None,
+    "told": "plain",
+    "length": "length",
+    "positions": "positions",
+    "parts": {"by": "positions", "most": 20},
+}
 EVERY_ROW = {
     f"{name}_{by}": (
-        None if cut is None else CoresetConfig(pool_factor=1, micro_batches=cut),
+        None if cut is None else CoresetConfig(pool_factor=1, micro_batches=cut, loss_by_source=True),
         {"lora": False, "optim": "sgd", "learning_rate": 2e-2, **settings},
     )
     for name, settings in UPDATES.items()

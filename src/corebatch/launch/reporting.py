@@ -73,7 +73,9 @@ def _method(trainer: Any, made: Mapping[str, Any]) -> str:
             )
     else:
         method = f"Plain training with corebatch {made['corebatch']} (pool_factor 1), {batch} examples a step."
-    return f"{method} Trained for {markdown(made['claimed'])}." if trainer.coreset.takes_part else method
+    claimed = markdown(made["claimed"])
+    told = claimed in method or not trainer.coreset.takes_part
+    return method if told else f"{method} Trained for {claimed}."
 
 
 def write_card(folder: Path, trainer: Any, *, base_model: str, lora: bool) -> None:

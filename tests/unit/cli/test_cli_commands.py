@@ -50,7 +50,7 @@ def test_train_leaves_a_whole_run(monkeypatch, config, settings, capsys):
     head = yaml.safe_load(card.split("---")[1])
     assert head["library_name"] == "peft"
     assert head["base_model"] == settings["model_name_or_path"]
-    for words in ("cube", "last_layer", "rare: 6 examples"):
+    for words in ("cube", "last_layer", "rare: 6 examples", "Trained for the mean over trained tokens."):
         assert words in card
     out = capsys.readouterr().out
     assert "pool" in out

@@ -38,6 +38,7 @@ def test_trained_resumed_and_reported(corebatch, config, settings):
     assert "all of them trained" in card
     assert "in micro-batches by length, which leaves the update as it is" in card
     assert "chosen by corebatch" not in card
+    assert "Trained for the mean over trained tokens." in card
     code, out, _ = corebatch("train", config, *EVERY, *saved, "--resume_from_checkpoint", "true")
     assert (code, "Nothing to do" in out) == (0, True)
 

@@ -77,6 +77,24 @@ def test_sources_survive_and_the_small_batch_is_trained(tmp_path, tokenizer, cor
     assert trainer.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.parametrize(
+    "coreset",
+    [{"selector": "random"}, {"pool_factor": 1, "loss_by_source": True}, {}],
+    ids=["uniform", "plain", "weights"],
+)
+def test_losses_of_sources_out_of_trl_s_own_forward(tmp_path, tokenizer, coreset):
+    trainer = made(CoresetSFTTrainer, tmp_path, tokenizer, CoresetConfig(**coreset))
+    trainer.train()
+    for line in map(json.loads, (tmp_path / "selection.jsonl").read_text().splitlines()):
+        losses, tokens = line["loss_by_source"], line["loss_tokens"]
+        assert losses.keys() <= set(SOURCES)
+        if coreset:  # the plain loss
+            mean = sum(losses[name] * tokens[name] for name in losses) / sum(tokens.values())
+            assert mean == pytest.approx(line["train_loss"], rel=1e-5)
+            assert sum(tokens.values()) == line["labels_trained"]
+    assert any("loss/algebra" in entry for entry in trainer.state.log_history)
+
+
 def test_pool_factor_1_is_the_plain_sft_trainer(tmp_path, tokenizer):
     states = []
     for kind in (SFTTrainer, CoresetSFTTrainer):
