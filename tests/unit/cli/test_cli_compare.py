@@ -69,6 +69,12 @@ class Here:
     def one(self) -> Iterator[Callable[[Any], Any]]:
         yield self.place.run
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     @contextmanager
     def all(self) -> Iterator[Any]:
         yield lambda wanted: ((job, self.outcome(job)) for job in wanted)
@@ -83,6 +89,7 @@ class Here:
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict[str, Any]], Any]:
     monkeypatch.setattr(command, "Processes", Here)
+    monkeypatch.setattr(jobs, "FLOPS_POOLS", 1)
     # A tiny model's steps take what the machine makes of them; budgets should not depend on that in a test.
     price = {"plain_large_sorted": 2.0, "colm": 1.6, "coreset": 1.25}
     monkeypatch.setattr(jobs, "time_arm", lambda arm, *_: (price.get(arm.method.name, 1.0),) * 2)

@@ -59,7 +59,7 @@ class Setup:
 def compare(setup: Setup) -> None:
     """Runs what is missing in the folder. Raises ConfigError: it holds another comparison, or another process is at
     work there, or a budget buys no step."""
-    with alone(setup.folder):
+    with alone(setup.folder), setup.workers:
         begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
         costs = step_costs(setup, _time(setup))
         steps = planned_steps(setup, costs)

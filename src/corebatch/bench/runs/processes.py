@@ -26,8 +26,8 @@ from corebatch.errors import ConfigError, CorebatchError
 
 
 class Processes:
-    """Worker processes for the jobs of a comparison; they start when there is a job. Raises ConfigError: `devices`
-    names a GPU that is not there."""
+    """Worker processes for the jobs of a comparison; they start when there is a job, and last until the `with` of this
+    ends. Raises ConfigError: `devices` names a GPU that is not there."""
 
     def __init__(self, parts: Parts) -> None:
         own = parts.own
@@ -39,44 +39,53 @@ class Processes:
         self._parts = parts
         self._gpus = [gpus[n % len(gpus)] if gpus else None for n in range(count)]
         self._threads = own.threads or max(1, (os.cpu_count() or 1) // count)
+        self._held, self._workers = ExitStack(), list[_Worker]()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.clear()
+        self._held.close()
+
+    def _started(self, count: int) -> list[_Worker]:
+        """The first `count` processes, those that were there before among them."""
+        for gpu in self._gpus[len(self._workers) : count]:
+            self._workers.append(self._held.enter_context(_Worker(self._parts, gpu, self._threads)))
+        return self._workers[:count]
 
     @contextmanager
     def one(self) -> Iterator[Callable[[Job], dict[str, Any]]]:
         """A single process alone, for timing: `run(job) -> result`."""
-        with self._workers(1) as (worker,):
+        (worker,) = self._started(1)
 
-            def run(job: Job) -> dict[str, Any]:
-                found = _result(worker.submit(_run, job))
-                if isinstance(found, Exception):
-                    raise found
-                return found
+        def run(job: Job) -> dict[str, Any]:
+            found = _result(worker.submit(_run, job))
+            if isinstance(found, Exception):
+                raise found
+            return found
 
-            yield run
+        yield run
 
     @contextmanager
     def all(self) -> Iterator[Each]:
         """All processes."""
-        with self._workers(len(self._gpus)) as workers:
+        workers = self._started(len(self._gpus))
 
-            def each(jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-                waiting, idle = deque(jobs), list(workers)
-                busy: dict[Future[Any], tuple[_Worker, Job]] = {}
-                while waiting or busy:
-                    while waiting and idle:
-                        worker, job = idle.pop(), waiting.popleft()
-                        busy[worker.submit(_run, job)] = worker, job
-                    for ended in wait(busy, return_when=FIRST_COMPLETED).done:
-                        worker, job = busy.pop(ended)
-                        idle.append(worker)
-                        found = _result(ended)
-                        yield job, failure(found) if isinstance(found, Exception) else found
+        def each(jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+            waiting, idle = deque(jobs), list(workers)
+            busy: dict[Future[Any], tuple[_Worker, Job]] = {}
+            while waiting or busy:
+                while waiting and idle:
+                    worker, job = idle.pop(), waiting.popleft()
+                    busy[worker.submit(_run, job)] = worker, job
+                for ended in wait(busy, return_when=FIRST_COMPLETED).done:
+                    worker, job = busy.pop(ended)
+                    idle.append(worker)
+                    found = _result(ended)
+                    yield job, failure(found) if isinstance(found, Exception) else found
 
-            yield each
-
-    @contextmanager
-    def _workers(self, count: int) -> Iterator[list[_Worker]]:
-        with ExitStack() as held:
-            yield [held.enter_context(_Worker(self._parts, gpu, self._threads)) for gpu in self._gpus[:count]]
+        yield each
 
 
 class _Worker(ProcessPoolExecutor):

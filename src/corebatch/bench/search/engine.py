@@ -68,7 +68,7 @@ def search(setup: Search) -> tuple[Found, list[dict[str, Any]]]:
     """
     settings = setup.settings
     costs = [each.cost for each in settings.fidelities]
-    with alone(setup.folder):
+    with alone(setup.folder), setup.workers:
         begin(setup.values, setup.folder, {}, what="search for shares", name=BEGUN)
         done: list[Trial] = []
         batch = opening(setup.own, costs, settings.seed)[: settings.trials]
