@@ -271,3 +271,60 @@ def proportional(counts: Sequence[int], budget: int, generator: torch.Generator 
             shares[i] += 1
             point += total
     return shares
+
+
+def apportioned(shares: Tensor, total: int, generator: torch.Generator) -> Tensor:
+    """Whole numbers that sum to `total`, each its share of it rounded down or up, with the share as expectation:
+    systematic sampling over the sources in random order (Madow 1949).
+
+    Args:
+        shares: float64 [S], summing to 1.
+        generator: of the rounding.
+
+    Returns:
+        LongTensor [S].
+    """
+    order = torch.randperm(len(shares), generator=generator)
+    # Rounded, so that a share which is a whole number of rows is exactly that.
+    ends = (shares[order].cumsum(0) * total).round(decimals=6)
+    ends[-1] = total
+    ends = (ends + torch.rand((), dtype=torch.float64, generator=generator)).floor().long()
+    made = torch.empty(len(shares), dtype=torch.long)
+    made[order] = ends.diff(prepend=ends.new_zeros(1))
+    return made
+
+
+def with_shares(
+    source_ids: Tensor,
+    budget: int,
+    shares: Mapping[int, float],
+    names: Sequence[str] | Mapping[int, str] | None,
+    generator: torch.Generator,
+) -> list[SourceGroup]:
+    """Groups of sources that have a share of the budget each, and one of all others.
+
+    Args:
+        source_ids: LongTensor [N].
+        budget: M, 0 <= M <= N.
+        shares: by source, above 0, together below 1.
+        names: names[s] is the name of source s; its number by default.
+        generator: rounds M x share, up or down with that as expectation.
+
+    Returns:
+        Groups that partition the N rows. A source with too few rows has all of them; where others have, it has more.
+    """
+    ids = source_ids.cpu()
+    apart = [(ids == source).nonzero().flatten() for source in shares]
+    rest = (~torch.isin(ids, torch.tensor(list(shares), dtype=ids.dtype))).nonzero().flatten()
+    wanted = [min(budget * share, len(rows)) for share, rows in zip(shares.values(), apart, strict=True)]
+    for i, rows in enumerate(apart):
+        missing = budget - sum(wanted) - len(rest)
+        wanted[i] += min(max(missing, 0.0), len(rows) - wanted[i])
+    wanted.append(max(0.0, budget - sum(wanted)))
+    found = apportioned(torch.tensor(wanted, dtype=torch.float64) / max(budget, 1), budget, generator).tolist()
+    called = [str(source) if names is None else names[source] for source in shares]
+    return [
+        SourceGroup(name=name, members=rows, budget=count, expected=mean)
+        for name, rows, count, mean in zip([*called, "rest"], [*apart, rest], found, wanted, strict=True)
+        if len(rows)
+    ]

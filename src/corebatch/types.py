@@ -29,12 +29,14 @@ class SourceGroup:
         members: LongTensor [N_g], ascending: the rows of the large batch that belong to the group.
         budget: how many of them are chosen, 0 <= budget <= N_g.
         keep: the group is a small source that is kept whole (then budget = N_g).
+        expected: of which the budget was rounded at random, so that weights are by it; None: the budget itself.
     """
 
     name: str
     members: Tensor
     budget: int
     keep: bool = False
+    expected: float | None = None
 
     def __post_init__(self) -> None:
         if self.members.ndim != 1 or self.members.dtype != torch.long:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +30,16 @@ from corebatch.scoring import LossUnit, Scorer, Scores, extents
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS, Selector, make_selector
 from corebatch.selectors.checks import check_column
-from corebatch.sources import Keeping, Leftovers, SmallSources, check_cap, encode_sources, small_candidates, split
+from corebatch.sources import (
+    Keeping,
+    Leftovers,
+    SmallSources,
+    check_cap,
+    encode_sources,
+    small_candidates,
+    split,
+    with_shares,
+)
 from corebatch.transforms import Normaliser, Sparsifier
 from corebatch.types import Selection, SourceGroup
 
@@ -63,6 +72,7 @@ class CoresetStep:
         small_sources: ids of the sources that are kept whole.
         small_sources_cap: the share of the budget that they take together, at most; None: all are kept.
         leftovers: who gets the rows that shares of sources, rounded down, leave over.
+        replay: sources that have a share of the chosen rows each, by number.
         source_names: names[s] is the name of source s; None where sources go by their numbers.
         feedback: carries the errors of choices into the next ones, or None.
         seed: of all randomness, together with the number of the step.
@@ -76,6 +86,7 @@ class CoresetStep:
     small_sources: frozenset[int] = frozenset()
     small_sources_cap: float | None = None
     leftovers: Leftovers = "random"
+    replay: Mapping[int, float] = field(default_factory=dict)
     feedback: ErrorFeedback | None = None
     source_names: Sequence[str] | Mapping[int, str] | None = None
     seed: int = 0
@@ -138,14 +149,7 @@ class CoresetStep:
         Raises:
             NonFiniteError: a feature or loss is NaN or infinite; the rows are named.
         """
-        groups = split(
-            source_ids,
-            budget,
-            keeping=Keeping(self.small_sources, self.small_sources_cap, self.selector.weighted),
-            names=self.source_names,
-            per_source=self.selector.per_source,
-            generator=seeded(self.seed, step, "split") if self.leftovers == "random" else None,
-        )
+        groups = self._split(source_ids, budget, seeded(self.seed, step, "split"))
         check_finite(scores.features, scores.losses)
         extent = extents(scores.tokens, self.loss)
         scores, extent, root = claimed(scores, extent, factors)
@@ -170,6 +174,19 @@ class CoresetStep:
         if self.normalise is not None:
             self._remember(scores.features, selection, groups)
         return Choice(selection=selection, groups=groups)
+
+    def _split(self, source_ids: Tensor, budget: int, generator: torch.Generator) -> list[SourceGroup]:
+        """Stage 1: which rows are chosen together."""
+        if self.replay:
+            return with_shares(source_ids, budget, self.replay, self.source_names, generator)
+        return split(
+            source_ids,
+            budget,
+            keeping=Keeping(self.small_sources, self.small_sources_cap, self.selector.weighted),
+            names=self.source_names,
+            per_source=self.selector.per_source,
+            generator=generator if self.leftovers == "random" else None,
+        )
 
     def _remember(self, features: Tensor, selection: Selection, groups: Sequence[SourceGroup]) -> None:
         """The normaliser's history takes the chosen examples of the large sources only (CoLM)."""

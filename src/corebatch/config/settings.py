@@ -155,10 +155,11 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
     checked = {k: _checked(values[k], given[k], k, where) for k in given if k in values}
     model = ModelSettings(**{k: checked[k] for k in _MODEL if k in checked})
     lists: dict[str, Any] = {k: tuple(parse_specs(values[k], k)) for k in _LISTS if values.get(k) not in (None, [])}
-    lists["datasets"], coreset = _drawn_by_shares(lists["datasets"], values.get("coreset"))
+    lists["datasets"], coreset = _drawn_by_shares(*_replayed(lists["datasets"], values.get("coreset")))
     for spec in lists.get("eval_datasets", ()):
-        if spec.share is not None:
-            raise ConfigError(f"eval_datasets: `share` says how often rows are drawn in training. Found {spec.share}.")
+        for name, what in (("share", "drawn"), ("replay", "trained")):
+            if (found := getattr(spec, name)) is not None:
+                raise ConfigError(f"eval_datasets: `{name}` says how often rows are {what} in training. Found {found}.")
     plain = {k: checked[k] for k in _DATA if k in checked}
     data = DataSettings(**lists, **plain, eval_tasks=_tasks(values.get("eval_tasks")))
     training = {k: checked[k] for k in _TRAINING if k in checked}
@@ -173,6 +174,21 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
         lora=lora,
         overwrite=bool(_checked(values.get("overwrite", False), bool, "overwrite", where)),
     )
+
+
+def _replayed(specs: tuple[DatasetSpec, ...], coreset: Any) -> tuple[tuple[DatasetSpec, ...], Any]:
+    """The entries without what they are replayed by, and the block `coreset` with it. Raises ConfigError: it has it
+    already."""
+    specs, shares = take_shares(specs, key="replay")
+    block = {} if coreset is None else coreset
+    if not shares or not isinstance(block, Mapping):
+        return specs, coreset
+    if block.get("replay") is not None:
+        raise ConfigError(
+            f"coreset.replay and `replay` in an entry of datasets both say what is replayed. Found both: leave one out "
+            f"({', '.join(shares)})."
+        )
+    return specs, {**block, "replay": shares}
 
 
 def _drawn_by_shares(specs: tuple[DatasetSpec, ...], coreset: Any) -> tuple[tuple[DatasetSpec, ...], Any]:

@@ -122,9 +122,13 @@ def rows_key(
     return _sha(content)[:40]
 
 
+UNREAD = ("weight", "repeat", "share", "replay")
+"""Keys of a spec that leave its rows as they are."""
+
+
 def _read_alike(spec: DatasetSpec) -> dict[str, Any]:
     """A spec without what says how often its rows count."""
-    return {key: value for key, value in dataclasses.asdict(spec).items() if key not in ("weight", "repeat", "share")}
+    return {key: value for key, value in dataclasses.asdict(spec).items() if key not in UNREAD}
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:

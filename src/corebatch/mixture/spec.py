@@ -10,6 +10,9 @@ from typing import Any
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, near
 
+_SHARES = {"share": "drawn", "replay": "trained"}
+"""Keys with a share of the source's rows, and of which rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
@@ -26,6 +29,7 @@ class DatasetSpec:
         repeat: the same, as a whole number; beside no weight.
         share: of the rows that training draws, in (0, 1], which its source has whatever its rows are in the data:
             `coreset.sampling.shares` of the source, which it has to name. For a config file (`take_shares`).
+        replay: of the rows that each step trains, in (0, 1), likewise: `coreset.replay` of the source.
         columns: our name of a column -> the file's, as in {"prompt": "question", "completion": "answer"}.
         ignore_columns: columns, and keys of turns, that have a meaning and are left out on purpose.
     """
@@ -39,6 +43,7 @@ class DatasetSpec:
     ignore_columns: tuple[str, ...] = ()
     repeat: int | None = None
     share: float | None = None
+    replay: float | None = None
 
     def __post_init__(self) -> None:
         if not self.paths or not all(isinstance(path, str) and path.strip() for path in self.paths):
@@ -55,7 +60,7 @@ class DatasetSpec:
         self._check_columns()
 
     def _check_amounts(self) -> None:
-        weight, share = self.weight, self.share
+        weight = self.weight
         if not _is_number(weight):
             raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
         if not (math.isfinite(weight) and weight > 0):
@@ -67,18 +72,20 @@ class DatasetSpec:
                     f"datasets: `repeat` of {self.path!r} is a `weight` that is a whole number: give one of them. "
                     f"Found repeat {self.repeat} and weight {weight:g}."
                 )
-        if share is None:
-            return
-        if not _is_number(share) or not 0 < share <= 1:
-            raise ConfigError(
-                f"datasets: `share` of {self.path!r} should be a share of the rows that are drawn, above 0 and at most "
-                f"1. Found {share!r}."
-            )
-        if self.source is None:
-            raise ConfigError(
-                f"datasets: `share` of {self.path!r} is that of its source, so the entry should name one: give "
-                "`source`. Found none."
-            )
+        for key, of in _SHARES.items():
+            share = getattr(self, key)
+            if share is None:
+                continue
+            if not _is_number(share) or not 0 < share <= 1:
+                raise ConfigError(
+                    f"datasets: `{key}` of {self.path!r} should be a share of the rows that are {of}, above 0 and at "
+                    f"most 1. Found {share!r}."
+                )
+            if self.source is None:
+                raise ConfigError(
+                    f"datasets: `{key}` of {self.path!r} is that of its source, so the entry should name one: give "
+                    "`source`. Found none."
+                )
 
     def _check_columns(self) -> None:
         columns, ignored = self.columns, self.ignore_columns
@@ -158,29 +165,31 @@ def parse_specs(entries: Sequence[DatasetSpec | Mapping[str, Any] | str], where:
 
 
 def take_shares(
-    specs: Sequence[DatasetSpec], where: str = "datasets"
+    specs: Sequence[DatasetSpec], where: str = "datasets", key: str = "share"
 ) -> tuple[tuple[DatasetSpec, ...], dict[str, float]]:
-    """The specs without their shares, and these by source.
+    """The specs without their shares, and these by source. `key`: "share" or "replay".
 
     Raises:
         ConfigError: another entry names the source of one with a share.
     """
     shares: dict[str, float] = {}
     for spec in specs:
-        if spec.share is not None and spec.source is not None:
+        if (share := getattr(spec, key)) is not None and spec.source is not None:
             if sum(other.source == spec.source for other in specs) > 1:
                 raise ConfigError(
-                    f"{where}: `share` of {spec.path!r} is that of the source {spec.source!r}. Found another entry of "
-                    "this source: give coreset.sampling.shares, or each entry a source of its own."
+                    f"{where}: `{key}` of {spec.path!r} is that of the source {spec.source!r}. Found another entry of "
+                    f"this source: give coreset.{'sampling.shares' if key == 'share' else key}, or each entry a source "
+                    "of its own."
                 )
-            shares[spec.source] = float(spec.share)
-    return tuple(replace(spec, share=None) for spec in specs), shares
+            shares[spec.source] = float(share)
+    return tuple(replace(spec, **{key: None}) for spec in specs), shares  # type: ignore[arg-type]  # both may be none
 
 
 def check_no_shares(specs: Sequence[DatasetSpec]) -> None:
-    """Raises ConfigError for a share where nobody draws rows by it."""
-    if named := [spec.label for spec in specs if spec.share is not None]:
-        raise ConfigError(
-            f"datasets: `share` says how often training draws the rows of a source. Found it in {', '.join(named)}, "
-            "where rows are only read: give CoresetConfig(sampling={'shares': {source: share}})."
-        )
+    """Raises ConfigError for a share where nobody draws or trains rows by it."""
+    for key, setting in (("share", "sampling={'shares': {source: share}}"), ("replay", "replay={source: share}")):
+        if named := [spec.label for spec in specs if getattr(spec, key) is not None]:
+            raise ConfigError(
+                f"datasets: `{key}` says how often training {'draws' if key == 'share' else 'trains'} the rows of a "
+                f"source. Found it in {', '.join(named)}, where rows are only read: give CoresetConfig({setting})."
+            )

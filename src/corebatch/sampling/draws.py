@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from corebatch.sampling.shares import DrawPlan
 from corebatch.seeds import seeded
+from corebatch.sources import apportioned
 
 PASSES_AT_ONCE = 4096
 """Rows of a small source that are put into order together: many passes of few rows."""
@@ -110,24 +111,3 @@ class SourceSampler(Sampler[int]):
 def _shuffled(passes: int, count: int, generator: torch.Generator) -> Tensor:
     """Several times 0 to count - 1, each time in another order: LongTensor [passes x count]."""
     return torch.rand(passes, count, dtype=torch.float64, generator=generator).argsort(dim=1).flatten()
-
-
-def apportioned(shares: Tensor, total: int, generator: torch.Generator) -> Tensor:
-    """Whole numbers that sum to `total`, each its share of it rounded down or up, with the share as expectation:
-    systematic sampling over the sources in random order (Madow 1949).
-
-    Args:
-        shares: float64 [S], summing to 1.
-        generator: of the rounding.
-
-    Returns:
-        LongTensor [S].
-    """
-    order = torch.randperm(len(shares), generator=generator)
-    # Rounded, so that a share which is a whole number of rows is exactly that.
-    ends = (shares[order].cumsum(0) * total).round(decimals=6)
-    ends[-1] = total
-    ends = (ends + torch.rand((), dtype=torch.float64, generator=generator)).floor().long()
-    made = torch.empty(len(shares), dtype=torch.long)
-    made[order] = ends.diff(prepend=ends.new_zeros(1))
-    return made

@@ -206,8 +206,8 @@ class Selector(ABC):
             assert len(choice.rows) == count_g, f"{self.name} chose {len(choice.rows)} of {count_g}"
             if count_g == 0:
                 continue
-            # (M/N)(N_g/M_g), as one quotient of integers so that one group gives exactly 1.
-            whole = (problem.budget * len(group.members)) / (len(problem.features) * count_g)
+            # (M/N)(N_g/M_g), as one quotient of integers so that one group gives exactly 1; M_g's expectation, if any.
+            whole = (problem.budget * len(group.members)) / (len(problem.features) * (group.expected or count_g))
             ones = torch.ones(count_g, dtype=torch.float64)
             members.append(group.members[choice.rows])
             weights.append((whole if self.weighted else 1.0) * (ones if choice.weights is None else choice.weights))

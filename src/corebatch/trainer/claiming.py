@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from corebatch.errors import ConfigError
 from corebatch.objective import Objective, check_counting, make_objective, one_objective
-from corebatch.sampling.shares import make_sampling
+from corebatch.sampling.shares import Sampling, make_sampling
 from corebatch.scoring import LossUnit
 from corebatch.trainer.auto import AUTO
 
@@ -18,7 +19,7 @@ class ClaimSettings:
     """What the large batch's update should be. Once made, `objective` and `loss` say the same.
 
     Attributes:
-        objective, loss, weight_column, source_tokens, sampling: see `corebatch.trainer.CoresetConfig`.
+        objective, loss, weight_column, source_tokens, sampling, replay: see `corebatch.trainer.CoresetConfig`.
     """
 
     objective: Any = AUTO
@@ -26,14 +27,27 @@ class ClaimSettings:
     weight_column: str | None = None
     source_tokens: Mapping[str, float] | None = None
     sampling: Any = None
+    replay: Mapping[str, float] | None = None
 
     def settle(self) -> None:
-        """Raises ConfigError for a bad value, or two that contradict each other."""
+        """Raises ConfigError for a bad value, or two that contradict each other.
+
+        Replay changes what is claimed on purpose: what is not said otherwise has the replayed sources' shares, of what
+        is drawn and of the objective, and the other sources in proportion.
+        """
+        check_replay(self.replay)
+        if self.replay is not None and (self.objective, self.loss) == (AUTO, AUTO):
+            object.__setattr__(self, "objective", dict(self.replay))
         objective = one_objective(self.objective, self.loss)
         object.__setattr__(self, "loss", "example_mean" if objective.by_example else "token_mean")
         object.__setattr__(self, "objective", objective.plain())
         check_counting(objective, self.weight_column, self.source_tokens)
-        object.__setattr__(self, "sampling", None if self.sampling == "none" else make_sampling(self.sampling))
+        sampling = None if self.sampling == "none" else make_sampling(self.sampling)
+        if self.replay is not None:
+            sampling = sampling or Sampling(shares=dict(self.replay))
+            if isinstance(sampling.shares, Mapping):
+                sampling = replace(sampling, shares={**self.replay, **sampling.shares})
+        object.__setattr__(self, "sampling", sampling)
 
     @cached_property
     def claimed(self) -> Objective:
@@ -50,3 +64,16 @@ class ClaimSettings:
         """Whether rows count otherwise than in the Trainer's own mean over tokens of what comes."""
         corrects = self.sampling is not None and self.claimed.corrects
         return not self.claimed.plainly_tokens or self.weight_column is not None or corrects
+
+
+def check_replay(replay: object) -> None:
+    """Raises ConfigError unless it is none, or maps sources to shares that leave some rows to others."""
+    if replay is None:
+        return
+    if not isinstance(replay, Mapping) or not replay:
+        raise ConfigError(f"coreset.replay should map sources to their share of the trained rows. Found {replay!r}.")
+    for name, share in replay.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise ConfigError(f"coreset.replay: the share of {name!r} should be above 0 and below 1. Found {share!r}.")
+    if sum(replay.values()) >= 1:
+        raise ConfigError(f"coreset.replay should leave a share to other sources. Found {dict(replay)}.")

@@ -14,6 +14,7 @@ from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
+from corebatch.sampling.shares import make_sampling
 from corebatch.scoring import Scorer, Tokens, make_scorer
 from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
@@ -92,6 +93,9 @@ class CoresetConfig(ClaimSettings):
             costs a forward and a backward of every row that was drawn, and a second one of the chosen rows.
         sampling: how often the rows of each source come, a mapping of `shares` or `temperature`, `epochs` and `until`
             (`corebatch.sampling.shares.Sampling`); None: as the Trainer draws them.
+        replay: sources that each step trains a share of, {"general": 0.05}: so many of its rows, rounded at random, are
+            of that source, chosen apart. `sampling`, where it says nothing of them, draws them as often, and "tokens"
+            becomes an objective with these shares. With pool_factor 1 they have their shares of what is drawn.
         loss_by_source: whether the training loss of each source goes into the record and the log, from the forwards
             that train; "auto": where the step is ours and the data have more than one source. True also where
             everything else is left to the plain Trainer, whose update stays the same bit for bit.
@@ -166,6 +170,11 @@ class CoresetConfig(ClaimSettings):
         """
         stale = {"objective": {"loss": AUTO}, "loss": {"objective": AUTO}}  # one stands for the other
         given = {key: value for name in stale if name in settings for key, value in stale[name].items()}
+        if "replay" in settings and self.replay is not None:  # what came of it goes with it
+            if self.objective == self.replay:
+                given |= {"objective": AUTO, "loss": AUTO}
+            if self.sampling == make_sampling({"shares": self.replay}):
+                settings = {"sampling": None, **settings}
         return dataclasses.replace(self, **{**dict.fromkeys(self.automatic, AUTO), **given, **settings})
 
     @property
@@ -203,7 +212,17 @@ class CoresetConfig(ClaimSettings):
         return make_strategy(self.scoring)
 
     def _check_scoring(self, step: CoresetStep) -> None:
-        """Raises ConfigError for a way of scoring that the other settings leave no room for."""
+        """Raises ConfigError for a way of scoring that the other settings leave no room for, or replay beside what
+        chooses sources apart by itself."""
+        if self.replay is not None and self.pool_factor > 1:
+            found = "small_sources" if self.small_sources is not None else ""
+            found = f"selector {step.selector.name}" if step.selector.per_source else found
+            found = found or f"scoring {self.scoring_settings.way}" * (not _one_choice(self, self.scoring_settings))
+            if found:
+                raise ConfigError(
+                    f"coreset.replay chooses the rows of its sources apart, in one choice of a step with the others. "
+                    f"Found {found}, which chooses in parts of its own."
+                )
         for fits, found in self.scoring_settings.needs(self, step):
             if not fits:
                 raise ConfigError(f"coreset.scoring {self.scoring_settings.way!r} needs {found}.")
@@ -220,7 +239,7 @@ class CoresetConfig(ClaimSettings):
         step = self.build()
         return self.scoring_settings.resolve(
             again,
-            lambda strategy: all(fits for fits, _ in strategy.needs(self, step)),
+            lambda strategy: all(fits for fits, _ in strategy.needs(self, step)) and _one_choice(self, strategy),
             taught=taught and step.selector.draws,
         )
 
@@ -286,3 +305,8 @@ class CoresetConfig(ClaimSettings):
         short = {"scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
         sampling = None if self.sampling is None else self.sampling.plain()
         return {**plain, **short, "objective": self.claimed.plain(), "sampling": sampling}
+
+
+def _one_choice(coreset: CoresetConfig, strategy: Strategy) -> bool:
+    """Whether all of a step's rows are chosen together, where that matters."""
+    return coreset.replay is None or strategy.way in ("auto", "full", "window", "first_blocks", "none")

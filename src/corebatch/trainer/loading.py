@@ -13,6 +13,7 @@ from torch.utils.data import RandomSampler
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import ConfigError
 from corebatch.model.rows import Padding
+from corebatch.options import hint
 from corebatch.record.run_file import absent_note, kept_note
 from corebatch.record.run_identity import sampling as sampling_strategy
 from corebatch.sampling.draws import SourceSampler
@@ -115,12 +116,25 @@ def name_sources(trainer: Any) -> tuple[Any, Sources]:
         raise ConfigError("small_sources needs a data set whose sources can be counted. Found a stream.")
     method.source_names = sources.names
     method.small_sources = small_candidates(sources.counts, sources.names, small)
+    method.replay = _replayed(coreset, sources)
     absent = absent_names(sources.counts, sources.names, small)
     if absent and trainer.is_world_process_zero():
         logger.warning(absent_note(sources, absent))
     if method.small_sources and trainer.is_world_process_zero():
         logger.warning(kept_note(sources, method.small_sources))
     return made, sources
+
+
+def _replayed(coreset: CoresetConfig, sources: Sources) -> dict[int, float]:
+    """Shares of the trained rows, by number. Raises ConfigError: a source that is not there."""
+    there = {sources.names[source]: source for source in sources.counts}
+    for name in coreset.replay or ():
+        if name not in there:
+            raise ConfigError(
+                f"coreset.replay should name sources of train_dataset: {', '.join(there) or 'a stream has none'}. "
+                f"Found {name!r}.{hint(name, there)}"
+            )
+    return {there[name]: share for name, share in (coreset.replay or {}).items()} if coreset.pool_factor > 1 else {}
 
 
 def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:

@@ -122,6 +122,17 @@ def test_a_share_in_an_entry_is_one_of_sampling(corebatch, config, settings, tmp
     assert sum(line["drawn"]["rare"] for line in lines) == pytest.approx(8, abs=3)
 
 
+def test_replay_in_an_entry_is_that_of_coreset(corebatch, config, settings, tmp_path):
+    words = ["--datasets", entries(settings, tmp_path, replay=0.25), "--coreset.pool_factor", "2", "--max_steps", "4"]
+    code, _, error = corebatch("train", config, *words)
+    assert code == 0, error
+    folder = Path(settings["output_dir"])
+    coreset = json.loads((folder / "corebatch.json").read_text())["coreset"]
+    assert coreset["replay"] == coreset["objective"] == coreset["sampling"]["shares"] == {"rare": 0.25}
+    lines = [json.loads(line) for line in (folder / "selection.jsonl").read_text().splitlines()]
+    assert [line["chosen"]["rare"] for line in lines] == [line["chosen_examples"] / 4 for line in lines]
+
+
 @pytest.mark.parametrize(
     "more, words, message",
     [
@@ -133,6 +144,8 @@ def test_a_share_in_an_entry_is_one_of_sampling(corebatch, config, settings, tmp
         ({"share": 0.5}, ["--coreset.sampling", "{temperature: 0}"], "coreset.sampling.temperature and `share`"),
         ({"share": 0.5, "source": "sums"}, [], "Found another entry of this source"),
         ({"share": 1.5}, [], "above 0 and at most 1. Found 1.5"),
+        ({"replay": 1.0}, [], "coreset.replay: the share of 'rare' should be above 0 and below 1. Found 1.0"),
+        ({"replay": 0.5}, ["--coreset.replay", "{sums: 0.2}"], "coreset.replay and `replay`"),
         ({"share": 0.5}, ["--group_by_length"], "group_by_length"),
     ],
 )
@@ -148,3 +161,6 @@ def test_held_out_rows_have_no_share(corebatch, config, settings, tmp_path):
     code, _, error = corebatch("validate", config, "--eval_datasets", entries(settings, tmp_path, share=0.5))
     assert code == 2
     assert "eval_datasets: `share` says how often rows are drawn in training" in error
+    code, _, error = corebatch("validate", config, "--eval_datasets", entries(settings, tmp_path, replay=0.5))
+    assert code == 2
+    assert "eval_datasets: `replay` says how often rows are trained in training" in error

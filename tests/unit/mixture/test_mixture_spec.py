@@ -56,6 +56,8 @@ def test_not_a_list_of_entries(entries: Any) -> None:
         ("share", -0.1),
         ("share", float("nan")),
         ("share", "half"),
+        ("replay", 0),
+        ("replay", "some"),
     ],
 )
 def test_bad_value_names_the_key(key: str, value: Any) -> None:
@@ -83,6 +85,9 @@ def test_a_share_is_that_of_a_source_which_one_entry_has() -> None:
     assert rest == (DatasetSpec("a", source="x", repeat=2), *specs[1:])
     with pytest.raises(ConfigError, match=r"share.*source 'x'. Found another entry"):
         take_shares([*specs, DatasetSpec("d", source="x")])
+    rest, replayed = take_shares(parse_specs([{"path": "a", "source": "x", "replay": 0.05}, "b"]), key="replay")
+    assert replayed == {"x": 0.05}
+    assert all(spec.replay is None for spec in rest)
 
 
 def test_where_rows_are_only_read_a_share_is_refused() -> None:

@@ -110,7 +110,7 @@ DEFAULT_ARMS = (
 """The plain ones are sorted, as every small batch that is chosen is: what is claimed of choosing is not sorting's."""
 OBJECTIVE_ARMS = ("plain_weighted_sorted", "plain_sources_sorted")
 """By default as well where the objective is another than the plain Trainer's."""
-_CLAIM = ("objective", "weight_column", "source_tokens", "sampling")
+_CLAIM = ("objective", "weight_column", "source_tokens", "sampling", "replay")
 """Keys of the user's block that say what the update should be, and which rows come for it."""
 _KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches", *_CLAIM)
 """Keys of the user's block that every method has in common, where it can have them."""

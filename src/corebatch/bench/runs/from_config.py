@@ -66,7 +66,7 @@ class Parts:
         coreset = self.settings.coreset
         counted = {name: count.trained_tokens for name, count in train.counts.items()}
         shares = shares_of(coreset.claimed, coreset.source_tokens or counted, held_out["source"])
-        return {**shares, **kept_and_target(self.own.kept, held_out["source"])}
+        return {**shares, **kept_and_target(self.own.kept or tuple(coreset.replay or ()), held_out["source"])}
 
 
 def _check_held_out(arm: Arm, where: str) -> None:

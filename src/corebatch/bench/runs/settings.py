@@ -57,7 +57,7 @@ class CompareSettings:
         timing_pools, timing_rounds: how many pools each arm is timed on, pool_factor times over, and how often all
             in turn.
         kept: sources whose held-out loss is to be kept while others are trained for: the mean over them ("kept") and
-            that over all others ("target") stand beside the other means.
+            that over all others ("target") stand beside the other means. Empty: those that are replayed.
         tasks: evaluated at the end of each run; written as for `corebatch evaluate`.
         processes: side by side; None: one a GPU, or one.
         devices: indices of GPUs; None: all.
