@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from compare_runs import change, make_lines, make_order, make_plan, write_compar
 from corebatch.bench.runs import Comparison, markdown, read_comparison
 from corebatch.bench.runs.arms import Arm, make_arms
 from corebatch.bench.runs.comparison import MEANS
-from corebatch.bench.runs.from_config import loss_values
+from corebatch.bench.runs.from_config import Parts, loss_values
 from corebatch.bench.runs.held_out_means import kept_and_target, mean_of, shares_of
 from corebatch.bench.runs.jobs import with_every_source
+from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.statistics import losses, metrics
 from corebatch.bench.runs.tables import tests as sheets_of_tests
 from corebatch.errors import ConfigError
@@ -157,6 +159,23 @@ def test_what_is_to_be_kept_has_a_mean_of_its_own_beside_the_rest() -> None:
         kept_and_target(("alpha",), ["a", "b"])
     with pytest.raises(ConfigError, match="leave a source to train for"):
         kept_and_target(("a", "b"), ["a", "b"])
+
+
+@pytest.mark.parametrize("kept, expected", [((), "old"), (("b",), "b")], ids=["replayed", "named"])
+def test_what_is_replayed_is_to_be_kept_unless_it_is_said_otherwise(kept: tuple[str, ...], expected: str) -> None:
+    block = {"pool_factor": 2, "replay": {"old": 0.1}}
+    settings: Any = SimpleNamespace(coreset=CoresetConfig.from_dict(block))
+    parts = Parts(settings=settings, own=CompareSettings(kept=kept), arms=(), metric="claimed")
+    train: Any = SimpleNamespace(counts={name: SimpleNamespace(trained_tokens=10) for name in ("a", "b", "old")})
+    shares = parts.shares(train, {"source": ["a", "b", "old"]})
+    assert shares["claimed"] == pytest.approx({"a": 0.45, "b": 0.45, "old": 0.1})
+    assert list(shares["kept"]) == [expected]
+    assert len(shares["target"]) == 2
+    arms = arms_of(block, "random", "plain_small", "plain_weighted", "colm")
+    replays = {name: arm.coreset.replay for name, arm in arms.items()}
+    having = {name for name, replay in replays.items() if replay == {"old": 0.1}}
+    assert having == {"coreset", "random", "plain_weighted"}
+    assert replays["plain_small"] is replays["colm"] is None
 
 
 def test_a_mean_with_shares_is_one_of_the_sources_that_have_rows() -> None:
