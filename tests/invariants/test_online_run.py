@@ -127,6 +127,35 @@ def test_a_step_claims_its_shares(tmp_path, case):
         assert factors.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_doge_follows_the_gradients_of_the_pool_as_they_are(tmp_path):
+    """Not times what the objective has each row count."""
+    objective, coreset = ONLINE["doge"]
+    model, seen = made(tmp_path, objective, coreset, max_steps=4), []
+    choose = model._choose
+
+    def take(pool, plan, scores):
+        seen.append((pool, scores.features.clone()))
+        return choose(pool, plan, scores)
+
+    model._choose = take
+    run(model)
+    lines, names = untimed(tmp_path), model._run.method.source_names
+    method = make_online("doge", {"eta": 0.5})
+    order = list(lines[0]["shares"])
+    method.begin(order, torch.ones(len(order)))
+    for (pool, features), line in zip(seen, lines, strict=True):
+        assert list(line["shares"].values()) == pytest.approx(method.shares.tolist(), rel=1e-5)
+        parts = [[i for i, s in enumerate(pool.sources.tolist()) if names[s] == name] for name in order]
+        method.observe_gradients(
+            torch.stack([features[rows].sum(0) for rows in parts]),
+            torch.stack([features[rows].square().sum() for rows in parts]),
+            torch.tensor([len(rows) for rows in parts]),
+            torch.stack([pool.tokens[rows].sum() for rows in parts]),
+        )
+    assert lines[-1]["shares"] != lines[0]["shares"]
+    assert list(lines[-1]["average_shares"]) == order
+
+
 def test_measuring_held_out_losses_leaves_training_as_it_is(tmp_path):
     """With equal shares throughout it is the objective `sources`, dropout included; and nobody hears of it."""
     objective = {"online": "skill_it", "graph": "identity", "period": 1, "floor": 1.0}
