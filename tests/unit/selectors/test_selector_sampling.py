@@ -85,6 +85,14 @@ def test_inclusion_sums_to_the_budget_and_bounds_the_weights(floor: float, budge
         assert float((budget / (len(features) * found)).max()) <= (1 + floor) / floor + 1e-9
 
 
+@pytest.mark.parametrize("floor", [0.001, 0.1])
+def test_rows_of_zeros_share_what_is_left_of_the_budget(floor: float) -> None:
+    """The mean that bounds them goes to zero, and no probability with it."""
+    features = torch.diag(torch.tensor([19.0, 128.0, 12.0, *[0.0] * 6])).double()
+    found = inclusion_probabilities(features, 8, floor)
+    torch.testing.assert_close(found, torch.tensor([1.0] * 3 + [5 / 6] * 6, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("huge", [1e2, 1e4, 1e8, 1e14])
 @pytest.mark.parametrize("budget", [2, 8, 15])
 def test_one_enormous_row_does_not_make_all_others_alike(huge: float, budget: int) -> None:

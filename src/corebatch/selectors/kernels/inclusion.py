@@ -58,7 +58,7 @@ def inclusion_probabilities(features_NP: Tensor, budget: int, floor: float) -> T
         result_N, certain = _in_proportion(sizes_N.clamp(min=floor * mean), budget)
         # From above, and the bound holds for every mean on the way.
         lower = float(sizes_N.clamp(max=certain).mean())
-        if lower >= mean * (1.0 - 1e-9):
+        if lower >= mean * (1.0 - 1e-9) or floor * lower == 0.0:  # towards 0 where rows of zeros have to be drawn
             break
         mean = lower
     return result_N
