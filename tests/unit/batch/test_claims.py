@@ -31,6 +31,16 @@ def rows():
     return gradients + tokens[:, None], tokens, torch.arange(N) % 3, torch.arange(N)
 
 
+def pool_of(rows):
+    """All rows as a pool on one rank."""
+    _, tokens, sources, ids = rows
+    zeros = torch.zeros(N, dtype=torch.long)
+    return Pool(
+        ids=ids, sources=sources, lengths=tokens, tokens=tokens, ranks=zeros, rows=ids, batches=zeros, widths=tokens,
+        eligible=torch.ones(N, dtype=torch.bool),
+    )  # fmt: skip
+
+
 def claims_of(value, *, corrected=False, weighed=False):
     made = Claims(make_objective(value))
     made.counts, made.steps = COUNTS, 10
@@ -83,11 +93,7 @@ def test_the_mean_of_what_is_trained_is_what_is_claimed(rows, value, corrected):
     gradients, tokens, sources, ids = rows
     claim = claims_of(value, corrected=corrected).of(ids, sources, tokens, 7)
     unit = "example_mean" if value == "examples" else "token_mean"
-    zeros = torch.zeros(N, dtype=torch.long)
-    pool = Pool(
-        ids=ids, sources=sources, lengths=tokens, tokens=tokens, ranks=zeros, rows=ids, batches=zeros, widths=tokens,
-        eligible=torch.ones(N, dtype=torch.bool),
-    )  # fmt: skip
+    pool = pool_of(rows)
     pool, claim = under(pool, claim, M, every_row=False)
     candidates, chooses = pool.eligible.nonzero().flatten(), make_selector("importance")
     size = tokens.double().sqrt() if claim.factors is None else tokens.double().sqrt() * claim.factors
@@ -109,11 +115,7 @@ def test_the_mean_of_what_is_trained_is_what_is_claimed(rows, value, corrected):
 def test_rows_that_count_nothing_are_chosen_only_where_others_do_not_suffice(rows):
     _, tokens, sources, ids = rows
     claim = claims_of({"rare": 1.0}).of(ids, sources, tokens, 0)
-    zeros = torch.zeros(N, dtype=torch.long)
-    pool = Pool(
-        ids=ids, sources=sources, lengths=tokens, tokens=tokens, ranks=zeros, rows=ids, batches=zeros, widths=tokens,
-        eligible=torch.ones(N, dtype=torch.bool),
-    )  # fmt: skip
+    pool = pool_of(rows)
     few, narrowed = under(pool, claim, M, every_row=False)
     assert set(sources[few.eligible].tolist()) == {2}
     assert narrowed.total == float(tokens.sum())
