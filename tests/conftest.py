@@ -27,6 +27,7 @@ SECONDS = {
     "test_cli_folders.py": 25,
     "test_cuts.py": 25,
     "test_data_sets.py": 25,
+    "test_mixture_search.py": 20,
     "test_search.py": 20,
     "test_bayes.py": 20,
     "test_cli_validate.py": 20,

@@ -193,3 +193,9 @@ def runtime(node):
         if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
             yield child
             yield from runtime(child)
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest takes the second for the first, and collects neither."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
