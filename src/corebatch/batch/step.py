@@ -1,6 +1,6 @@
 """One step, on one page: a rank's rows of the pool go in, its micro-batches of the small batch come out.
 
-    1 pool     what is known of every row, on every rank alike
+    1 pool     what is known of every row, and by how much it counts (`batch/claims.py`), on every rank alike
     2 scores   of those rows that the plan wants, by forwards on the rank that holds them
     3 choice   which rows are trained, and the selector's weights: the same on every rank
     4 weights  by what each row's loss is multiplied, and the denominator (`batch/weights.py`)

@@ -19,6 +19,7 @@ from torch import Tensor
 from corebatch.batch.method import CoresetStep
 from corebatch.errors import CheckpointError
 from corebatch.files import replacing, sync, write_text
+from corebatch.objective import LOSSES
 from corebatch.record.checkpoint_files import CutOffError, check_contents, check_files, list_files
 from corebatch.record.provenance import versions
 from corebatch.record.run_identity import check_same_run, note_versions
@@ -225,9 +226,9 @@ def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     is only measured, how rows are cut into micro-batches, which leaves the update as it is; with keys that checkpoints
     from before them lack."""
     free = ("track_error", "micro_batches", "loss_by_source")
-    settings = {"leftovers": "random", "sampling": None} | {
-        key: value for key, value in settings.items() if key not in free
-    }
+    claimed = dict.fromkeys(("weight_column", "source_tokens", "sampling", "replay"))
+    before = {"leftovers": "random", "objective": LOSSES.get(settings.get("loss", "")), **claimed}
+    settings = before | {key: value for key, value in settings.items() if key not in free}
     scoring = settings.get("scoring")
     if isinstance(scoring, dict):
         kept = {key: value for key, value in scoring.items() if key not in ("rows", "reuse_place", "reuse_gb")}

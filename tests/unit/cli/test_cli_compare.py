@@ -21,6 +21,7 @@ from corebatch.bench.runs.folder import alone
 from corebatch.bench.runs.training_run import _CountingTrainer
 from corebatch.cli import compare as command
 from corebatch.errors import ConfigError
+from in_process import InProcess
 
 ARMS = list(DEFAULT_ARMS)
 
@@ -58,32 +59,16 @@ def held_out(folder: Path) -> Path:
     return path
 
 
-class Here:
+class Here(InProcess):
     """Runs the jobs in this process."""
 
     def __init__(self, parts: Any) -> None:
         torch.set_num_threads(1)
-        self.place = jobs.Workplace(parts, "cpu")
+        super().__init__(parts)
 
     @contextmanager
     def one(self) -> Iterator[Callable[[Any], Any]]:
         yield self.place.run
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @contextmanager
-    def all(self) -> Iterator[Any]:
-        yield lambda wanted: ((job, self.outcome(job)) for job in wanted)
-
-    def outcome(self, job: Any) -> Any:
-        try:
-            return self.place.run(job)
-        except Exception as error:
-            return jobs.failure(error)
 
 
 @pytest.fixture

@@ -150,6 +150,18 @@ def test_another_cut_into_micro_batches_goes_on_with_a_warning(tmp_path: Path, c
     assert "micro_batches length, and the run goes on with {'by': 'positions', 'most': 512}" in caplog.text
 
 
+@pytest.mark.parametrize("loss, other", [("token_mean", "sources"), ("example_mean", "tokens")])
+def test_a_checkpoint_from_before_there_were_objectives_loads(tmp_path: Path, loss: str, other: str) -> None:
+    config = CoresetConfig(loss=loss)
+    folder = saved(tmp_path / "checkpoint-5", config)
+    later = ("objective", "weight_column", "source_tokens", "sampling", "replay", "loss_by_source")
+    rewrite(folder, coreset={key: value for key, value in config.to_dict().items() if key not in later})
+    assert load_state(folder, config.build(), config.to_dict()) == 5
+    changed = config.changed(objective=other)
+    with pytest.raises(CheckpointError, match=f"objective was '{config.objective}' and is '{other}'"):
+        load_state(folder, changed.build(), changed.to_dict())
+
+
 def test_a_checkpoint_from_before_leftovers_were_a_setting_loads(tmp_path: Path) -> None:
     """They went by largest remainders then; the run goes on, and says with which version it began."""
     config = CoresetConfig(selector="stratified")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ import yaml
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from corebatch.bench.runs import jobs
 from corebatch.bench.search import from_config
 from corebatch.bench.search import job as search_job
 from corebatch.cli import mixture_search as command
 from corebatch.errors import ConfigError
 from folders import save_tiny_model
+from in_process import InProcess
 
 pytest.importorskip("botorch", reason="needs pip install 'corebatch[search]'")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,32 +54,20 @@ def values(model_folder: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-class Here:
+class Here(InProcess):
     """Runs the jobs in this process; `most` of them before it is killed."""
 
     most = 10**6
 
     def __init__(self, parts: Any) -> None:
-        self.place, self.made = jobs.Workplace(parts, "cpu"), 0
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @contextmanager
-    def all(self) -> Iterator[Any]:
-        yield lambda wanted: ((job, self.outcome(job)) for job in wanted)
+        super().__init__(parts)
+        self.made = 0
 
     def outcome(self, job: Any) -> Any:
         if self.made == self.most:
             raise KeyboardInterrupt
         self.made += 1
-        try:
-            return self.place.run(job)
-        except Exception as error:
-            return jobs.failure(error)
+        return super().outcome(job)
 
 
 @pytest.fixture
