@@ -31,6 +31,7 @@ ALLOWED = {
     "objective": LEAVES | {"sources", "sampling"},
     "memory": LEAVES | {"scoring"},
     "sampling": LEAVES | {"sources"},
+    "subset": LEAVES | METHODS | {"sources", "objective", "memory"},
     "distributed": LEAVES,
     "batch": CHOOSE,
     "record": CHOOSE | {"batch"},
@@ -40,8 +41,8 @@ ALLOWED = {
     "rendering": LEAVES,
     "report": LEAVES | {"rendering"},
     "config": RUN | {"mixture"},
-    "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering"},
-    "launch": RUN | {"config", "mixture", "evaluation", "report", "rendering"},
+    "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset"},
+    "launch": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset"},
     "demo": RUN | {"mixture", "evaluation"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
@@ -59,6 +60,7 @@ WITHOUT_TRANSFORMERS = {
     "selectors",
     "transforms",
     "memory",
+    "subset",
     "distributed",
     "rendering",
     "report",
