@@ -1,4 +1,5 @@
-"""What is remembered of examples that were scored or trained: a narrow feature, its size, the loss, and when.
+"""What is remembered of examples that were scored or trained: a narrow feature, its size, the loss, and when; or of all
+rows of a data set their losses alone.
 
 Shape suffixes: N examples asked for, K examples remembered, W numbers of a narrow feature.
 """
@@ -162,3 +163,39 @@ class FeatureMemory:
         self._lengths = torch.cat([self._lengths, torch.zeros(more)])
         self._losses = torch.cat([self._losses, torch.full((more,), math.nan)])
         self._steps = torch.cat([self._steps, torch.zeros(more, dtype=torch.long)])
+
+
+class LossMemory:
+    """What training taught of each row of a data set, by the row's number; 12 bytes a row.
+
+    Args:
+        count: N, rows of the data set.
+
+    Attributes:
+        losses: float32 [N], the mean token loss of each row when it was trained last; NaN where it never was.
+        before: float32 [N], that of the time before; NaN where it was trained once at most.
+        sizes: float32 [N], how long its gradient was then, in a unit of the caller's.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.losses, self.before, self.sizes = (torch.full((count,), math.nan) for _ in range(3))
+
+    def update(self, rows: Tensor, losses: Tensor, sizes: Tensor) -> None:
+        """Takes what a step taught.
+
+        Args:
+            rows: LongTensor [K]; of one that comes twice the last counts.
+            losses, sizes: [K].
+        """
+        last = {row: at for at, row in enumerate(rows.tolist())}
+        rows, taken = torch.tensor(list(last), dtype=torch.long), torch.tensor(list(last.values()), dtype=torch.long)
+        self.before[rows] = self.losses[rows]
+        self.losses[rows], self.sizes[rows] = losses[taken].float(), sizes[taken].float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {"losses": self.losses.clone(), "before": self.before.clone(), "sizes": self.sizes.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """From a checkpoint."""
+        self.losses, self.before, self.sizes = (state[key].clone() for key in ("losses", "before", "sizes"))

@@ -45,6 +45,8 @@ class StepLine:
         shares: of the sources in what the step claims, where an online objective changes them. average_shares: their
             mean over the steps before it, where that is the method's result.
         kept: sources that were kept whole in this step.
+        data_pass: the pass over the data that the step's last row is of, from 1, where passes leave rows out that are
+            learnt. pass_rows: how many rows come in it.
         pool_examples, chosen_examples: rows drawn, rows trained on, over all ranks.
         examples_scored: rows that a forward scored. scoring: how the pool was scored in this step.
         pool_loss, chosen_loss: token means when the pool was scored, without weights (nats per token).
@@ -81,6 +83,8 @@ class StepLine:
     shares: Mapping[str, float] = field(default_factory=dict)
     average_shares: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    data_pass: int | None = None
+    pass_rows: int | None = None
     pool_examples: int
     chosen_examples: int
     examples_scored: int | None = None

@@ -54,6 +54,8 @@ class Claim:
 
 Corrections = Callable[[int], Mapping[int, float] | None]
 """a_s by source at an optimizer step, or None for ones."""
+RowCorrections = Callable[[int, Tensor], Tensor | None]
+"""a_i of the rows (LongTensor [N], ascending) of an optimizer step, float64 [N], or None for ones."""
 
 
 class Claims:
@@ -65,6 +67,7 @@ class Claims:
     Attributes:
         counts: over the data set, where the objective goes by source.
         corrections: of rows that are drawn more or less often than they are in the data, or None.
+        row_corrections: the same row by row, or None.
         row_weights: float64 [examples of the data set], the values of `weight_column`, or None.
         steps: optimizer steps of the run, for a schedule.
         online: the shares of an objective that is online, or None.
@@ -74,6 +77,7 @@ class Claims:
         self.objective = objective or Objective("tokens")
         self.counts: TokenCounts | None = None
         self.corrections: Corrections | None = None
+        self.row_corrections: RowCorrections | None = None
         self.row_weights: Tensor | None = None
         self.steps: int | None = None
         self.online: OnlineObjective | None = None
@@ -99,7 +103,7 @@ class Claims:
             ids, sources, tokens: LongTensors [N] on the CPU: example ids, numbers of sources, trained tokens.
             step: the number of the optimizer step, from 0.
         """
-        drawn = self._corrections(sources, step)
+        drawn = self._corrections(ids, sources, step)
         parts = torch.ones(len(tokens), dtype=torch.float64) if self.objective.by_example else tokens.double()
         if drawn is not None:
             parts = parts * drawn
@@ -108,7 +112,9 @@ class Claims:
             factors = _times(factors, self.row_weights[ids])
         return Claim(factors, parts)
 
-    def _corrections(self, sources: Tensor, step: int) -> Tensor | None:
+    def _corrections(self, ids: Tensor, sources: Tensor, step: int) -> Tensor | None:
+        if self.row_corrections is not None:
+            return self.row_corrections(step, ids) if self.objective.corrects else None
         found = self.corrections(step) if self.corrections is not None and self.objective.corrects else None
         return None if found is None else _by_source(found, sources)
 

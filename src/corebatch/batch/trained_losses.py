@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,25 @@ SUM_DIGITS, MEAN_DIGITS = 9, 6
 """Of the numbers that are recorded: of sums over steps' parts, and of single rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What training a step's rows taught of them.
+
+    Attributes:
+        ids, tokens: LongTensor [M], example ids and trained tokens.
+        losses: float64 [M], mean token losses (nats per token).
+        sizes: float64 [M], sqrt(sum_t (1 - p_t)^2), p_t being the probability of label t: the length of the gradient in
+            the logits, as if tokens were orthogonal, within a factor of the root of 2.
+        factors: float64 [M], by how much each counted in what the step claimed.
+    """
+
+    ids: Tensor
+    losses: Tensor
+    sizes: Tensor
+    tokens: Tensor
+    factors: Tensor
+
+
 class TrainedLosses:
     """Adds up, over the micro-batches of a step, the losses of its rows; what is known is the same on every rank.
 
@@ -36,15 +56,18 @@ class TrainedLosses:
         first: whether this is the rank that tells the user what cannot be known.
         only_weighted: whether micro-batches say where rows lie only where these have weights: a method of the user's
             own may hand all that it is given to the model.
+        sized: whether sizes are wanted.
 
     Attributes:
         by_source: of the last step that was settled: (sum of w_i L_i, sum of w_i l_i) in nats and tokens, by the
             number of the source, for those with trained tokens; None where it is not known.
         rows: of that step, each chosen row's mean token loss, None for rows without a trained token; None if unknown.
+        taught: of that step's rows with trained tokens, or None if unknown; without `sized` their sizes are zeros.
     """
 
-    def __init__(self, *, first: bool = True, only_weighted: bool = False) -> None:
-        self.first, self.only_weighted, self._told = first, only_weighted, False
+    def __init__(self, *, first: bool = True, only_weighted: bool = False, sized: bool = False) -> None:
+        self.first, self.only_weighted, self.sized, self._told = first, only_weighted, sized, False
+        self.taught: Taught | None = None
         self.by_source: dict[int, tuple[float, float]] | None = None
         self.rows: list[float | None] | None = None
         self._slots: dict[int, int] = {}
@@ -54,6 +77,7 @@ class TrainedLosses:
         self._sources: list[int] = []
         self._tokens: list[int] = []
         self._weights: list[float] = []
+        self._ids, self._factors = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
 
     def begin(self, pool: Pool, chosen: Tensor, selected: Tensor, mine: int) -> None:
         """A step begins.
@@ -63,7 +87,9 @@ class TrainedLosses:
             selected: [M], the selector's weights.
             mine: how many of the rows are trained on this rank.
         """
-        self.by_source = self.rows = self._sums = self._sound = None
+        self.by_source = self.rows = self.taught = self._sums = self._sound = None
+        self._ids = pool.ids[chosen]
+        self._factors = torch.ones(len(chosen)).double() if pool.factors is None else pool.factors[chosen]
         self._slots = {position: slot for slot, position in enumerate(chosen.tolist())}
         self._sources, self._tokens = pool.sources[chosen].tolist(), pool.tokens[chosen].tolist()
         self._weights, self._left = selected.detach().double().tolist(), mine
@@ -80,13 +106,11 @@ class TrainedLosses:
         slots = [self._slots.get(position, last) for position in spans[:, 0].tolist()]
         self._left -= sum(slot < last for slot in slots)
         wide = losses.detach().to(_widest(losses.device))
-        if len(slots) == len(wide):
-            each = wide.sum(dim=1)
-        else:  # packed
-            sizes = (spans[:, 3] - spans[:, 2]).to(wide.device)
-            each = torch.segment_reduce(wide.flatten()[: int(spans[-1, 3])], "sum", lengths=sizes)
+        each = _by_row(wide, spans)
+        if self.sized:  # a label that is not trained has no loss, and so a probability of 1
+            each = torch.stack([each, _by_row((1 - torch.exp(-wide)).square(), spans)], dim=1)
         if self._sums is None:
-            self._sums = each.new_zeros(last + 1)
+            self._sums = each.new_zeros(last + 1, *each.shape[1:])
         self._sums.index_add_(0, torch.tensor(slots, device=self._sums.device), each.to(self._sums.device))
         if sound is not None:
             sound = sound.to(self._sums.device)
@@ -113,20 +137,23 @@ class TrainedLosses:
             handle.remove()
 
     def message(self, device: torch.device) -> Tensor:
-        """What `settle` wants the sum over ranks of, [M + 1]: the rows' summed losses, and whether one is unknown."""
+        """What `settle` wants the sum over ranks of, [M + 1] or with sizes [2 M + 1]: the rows' summed losses, the
+        squares of their sizes, and whether one is unknown."""
         count, dtype = len(self._slots), _widest(device)
-        sums = torch.zeros(count, dtype=dtype) if self._sums is None else self._sums[:count]
+        sums = torch.zeros(count, 2 if self.sized else 1, dtype=dtype) if self._sums is None else self._sums[:count]
+        sums = sums.view(count, -1).T.flatten()
         bad = torch.tensor(float(self._left != 0), dtype=dtype, device=device)
         if self._sound is not None:
             bad = bad + (~self._sound).to(bad)
         return torch.cat([sums.to(device, dtype), bad.reshape(1)])
 
     def settle(self, numbers: list[float]) -> None:
-        """The step has been run on every rank. `numbers`: [M + 1], the sum of all ranks' messages."""
+        """The step has been run on every rank. `numbers`: the sum of all ranks' messages."""
         *sums, bad = numbers
-        self.by_source = self.rows = None
+        self.by_source = self.rows = self.taught = None
         if bad:
             return
+        sums, squares = sums[: len(self._tokens)], sums[len(self._tokens) :]
         found: dict[int, list[float]] = {}
         for source, weight, tokens, loss in zip(self._sources, self._weights, self._tokens, sums, strict=True):
             if tokens:
@@ -134,8 +161,16 @@ class TrainedLosses:
                 whole[0] += weight * loss
                 whole[1] += weight * tokens
         self.by_source = {source: (loss, tokens) for source, (loss, tokens) in sorted(found.items()) if tokens > 0}
+        self.taught = self._taught(sums, squares)
         each = zip(self._tokens, sums, strict=True)
         self.rows = [float(f"{loss / tokens:.{MEAN_DIGITS}g}") if tokens else None for tokens, loss in each]
+
+    def _taught(self, sums: list[float], squares: list[float]) -> Taught:
+        tokens = torch.tensor(self._tokens, dtype=torch.long)
+        there = (tokens > 0).nonzero().flatten()
+        losses = torch.tensor(sums, dtype=torch.float64)[there] / tokens[there]
+        sizes = torch.tensor(squares, dtype=torch.float64).sqrt()[there] if squares else torch.zeros_like(losses)
+        return Taught(self._ids[there], losses, sizes, tokens[there], self._factors[there])
 
     def line(self, names: Any) -> dict[str, Any]:
         """The fields of the record's line: the mean token loss of each source, and the weighted tokens it is over; the
@@ -176,3 +211,11 @@ def by_source(losses: Tensor, tokens: Tensor, sources: Tensor, names: Mapping[in
 def _widest(device: torch.device) -> torch.dtype:
     """Apple's devices have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _by_row(values: Tensor, spans: Tensor) -> Tensor:
+    """The sum over each row's tokens, of [rows, T] or of rows that are packed into one."""
+    if len(spans) == len(values):
+        return values.sum(dim=1)
+    sizes = (spans[:, 3] - spans[:, 2]).to(values.device)
+    return torch.segment_reduce(values.flatten()[: int(spans[-1, 3])], "sum", lengths=sizes)

@@ -155,6 +155,8 @@ def _line(one: TrainedSource) -> dict[str, Any]:
 
 
 def _how_drawn(coreset: CoresetConfig) -> str:
+    if coreset.sampling is not None and coreset.sampling.learnt is not None:
+        return f"{coreset.sampling.in_words().capitalize()}; the table is that of a whole pass."
     if coreset.sampling is None:
         return "Rows come as often as they are in the data."
     if coreset.claimed.corrects:

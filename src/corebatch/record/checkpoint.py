@@ -10,8 +10,9 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,16 +24,21 @@ from corebatch.objective import LOSSES
 from corebatch.record.checkpoint_files import CutOffError, check_contents, check_files, list_files
 from corebatch.record.provenance import versions
 from corebatch.record.run_identity import check_same_run, note_versions
-from corebatch.sampling.order import DrawnOrder
 
 if TYPE_CHECKING:
-    from corebatch.batch.online import OnlineObjective
     from corebatch.batch.scoring import Scoring
 
 logger = logging.getLogger(__name__)
 
 TENSORS, MARKER = "corebatch_state.safetensors", "corebatch_state.json"
 TRAINER_STATE = "trainer_state.json"
+
+
+class Stateful(Protocol):
+    """What has tensors for a checkpoint."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
@@ -45,20 +51,19 @@ def save_state(
     global_step: int,
     scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
-    order: DrawnOrder | None = None,
-    online: OnlineObjective | None = None,
+    others: Mapping[str, Stateful] | None = None,
 ) -> None:
     """Adds the selection's state to a checkpoint folder; the marker comes last and says that all is there. `run`: what
-    `run_identity.describe_run` says; None where only settings are to be compared. `order`: of the epoch's rows.
-    `online`: of an online objective."""
+    `run_identity.describe_run` says; None where only settings are to be compared. `others`: what else has a state,
+    by name."""
     unmark(folder)
     tensors = {} if step.normalise is None else step.normalise.state_dict()
     whole = {f"normalise.{key}": value for key, value in tensors.items()}
     if step.feedback is not None:
         whole |= {f"feedback.{key}": value for key, value in step.feedback.state_dict().items()}
     whole |= {f"scoring.{key}": value for key, value in ({} if scoring is None else scoring.state_dict()).items()}
-    whole |= {f"order.{key}": value for key, value in ({} if order is None else order.state_dict()).items()}
-    whole |= {f"online.{key}": value for key, value in ({} if online is None else online.state_dict()).items()}
+    for name, other in (others or {}).items():
+        whole |= {f"{name}.{key}": value for key, value in other.state_dict().items()}
     with replacing(folder / TENSORS) as part:
         save_file({key: value.contiguous() for key, value in whole.items()}, part)
     files = list_files(folder, MARKER)
@@ -108,16 +113,14 @@ def load_state(
     scoring: Scoring | None = None,
     run: dict[str, Any] | None = None,
     hashes: bool = True,
-    order: DrawnOrder | None = None,
-    online: OnlineObjective | None = None,
+    others: Mapping[str, Stateful] | None = None,
 ) -> int:
     """Restores the selection's state from a checkpoint.
 
     Args:
         run: what `run_identity.describe_run` says of the run that goes on; None: only settings are compared.
         hashes: whether the contents of all files are compared with their hashes; one process of a machine does it.
-        order: takes what the checkpoint says of the epoch's order.
-        online: takes the state of an online objective.
+        others: what else has a state, by the name that it was saved under.
 
     Returns:
         The number of optimizer steps that it holds.
@@ -140,10 +143,8 @@ def load_state(
         step.feedback.load_state_dict(_of(tensors, "feedback."))
     if scoring is not None:
         scoring.load_state_dict(_of(tensors, "scoring."))
-    if order is not None:
-        order.load_state_dict(_of(tensors, "order."))
-    if online is not None:
-        online.load_state_dict(_of(tensors, "online."))
+    for name, other in (others or {}).items():
+        other.load_state_dict(_of(tensors, f"{name}."))
     return steps
 
 

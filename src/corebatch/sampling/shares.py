@@ -19,12 +19,13 @@ from torch import Tensor
 
 from corebatch.errors import ConfigError
 from corebatch.options import hint
+from corebatch.sampling.learnt import LearntRows, make_learnt
 from corebatch.sampling.schedule import Schedule, Stretch, parse_schedule
 from corebatch.sources import complete_shares
 
 Epochs = Literal["new_draw", "fixed"]
 Until = Literal["all_seen", "shortest"]
-KEYS = ("shares", "temperature", "epochs", "until")
+KEYS = ("shares", "temperature", "epochs", "until", "learnt")
 WHAT = "coreset.sampling"
 MOST_ROWS = 2**30
 """Of an epoch: its order is held in memory."""
@@ -44,12 +45,14 @@ class Sampling:
             one comes again; "fixed": each epoch has the same rows. The order is a new one in both.
         until: what an epoch is: "all_seen": all rows of each source that is drawn have come; "shortest": those of the
             source have that is through first; None: as many rows as the data set has.
+        learnt: which rows come in a pass, by what training has taught of them; sources have no shares then.
     """
 
     shares: Mapping[str, float] | Schedule[Mapping[str, float]] | None = None
     temperature: float | None = None
     epochs: Epochs = "new_draw"
     until: Until | None = None
+    learnt: LearntRows | None = None
 
     @property
     def changes(self) -> bool:
@@ -58,6 +61,8 @@ class Sampling:
 
     def in_words(self) -> str:
         """What it is, in half a sentence."""
+        if self.learnt is not None:
+            return self.learnt.in_words()
         if isinstance(self.shares, Schedule):
             return "sources drawn by a schedule of shares"
         if self.shares is None:
@@ -66,6 +71,8 @@ class Sampling:
 
     def plain(self) -> dict[str, Any]:
         """As a config file has it, in its shortest form."""
+        if self.learnt is not None:
+            return {"learnt": self.learnt.plain()}
         shares: Any = self.shares.plain() if isinstance(self.shares, Schedule) else self.shares
         epochs = None if self.epochs == "new_draw" else self.epochs
         given = {"shares": shares, "temperature": self.temperature, "epochs": epochs, "until": self.until}
@@ -89,9 +96,16 @@ def make_sampling(value: Any) -> Sampling | None:
     given = {key: one for key, one in value.items() if one is not None}
     if not given:
         return None
+    if "learnt" in given:
+        if len(given) > 1:
+            other = next(key for key in given if key != "learnt")
+            raise ConfigError(
+                f"{WHAT}.learnt decides by itself which rows come, and how often. Found {other} beside it."
+            )
+        return Sampling(learnt=make_learnt(given["learnt"]))
     if ("shares" in given) == ("temperature" in given):
         found = "both" if "shares" in given else ", ".join(given)
-        raise ConfigError(f"{WHAT} needs shares or a temperature, one of them. Found {found}.")
+        raise ConfigError(f"{WHAT} needs shares, a temperature or learnt, one of them. Found {found}.")
     shares: Any = given.get("shares")
     if isinstance(shares, list | tuple):
         shares = parse_schedule(shares, lambda part: _shares(part, scheduled=True), f"{WHAT}.shares")
@@ -239,6 +253,8 @@ class DrawPlan:
 def plan_by_name(sampling: Sampling | None, rows: Mapping[str, int], steps: int = 0) -> DrawPlan:
     """A plan of counts by name, before there is a data set; without settings as rows are in the data. `steps`: of the
     run. Raises ConfigError: as DrawPlan."""
+    if sampling is None or sampling.learnt is not None:  # sources have no shares of their own
+        sampling = Sampling(temperature=1.0)
     names = dict(enumerate(sorted(rows)))
     counts = {number: rows[name] for number, name in names.items()}
-    return DrawPlan(sampling or Sampling(temperature=1.0), names, counts, lambda: steps)
+    return DrawPlan(sampling, names, counts, lambda: steps)

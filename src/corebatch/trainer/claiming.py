@@ -44,6 +44,11 @@ class ClaimSettings:
         check_counting(objective, self.weight_column, self.source_tokens)
         sampling = None if self.sampling == "none" else make_sampling(self.sampling)
         if self.replay is not None:
+            if sampling is not None and sampling.learnt is not None:
+                raise ConfigError(
+                    "coreset.replay draws sources by shares, and coreset.sampling.learnt rows by their losses. Found "
+                    "both: leave one out."
+                )
             sampling = sampling or Sampling(shares=dict(self.replay))
             if isinstance(sampling.shares, Mapping):
                 sampling = replace(sampling, shares={**self.replay, **sampling.shares})
@@ -63,6 +68,8 @@ class ClaimSettings:
     def weighs(self) -> bool:
         """Whether rows count otherwise than in the Trainer's own mean over tokens of what comes."""
         corrects = self.sampling is not None and self.claimed.corrects
+        if corrects and self.sampling.learnt is not None:
+            corrects = self.sampling.learnt.unbiased
         return not self.claimed.plainly_tokens or self.weight_column is not None or corrects
 
 

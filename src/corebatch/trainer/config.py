@@ -92,7 +92,8 @@ class CoresetConfig(ClaimSettings):
             the numbers go into the record and the log; 0 is never. Training is the same bit for bit. Such a step
             costs a forward and a backward of every row that was drawn, and a second one of the chosen rows.
         sampling: how often the rows of each source come, a mapping of `shares` or `temperature`, `epochs` and `until`
-            (`corebatch.sampling.shares.Sampling`); None: as the Trainer draws them.
+            (`corebatch.sampling.shares.Sampling`); or {"learnt": method}, which rows come in a pass by what they have
+            taught (`corebatch.sampling.learnt`); None: as the Trainer draws them.
         replay: sources that each step trains a share of, {"general": 0.05}: so many of its rows, rounded at random, are
             of that source, chosen apart. `sampling`, where it says nothing of them, draws them as often, and "tokens"
             becomes an objective with these shares. With pool_factor 1 they have their shares of what is drawn.

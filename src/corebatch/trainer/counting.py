@@ -57,10 +57,13 @@ def make_claims(trainer: Any, dataset: Any, sources: Sources) -> Claims:
     if claims.objective.by_source:
         claims.counts = _counts(trainer, dataset, sources, coreset)
         claims.check()
-    if coreset.sampling is not None:
-        claims.corrections = trainer._run.draws.corrections
-        _check_drawn(claims, trainer._run.draws.never_drawn())
-    if (online := trainer._run.online) is not None:
+    run = trainer._run
+    if run.draws is not None:
+        claims.corrections = run.draws.corrections
+        _check_drawn(claims, run.draws.never_drawn())
+    if run.learnt is not None and run.learnt.method.unbiased:
+        claims.row_corrections = run.learnt.weights
+    if (online := run.online) is not None:
         assert claims.counts is not None
         online.begin(claims.counts.names, claims.counts.tokens)
         check_held_out(trainer, online)

@@ -82,11 +82,13 @@ def look(trainer: Any, model: Any, batches: Sequence[dict[str, Tensor]], padding
 
 def _trained_losses(trainer: Any) -> TrainedLosses | None:
     """What adds up the losses of trained rows, where it is asked for; "auto" asks where there are several sources."""
-    wanted = trainer.coreset.loss_by_source
+    wanted, sized = trainer.coreset.loss_by_source, trainer._run.learnt is not None
+    if sized:
+        wanted = True
     if not wanted or (wanted == "auto" and len(trainer._tagged.latest(trainer).counts) == 1):
         return None
     owned = own_methods(trainer, ("training_step", "compute_loss"))
-    return TrainedLosses(first=trainer.is_world_process_zero(), only_weighted=bool(owned))
+    return TrainedLosses(first=trainer.is_world_process_zero(), only_weighted=bool(owned), sized=sized)
 
 
 def is_flash(model: Any) -> bool:

@@ -15,6 +15,7 @@ from corebatch.trainer.checks import check_settings
 from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.in_backward import check_in_backward
+from corebatch.trainer.learnt import LearntWatch
 from corebatch.trainer.online import OnlineWatch
 from corebatch.trainer.own_loss import LossWatch
 from corebatch.trainer.parts import check_parts
@@ -44,7 +45,7 @@ def set_up(trainer: Any) -> None:
         check_tracking(trainer.coreset.track_error, in_backward=check_in_backward(trainer), sharded=sharded(trainer))
         if trainer._recorder is None:
             trainer._recorder = writer.Recorder(trainer, check=check_chosen)
-            trainer._watches = (LossWatch(trainer), OnlineWatch(trainer))
+            trainer._watches = (LossWatch(trainer), OnlineWatch(trainer), LearntWatch(trainer))
         if not recorded:
             for callback in (trainer._recorder, *trainer._watches):
                 trainer.add_callback(callback)

@@ -18,6 +18,7 @@ from corebatch.record.run_file import absent_note, kept_note
 from corebatch.record.run_identity import sampling as sampling_strategy
 from corebatch.sampling.draws import SourceSampler
 from corebatch.sampling.epochs import follow_epochs
+from corebatch.sampling.passes import LearntSampler
 from corebatch.sampling.shares import DrawPlan
 from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
 from corebatch.sources import absent_names, small_candidates
@@ -71,7 +72,7 @@ def draw_plan(trainer: Any) -> DrawPlan | None:
         ConfigError: `coreset.sampling` names a source that is not there, or stands beside a stream or another order.
     """
     sampling, dataset = trainer.coreset.sampling, trainer.train_dataset
-    if sampling is None or dataset is None:
+    if sampling is None or sampling.learnt is not None or dataset is None:
         return None
     if is_stream(dataset):
         raise ConfigError(
@@ -87,7 +88,7 @@ def draw_plan(trainer: Any) -> DrawPlan | None:
     return DrawPlan(sampling, sources.names, sources.counts, lambda: int(trainer.state.max_steps))
 
 
-def source_sampler(trainer: Any, replaced: Any) -> SourceSampler:
+def own_sampler(trainer: Any, replaced: Any) -> SourceSampler | LearntSampler:
     """The sampler by `coreset.sampling`, in the place of the Trainer's.
 
     Raises:
@@ -102,6 +103,8 @@ def source_sampler(trainer: Any, replaced: Any) -> SourceSampler:
     rows = run.scoring.micro_batch * trainer.coreset.pool_factor * args.gradient_accumulation_steps * run.ranks.count
     seed = args.seed if args.data_seed is None else args.data_seed
     assert ids is not None, "a plan is made of data with a length"
+    if run.learnt is not None:
+        return LearntSampler(run.learnt, large=rows, step=lambda: trainer.state.global_step)
     return SourceSampler(run.draws, ids, large=rows, seed=seed, step=lambda: trainer.state.global_step)
 
 
@@ -167,7 +170,7 @@ def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
             f"The train loader should draw per_device_train_batch_size x pool_factor = {drawn} rows at a time. "
             f"Found {found}: a sampler or loader of its own ignores the batch size."
         )
-    if trainer._run.draws is not None and not isinstance(_innermost(loader, "sampler"), SourceSampler):
+    if trainer._run.own_order and not isinstance(_innermost(loader, "sampler"), SourceSampler | LearntSampler):
         raise ConfigError(
             "coreset.sampling decides on which rows come. Found a train loader with a sampler of its own: leave one of "
             "the two out."
@@ -195,7 +198,7 @@ def eligible(trainer: Any, batches: Sequence[dict[str, Tensor]], ranks: Ranks, p
     rows = [len(batch[ID]) for batch in batches]
     found = torch.ones(sum(rows), dtype=torch.bool)
     state = trainer.accelerator.gradient_state
-    if ranks.count == 1 or not rows or trainer.coreset.pool_factor == 1 or trainer._run.draws is not None:
+    if ranks.count == 1 or not rows or trainer.coreset.pool_factor == 1 or trainer._run.own_order:
         return found
     if not trainer._tagged.latest(trainer).counts:  # a stream is numbered as it comes
         return passes.fresh(torch.cat([batch[ID] for batch in batches]).cpu())

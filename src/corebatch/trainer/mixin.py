@@ -108,8 +108,8 @@ class CoresetMixin(_Base):
         sampler = super()._get_train_sampler(*args, **kwargs)
         if not self.coreset.takes_part:
             return sampler
-        if self._run.draws is not None:
-            return loading.source_sampler(self, sampler)
+        if self._run.own_order:
+            return loading.own_sampler(self, sampler)
         drawn = None if self.coreset.pool_factor > 1 else self._run.order
         return resumable(sampler, self.args, lambda: self.state, drawn)
 

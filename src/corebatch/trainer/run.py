@@ -22,7 +22,7 @@ from corebatch.distributed.ranks import Ranks
 from corebatch.errors import CheckpointError, CorebatchError
 from corebatch.model.limits import RowLimits, row_limits
 from corebatch.model.rows import check_pool
-from corebatch.record.checkpoint import last_complete, load_state, save_state
+from corebatch.record.checkpoint import Stateful, last_complete, load_state, save_state
 from corebatch.record.rank_agreement import check_agreement, check_streams
 from corebatch.record.run_file import describe
 from corebatch.record.run_identity import describe_run
@@ -34,6 +34,7 @@ from corebatch.trainer.engine import SHARDED, examples_come_again, inner_model, 
 from corebatch.trainer.every_row import check_first_labels
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_resume
+from corebatch.trainer.learnt import check_skip, learnt_passes
 from corebatch.trainer.loading import draw_plan, eligible, padding, tagged
 from corebatch.trainer.loss_probe import AGAIN, check_later
 from corebatch.trainer.own_loss import RowWeights
@@ -55,7 +56,8 @@ class SelectionRun:
         passes: over a stream.
         online: the shares of an online objective, or None.
         order: of the epoch's rows, where the Trainer's sampler draws it from the global generator.
-        draws: how often sources come, or None where rows come as the Trainer draws them.
+        draws: how often sources come, or None where rows come as the Trainer draws them, or by what they have taught.
+        learnt: the passes over the rows that are not learnt, or None where all come.
         limits: what the model can take.
         prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
             with ours; whether weights move inside backward.
@@ -71,7 +73,7 @@ class SelectionRun:
         self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
         self.method = coreset.step_of_run()
         self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
-        self.draws = draw_plan(trainer)
+        self.draws, self.learnt = draw_plan(trainer), learnt_passes(trainer)
         self.online = OnlineObjective.of(coreset.claimed, coreset.seed)
         taught = not compiled and not self.weights.owned
         self.scoring = Scoring(
@@ -108,6 +110,11 @@ class SelectionRun:
         self.passes.end()
         if self.scoring.trained is not None:
             self.scoring.trained.close()
+
+    @property
+    def own_order(self) -> bool:
+        """Whether rows come in an order of ours, in whole steps, in which one may come twice."""
+        return self.draws is not None or self.learnt is not None
 
     @property
     def folder(self) -> Path:
@@ -195,7 +202,7 @@ class SelectionRun:
             eligible=may,
             counts=counts,
             padding=padding(trainer, batches),
-            repeats=self.draws is not None,
+            repeats=self.own_order,
         )
         if not self.prepared:
             first_pool.look(trainer, model, batches, rows.padding)
@@ -205,6 +212,8 @@ class SelectionRun:
             phases.start()
         small = step.run(model, rows, number, given=given, asked=asked, clock=phases, choose=trainer._choose)
         self.passes.seen(small.pool_ids)
+        if self.learnt is not None:
+            small.line.update(self.learnt.line(number))
         if small.weights.rows is not None and not self.compared:
             # Rows have weights for the first time: a mean of examples, or fewer rows than micro-batches.
             check_later(trainer, model, batches, rows.padding, own=False)
@@ -239,8 +248,9 @@ class SelectionRun:
                 check_resume(trainer)
                 folder = last_complete(self.folder) if resume is True else Path(resume)
                 first = trainer.accelerator.is_local_main_process
+                check_skip(trainer)
                 steps = load_state(
-                    folder, self.method, trainer.coreset.to_dict(), self.scoring, found, first, self.order, self.online
+                    folder, self.method, trainer.coreset.to_dict(), self.scoring, found, first, self._others()
                 )
         check_agreement(trainer, self.ranks, self.identity, sharded=sharded(trainer) is not None)
         pool = args.gradient_accumulation_steps * trainer._train_batch_size * trainer.coreset.pool_factor
@@ -260,15 +270,21 @@ class SelectionRun:
             )
         if trainer.is_world_process_zero():
             logger.info("Scored: %s. Trained for %s.", self.scored, self.claimed)
-            if self.draws is not None:
-                logger.warning("%s", self.draws.in_words(trainer.coreset.claimed.corrects))
+            for each in (self.draws, self.learnt):
+                if each is not None:
+                    logger.warning("%s", each.in_words(trainer.coreset.claimed.corrects))
         return None if folder is None else str(folder)
 
     def save(self, folder: Path) -> None:
         """Adds selection's state and the marker of completeness to a checkpoint that is otherwise written."""
         trainer = self.trainer
         coreset, step = trainer.coreset.to_dict(), trainer.state.global_step
-        save_state(folder, self.method, coreset, step, self.scoring, self.identity, self.order, self.online)
+        save_state(folder, self.method, coreset, step, self.scoring, self.identity, self._others())
+
+    def _others(self) -> dict[str, Stateful]:
+        """What else has a state for a checkpoint, by name."""
+        found = {"order": self.order, "online": self.online, "learnt": self.learnt}
+        return {name: each for name, each in found.items() if each is not None}
 
     @contextmanager
     def saved_together(self, folder: Path) -> Iterator[None]:

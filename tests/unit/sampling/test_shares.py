@@ -29,7 +29,7 @@ def sampler(made, *, large=10, seed=5, step=lambda: 0):
         ("rare", "mapping of shares, temperature, epochs, until"),
         ({"share": {"rare": 0.5}}, "'share'. Did you mean 'shares'"),
         ({"shares": {"rare": 0.5}, "temperature": 1}, "one of them. Found both"),
-        ({"until": "all_seen"}, "shares or a temperature, one of them. Found until"),
+        ({"until": "all_seen"}, "shares, a temperature or learnt, one of them. Found until"),
         ({"shares": {}}, "Found {}"),
         ({"shares": [0.1, 0.9]}, "part 1 should be a mapping"),
         ({"shares": {"rare": 0, "logic": 0.0}}, "sum to more than 0"),
