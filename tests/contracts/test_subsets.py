@@ -10,7 +10,18 @@ from corebatch.errors import ConfigError, InputError, NonFiniteError
 from corebatch.subset import SUBSETS, Subset, keep_rows, make_subset
 
 N, P = 60, 5
-VARIANTS: list[tuple[str, dict[str, object]]] = [(name, {}) for name in sorted(SUBSETS)]
+FEW: dict[str, dict[str, object]] = {"ccs": {"strata": 10}}
+"""Options with which a method can do with so few rows."""
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    *((name, FEW.get(name, {})) for name in sorted(SUBSETS)),
+    ("ccs", {"strata": 4, "hardest": 0.0}),
+    ("difficulty", {"part": "middle", "by_source": True}),
+    ("difficulty", {"part": "easy"}),
+    ("facility_location", {"weights": "cluster_size"}),
+    ("facility_location", {"block": 8}),
+    ("facility_location", {"block": 8, "metric": "l1", "weights": "cluster_size"}),
+    ("balanced", {"floor": 1.0}),
+]
 EVERY = pytest.mark.parametrize("name, options", VARIANTS, ids=lambda value: str(value))
 
 

@@ -5,7 +5,9 @@ Shape suffixes: N rows of the large batch, M rows of the small batch, P feature 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -99,14 +101,39 @@ def balance(
     Returns:
         LongTensor [M].
     """
-    chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
-    chosen_N[start_M] = True
     open_N = (inclusion_N < 1.0).nonzero().flatten()  # rows that are certain say nothing of the size of what is swapped
     constant = mean_norm(some(features_NP, open_N)) if len(open_N) else 1.0
-    off_P, off = features_NP.new_zeros(features_NP.shape[1]), 0.0  # sum_S f_i / pi_i - sum f_i so far; and of c
+    parts = blocks.dealt(features_NP)
+    return balance_blocks(partial(some, features_NP), parts, inclusion_N, start_M, constant, max_swaps, carried_N)
+
+
+def balance_blocks(
+    read: Callable[[Tensor], Tensor],
+    parts: list[Tensor],
+    inclusion_N: Tensor,
+    start_M: Tensor,
+    constant: float,
+    max_swaps: int,
+    carried_N: Tensor | None = None,
+) -> Tensor:
+    """`balance` for rows that are read block by block.
+
+    Args:
+        read: rows (LongTensor, ascending) -> their features, float64.
+        parts: the blocks, together all rows.
+        constant: c.
+        inclusion_N, start_M, max_swaps, carried_N: as there.
+
+    Returns:
+        As there.
+    """
+    chosen_N = torch.zeros(len(inclusion_N), dtype=torch.bool)
+    chosen_N[start_M] = True
+    off_P, off = None, 0.0  # sum_S f_i / pi_i - sum f_i so far; and of c
     found: list[Tensor] = []
-    for inside, swaps in blocks.with_shares(blocks.dealt(features_NP), max_swaps):
-        part, inclusion_B = some(features_NP, inside), inclusion_N[inside]
+    for inside, swaps in blocks.with_shares(parts, max_swaps):
+        part, inclusion_B = read(inside), inclusion_N[inside]
+        off_P = part.new_zeros(part.shape[1]) if off_P is None else off_P
         expanded_BB = gram(part).add_(constant**2).div_(inclusion_B[:, None]).div_(inclusion_B)
         missing_B = (part @ off_P).cpu() + constant * off
         if carried_N is not None:

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from corebatch.options import build
+from corebatch.subset.balanced import BalancedSubset
 from corebatch.subset.base import SubsetMethod
+from corebatch.subset.ccs import CCS
+from corebatch.subset.difficulty import Difficulty
+from corebatch.subset.facility_location import FacilityLocationSubset
 from corebatch.subset.random import RandomSubset
 from corebatch.subset.stratified import StratifiedSubset
 
-SUBSETS: dict[str, type[SubsetMethod]] = {method.name: method for method in (RandomSubset, StratifiedSubset)}
+SUBSETS: dict[str, type[SubsetMethod]] = {
+    method.name: method
+    for method in (RandomSubset, StratifiedSubset, CCS, Difficulty, FacilityLocationSubset, BalancedSubset)
+}
 
 
 def make_subset(method: str | SubsetMethod, options: Mapping[str, Any] | None = None) -> SubsetMethod:

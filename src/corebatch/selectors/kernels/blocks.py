@@ -51,17 +51,18 @@ def near(features_NP: Tensor, most: int | None = None) -> list[Tensor]:
     return done
 
 
-def dealt(features_NP: Tensor, key_N: Tensor | None = None) -> list[Tensor]:
+def dealt(features_NP: Tensor, key_N: Tensor | None = None, most: int | None = None) -> list[Tensor]:
     """Blocks that are cross-sections of all rows: dealt in turn, in the order along their main direction.
 
     Args:
         features_NP: float64.
         key_N: another order, largest first.
+        most: as in `near`.
 
     Returns:
         As `near`.
     """
-    blocks = _count(len(features_NP))
+    blocks = _count(len(features_NP), most)
     if blocks == 1:
         return [torch.arange(len(features_NP))]
     order = (_along(features_NP) if key_N is None else key_N).argsort(stable=True, descending=True)
