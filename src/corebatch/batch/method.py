@@ -166,8 +166,9 @@ class CoresetStep:
             sizes = features.double().norm(dim=1) if sizes is None else sizes  # columns for sources are no part of it
             features, carried = self.feedback.look(features, source_ids, extent, share)
         generator = seeded(self.seed, step, "select")
+        losses = scores.features[:, 0] if self.scorer.stands_for_loss else scores.losses
         selection = self.selector.select(
-            features, budget, generator, groups=groups, losses=scores.losses, carried=carried, sizes=sizes, costs=costs
+            features, budget, generator, groups=groups, losses=losses, carried=carried, sizes=sizes, costs=costs
         )
         if self.feedback is not None:
             self.feedback.update(selection, share)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from corebatch.batch.followed import POOL, followed
 from corebatch.batch.forwards import Forwards
 from corebatch.batch.method import Choice, CoresetStep
 from corebatch.batch.plan import Draw, Plan
 from corebatch.batch.pool import Pool
+from corebatch.batch.references import ReferenceLosses
 from corebatch.batch.strategies import Strategy, Unscored
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import NonFiniteError
 from corebatch.memory import FeatureMemory
-from corebatch.scoring import LossUnit, Scores, Tokens, extents
+from corebatch.model.recompute import BlockStates
+from corebatch.model.rows import Padding
+from corebatch.scoring import ExcessLoss, Loss, LossUnit, Scores, Tokens, extents
 from corebatch.scoring.trained import TrainedFeatures
 from corebatch.scoring.value_gradients import ValueGradientScorer
 
@@ -38,6 +43,7 @@ class Scoring:
         forwards: score a plan's rows.
         memory: of examples, or None.
         trained: takes features out of the backward of training, or None.
+        references: what the scorer's reference says of examples, or None.
         reuse_bytes: the cap on what is kept of scoring forwards, once it is decided. Like the positions of a forward
             it depends on the free memory of the moment and is kept over a resume: other forwards would round otherwise.
     """
@@ -47,9 +53,12 @@ class Scoring:
     ) -> None:
         self.strategy, self.step, self.loss, self.micro_batch = strategy, step, loss, micro_batch
         self.scorer = step.scorer if step.scores else Tokens()  # e.g. random looks at nothing
-        self.forwards = Forwards(
-            strategy, self.scorer, loss=loss, seed=step.seed, micro_batch=micro_batch, sharded=sharded
-        )
+        forwards: Any = {"loss": loss, "seed": step.seed, "micro_batch": micro_batch, "sharded": sharded}
+        self.references: ReferenceLosses | None = None
+        scorer = self.scorer
+        if isinstance(scorer, ExcessLoss) and scorer.reference is not None:
+            self.references, scorer = ReferenceLosses(scorer, rows=strategy.rows, **forwards), Loss()
+        self.forwards = Forwards(strategy, scorer, **forwards)
         self.memory = FeatureMemory(step.seed) if strategy.remembers else None
         self.trained: TrainedFeatures | None = None
         if strategy.learns and isinstance(self.scorer, ValueGradientScorer):
@@ -73,6 +82,23 @@ class Scoring:
     def tokens_scored(self, pool: Pool, rows: Tensor) -> int:
         """Tokens without padding that scoring the pool's `rows` takes, over all ranks."""
         return int(self.strategy.lengths(pool.lengths[rows]).sum())
+
+    def score(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Tensor]],
+        pool: Pool,
+        exact: Tensor,
+        padding: Padding,
+        states: BlockStates | None,
+        step: int,
+    ) -> Scores | None:
+        """Scores of those rows of `exact` that this rank holds (`Forwards.score`); None if no rank has any."""
+        mine = self.forwards.score(ranks, model, batches, pool, exact, padding, states)
+        if self.references is None or mine is None:
+            return mine
+        return self.references.excess(ranks, model, batches, pool, exact, padding, mine, step)
 
     def remember(self, pool: Pool, plan: Plan, scores: Scores | None, step: int) -> None:
         """Takes the scored rows into the memory.
@@ -133,6 +159,8 @@ class Scoring:
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint: the memory, and how large scoring forwards are."""
         state = {} if self.memory is None else {f"memory.{k}": v for k, v in self.memory.state_dict().items()}
+        if self.references is not None:
+            state |= {f"references.{key}": value for key, value in self.references.state_dict().items()}
         decided = {"positions": self.forwards.positions, "reuse_bytes": self.reuse_bytes}
         return state | {name: torch.tensor(number) for name, number in decided.items() if number is not None}
 
@@ -141,6 +169,9 @@ class Scoring:
         memory = {key.removeprefix("memory."): value for key, value in state.items() if key.startswith("memory.")}
         if self.memory is not None and memory:
             self.memory.load_state_dict(memory)
+        losses = {k.removeprefix("references."): value for k, value in state.items() if k.startswith("references.")}
+        if self.references is not None and losses:
+            self.references.load_state_dict(losses)
         self.forwards.positions = int(state["positions"]) if "positions" in state else None
         self.reuse_bytes = int(state["reuse_bytes"]) if "reuse_bytes" in state else None
 
@@ -159,4 +190,5 @@ def scored_rows(strategy: Strategy, step: CoresetStep) -> str:
     drawn = "by the square root of their trained tokens" if step.loss == "token_mean" else "equally often"
     if strategy.only_learns:
         return f"nothing: rows are chosen by what training taught of them, and those not known are drawn {drawn}"
-    return strategy.in_words.format(drawn=drawn, **dataclasses.asdict(strategy))
+    rows, follows = strategy.in_words.format(drawn=drawn, **dataclasses.asdict(strategy)), followed(step)
+    return rows if follows == POOL else f"{rows}; the choice follows {follows}"

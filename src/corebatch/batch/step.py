@@ -126,7 +126,7 @@ class BatchStep:
         claim = self.claims.of(pool.ids, pool.sources, pool.tokens, step)
         pool, claim = under(pool, claim, budget, every_row=self.pool_factor == 1)
         plan = scoring.plan(pool, budget, step)
-        mine = scoring.forwards.score(ranks, model, rows.batches, pool, plan.exact, rows.padding, self.states)
+        mine = scoring.score(ranks, model, rows.batches, pool, plan.exact, rows.padding, self.states, step)
         clock.end("score")
         scores = None if mine is None else gather_scores(ranks, pool, plan.exact, mine)
         clock.end("exchange")

@@ -8,13 +8,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 import xxhash
-from torch import Tensor
 
-AT_ONCE = 2**24
-SAMPLED = 64
-"""Elements of each weight that go into the digest with their places, beside the sum over all of its bits."""
+from corebatch.model.digest import weights_digest
+
 VOLATILE = {
     *("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "return_dict"),
     *("output_hidden_states", "output_attentions", "architectures", "attn_implementation", "_commit_hash"),
@@ -23,7 +20,6 @@ VOLATILE = {
 }
 """Keys of configurations that do not change what is trained, that loading sets anew, or that the Trainer aligns with
 the tokenizer; the type is in the hash of shapes."""
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -40,41 +36,8 @@ def describe_model(model: Any) -> dict[str, Any]:
         digest.update(f"{name} {shape} {parameter.dtype} {parameter.requires_grad}\n".encode())
     kind = type(model).__name__
     found = {"class": kind, "parameters": total, "trained_parameters": trained, "hash": digest.hexdigest()[:16]}
-    return found | {"weights": frozen_weights(model)}
-
-
-def frozen_weights(model: Any) -> str | None:
-    """A digest of the weights that are not trained: of the base model, with adapters. None where there are none, or
-    they are not here (sharded, or on the meta device).
-
-    What is trained is in the checkpoint. Of each weight the sum of its bits, as integers and so in whatever order, and
-    a few elements: every change of an element shows unless another undoes it in the sum.
-    """
-    frozen = [(name, each.detach()) for name, each in sorted(model.named_parameters()) if not each.requires_grad]
-    if not frozen or any(hasattr(each, "ds_shape") or not _here(each) for _, each in frozen):
-        return None
-    digest = xxhash.xxh3_128()
-    with torch.no_grad():
-        for name, weight in frozen:
-            digest.update(f"{name} {tuple(weight.shape)}".encode())
-            digest.update(_weight_digest(weight).cpu().numpy().tobytes())
-    return str(digest.hexdigest()[:16])
-
-
-def _here(weight: Tensor) -> bool:
-    return weight.device.type != "meta" and not hasattr(weight, "placements")  # a DTensor has a part of it
-
-
-def _weight_digest(weight: Tensor) -> Tensor:
-    """LongTensor [1 + samples]: the sum of all bits, and elements at equal distances."""
-    plain = weight.as_subclass(Tensor)
-    flat = (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1)
-    bits = flat.view(_INTEGERS[flat.element_size()]) if flat.dtype != torch.bool else flat.to(torch.int8)
-    if not len(bits):
-        return torch.zeros(1, dtype=torch.int64)
-    total = torch.stack([part.sum(dtype=torch.int64) for part in bits.split(AT_ONCE)]).sum()
-    places = torch.arange(min(SAMPLED, len(bits)), device=bits.device) * len(bits) // min(SAMPLED, len(bits))
-    return torch.cat([total.reshape(1), bits[places].long()])
+    frozen = ((name, each) for name, each in model.named_parameters() if not each.requires_grad)
+    return found | {"weights": weights_digest(frozen)}
 
 
 def describe_config(model: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from corebatch.model.moments import Coordinates
 from corebatch.model.rows import trained_tokens
 from corebatch.options import build
 from corebatch.scoring.base import LossUnit, Scorer, Scores, extents
+from corebatch.scoring.excess_loss import ExcessLoss
 from corebatch.scoring.gradient_norm import GradientNorm
 from corebatch.scoring.label_counts import LabelCounts
 from corebatch.scoring.last_layer import LastLayer
@@ -22,7 +23,18 @@ from corebatch.seeds import seeded
 
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
-    for scorer in (LastLayer, GradientNorm, ZerothOrder, Loss, Logits, Representation, Tokens, Length, LabelCounts)
+    for scorer in (
+        LastLayer,
+        GradientNorm,
+        ZerothOrder,
+        Loss,
+        ExcessLoss,
+        Logits,
+        Representation,
+        Tokens,
+        Length,
+        LabelCounts,
+    )
 }
 """Every scorer by its name. A new one is a file and a name here."""
 
@@ -39,6 +51,7 @@ def make_scorer(scorer: str | Scorer, options: Mapping[str, Any] | None = None) 
 __all__ = [
     "SCORERS",
     "Coordinates",
+    "ExcessLoss",
     "GradientNorm",
     "LabelCounts",
     "LastLayer",

@@ -64,11 +64,13 @@ class Scorer(ABC):
         needs_forward: whether features come from the model.
         sized_by_tokens: whether examples are drawn in proportion to the square root of their trained tokens, and not to
             their features' norms (equally, for a mean over examples).
+        stands_for_loss: whether selectors that choose by loss choose by its one column.
     """
 
     name: ClassVar[str]
     needs_forward: ClassVar[bool] = True
     sized_by_tokens: ClassVar[bool] = False
+    stands_for_loss: ClassVar[bool] = False
 
     def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Features [N, P] of a collated batch (`input_ids`, `attention_mask`, `labels`, ...), in the units of a

@@ -10,6 +10,7 @@ from corebatch.errors import UNTOUCHED, ConfigError, LossMismatchError
 from corebatch.model.compiling import check_uncompiled, is_asked_for
 from corebatch.model.modes import PACKS, packing_linears
 from corebatch.sampling.tags import is_stream
+from corebatch.scoring import ExcessLoss
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.every_row import check_counted
 from corebatch.trainer.model_loss import check_model, check_normalization, check_router
@@ -69,6 +70,11 @@ def check_settings(trainer: Any, coreset: CoresetConfig, step: CoresetStep) -> N
             "Accelerate's default way of loading on several ranks",
         ),
     ]
+    if chooses and isinstance(step.scorer, ExcessLoss) and step.scorer.reference is None:
+        raise ConfigError(
+            "scorer excess_loss needs a reference: give scorer_options.reference the path of a model that was trained "
+            "on clean rows, base (the model without its adapters) or average (of its own weights). Found none."
+        )
     for bad, found, use in problems:
         if bad:
             raise ConfigError(f"{asked_by(coreset)} does not go with {found}. Use {use}.")

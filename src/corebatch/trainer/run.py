@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from corebatch.batch.error_tracking import ErrorTracking
+from corebatch.batch.followed import POOL, followed
 from corebatch.batch.online import OnlineObjective
 from corebatch.batch.row_checks import check_rows
 from corebatch.batch.scoring import Scoring, scored_rows
@@ -136,7 +137,8 @@ class SelectionRun:
         if trainer.coreset.weighs:
             kept = found["method_note"] if self.method.small_sources else ""
             found["method_note"] = f"Rows have weights: what is trained is {self.claimed}. {kept}".strip()
-        return {**found, "scored": self.scored, "claimed": self.claimed}
+        follows = followed(self.method) if trainer.coreset.pool_factor > 1 else POOL
+        return {**found, "scored": self.scored, "claimed": self.claimed, "follows": follows}
 
     @property
     def claimed(self) -> str:
@@ -223,6 +225,8 @@ class SelectionRun:
     def update_memory(self) -> None:
         """Remembers what the last step trained, and lets go of what it kept; on every rank at the same place."""
         self.step.update_memory()
+        if self.scoring.references is not None:
+            self.scoring.references.follow(self.model(), self.trainer.state.global_step)
         if self.step.states is not None:
             self.step.forget_states(watched=runs_between(self.trainer), changed=CHANGED)
 
@@ -252,6 +256,8 @@ class SelectionRun:
                 steps = load_state(
                     folder, self.method, trainer.coreset.to_dict(), self.scoring, found, first, self._others()
                 )
+            if self.scoring.references is not None:
+                self.scoring.references.prepare(inner_model(trainer, trainer.model))
         check_agreement(trainer, self.ranks, self.identity, sharded=sharded(trainer) is not None)
         pool = args.gradient_accumulation_steps * trainer._train_batch_size * trainer.coreset.pool_factor
         self.passes = Passes(steps * pool * self.ranks.count)

@@ -234,11 +234,11 @@ class Remembering(Reusing):
 
 
 def needs_forward(step: CoresetStep) -> Need:
-    """There must be forwards to spare."""
-    fits = step.scores and step.scorer.needs_forward
+    """There must be forwards to spare, whose features a proxy may stand for."""
+    fits = step.scores and step.scorer.needs_forward and not step.scorer.stands_for_loss
     return (
         fits,
-        "a scorer with a forward and a selector that looks at it. "
+        "a scorer with a forward and without a reference, and a selector that looks at it. "
         f"Found scorer {step.scorer.name!r} and selector {step.selector.name!r}",
     )
 
