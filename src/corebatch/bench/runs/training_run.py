@@ -269,4 +269,4 @@ def remembers(arm: Arm) -> bool:
     """Whether the first pass over the data costs other than later ones."""
     step = arm.coreset.build()
     scores = arm.coreset.pool_factor > 1 and step.scores and step.scorer.needs_forward
-    return scores and arm.coreset.scoring_settings.first_pass_differs
+    return scores and (arm.coreset.scoring_settings.first_pass_differs or step.scorer.stands_for_loss)
