@@ -87,8 +87,9 @@ def asked_by(coreset: CoresetConfig) -> str:
         return f"pool_factor {coreset.pool_factor}"
     if coreset.cut.regroups:
         return f"coreset.micro_batches {coreset.cut.by!r}"
-    if coreset.sampling is not None:
-        return "coreset.sampling"
+    for name in ("sampling", "by_length"):
+        if getattr(coreset, name) is not None:
+            return f"coreset.{name}"
     return f"coreset.objective {coreset.objective!r}" if coreset.weighs else "coreset.loss_by_source true"
 
 

@@ -14,6 +14,7 @@ from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
+from corebatch.sampling.by_length import ByLength, make_by_length
 from corebatch.sampling.shares import make_sampling
 from corebatch.scoring import Scorer, Tokens, make_scorer
 from corebatch.selectors import Selector, make_selector
@@ -94,6 +95,9 @@ class CoresetConfig(ClaimSettings):
         sampling: how often the rows of each source come, a mapping of `shares` or `temperature`, `epochs` and `until`
             (`corebatch.sampling.shares.Sampling`); or {"learnt": method}, which rows come in a pass by what they have
             taught (`corebatch.sampling.learnt`); None: as the Trainer draws them.
+        by_length: each step's rows are of about one length, the more of them the shorter they are, so that all steps
+            have the positions of per_device_train_batch_size rows of the longest: a mapping of the keys of
+            `corebatch.sampling.by_length.ByLength`; None: rows come whatever their length.
         replay: sources that each step trains a share of, {"general": 0.05}: so many of its rows, rounded at random, are
             of that source, chosen apart. `sampling`, where it says nothing of them, draws them as often, and "tokens"
             becomes an objective with these shares. With pool_factor 1 they have their shares of what is drawn.
@@ -120,6 +124,7 @@ class CoresetConfig(ClaimSettings):
     micro_batches: str | Mapping[str, Any] | Cut = "auto"
     track_error: int = 0
     loss_by_source: bool | str = "auto"
+    by_length: Mapping[str, Any] | ByLength | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in (("pool_factor", 1, MOST), ("seed", 0, 2**63 - 1), ("track_error", 0, 10**9)):
@@ -140,6 +145,9 @@ class CoresetConfig(ClaimSettings):
                 object.__setattr__(self, name, None)
         self._resolve()
         self.settle()
+        object.__setattr__(self, "by_length", make_by_length(self.by_length))
+        if self.by_length is not None and self.sampling is not None:
+            raise ConfigError("coreset.by_length and coreset.sampling both decide on the order of rows. Leave one out.")
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
@@ -193,7 +201,7 @@ class CoresetConfig(ClaimSettings):
     def takes_part(self) -> bool:
         """Whether a step goes through our hands: its rows are chosen, weighed, put together anew or told of by
         source, or they come more or less often."""
-        told = self.weighs or self.sampling is not None or self.loss_by_source is True
+        told = self.weighs or self.sampling is not None or self.loss_by_source is True or self.by_length is not None
         return told or self.pool_factor > 1 or self.cut.regroups
 
     def _check_every_row(self) -> None:
@@ -305,7 +313,9 @@ class CoresetConfig(ClaimSettings):
         plain = {f.name: plain_values(getattr(self, f.name)) for f in dataclasses.fields(self)}
         short = {"scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
         sampling = None if self.sampling is None else self.sampling.plain()
-        return {**plain, **short, "objective": self.claimed.plain(), "sampling": sampling}
+        found = make_by_length(self.by_length)
+        by_length = None if found is None else found.plain()
+        return {**plain, **short, "objective": self.claimed.plain(), "sampling": sampling, "by_length": by_length}
 
 
 def _one_choice(coreset: CoresetConfig, strategy: Strategy) -> bool:

@@ -28,8 +28,9 @@ def run_dir(trainer: Any) -> Path:
     return Path(trainer._get_output_dir(trial=getattr(trainer, "_trial", None)))
 
 
-def examples_come_again(trainer: Any, ranks: int, draws: DrawPlan | None = None) -> bool:
-    """Whether the settings make the run draw more examples than there are, or `draws` more of a source."""
+def examples_come_again(trainer: Any, ranks: int, draws: DrawPlan | None = None, most: int = 1) -> bool:
+    """Whether the settings make the run draw more examples than there are, or `draws` more of a source. `most`: rows
+    that the loader draws as one, at most."""
     dataset, args = trainer.train_dataset, trainer.args
     if dataset is None or is_stream(dataset):
         return False
@@ -37,5 +38,5 @@ def examples_come_again(trainer: Any, ranks: int, draws: DrawPlan | None = None)
         again = draws is not None and draws.come_again(args.num_train_epochs * draws.rows_of_epoch())
         return bool(args.num_train_epochs > 1) or again
     drawn = args.max_steps * args.gradient_accumulation_steps * trainer._train_batch_size
-    drawn *= trainer.coreset.pool_factor * ranks
+    drawn *= trainer.coreset.pool_factor * ranks * most
     return bool(drawn > len(dataset)) if draws is None else draws.come_again(drawn)

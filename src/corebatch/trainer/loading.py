@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
@@ -21,9 +22,11 @@ from corebatch.sampling.epochs import follow_epochs
 from corebatch.sampling.passes import LearntSampler
 from corebatch.sampling.shares import DrawPlan
 from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
+from corebatch.sampling.units import Units, UnitSampler
 from corebatch.sources import absent_names, small_candidates
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.counting import make_claims
+from corebatch.trainer.lengths import unit_sampler
 from corebatch.types import ID, SOURCE
 
 logger = logging.getLogger(__name__)
@@ -88,24 +91,30 @@ def draw_plan(trainer: Any) -> DrawPlan | None:
     return DrawPlan(sampling, sources.names, sources.counts, lambda: int(trainer.state.max_steps))
 
 
-def own_sampler(trainer: Any, replaced: Any) -> SourceSampler | LearntSampler:
-    """The sampler by `coreset.sampling`, in the place of the Trainer's.
+def own_sampler(trainer: Any, replaced: Any) -> SourceSampler | LearntSampler | UnitSampler:
+    """The sampler by `coreset.sampling` or `by_length`, in the place of the Trainer's.
 
     Raises:
         ConfigError: the Trainer's is none that shuffles all rows, so somebody has set an order of their own.
     """
     if type(replaced) is not RandomSampler:
         raise ConfigError(
-            "coreset.sampling decides on the order of rows, in the place of the Trainer's random one. Found a "
+            f"{_order_by(trainer)} decides on the order of rows, in the place of the Trainer's random one. Found a "
             f"{type(replaced).__name__} of the Trainer's own: leave one of the two out."
         )
     run, args, ids = trainer._run, trainer.args, trainer._tagged.latest(trainer).ids
     rows = run.scoring.micro_batch * trainer.coreset.pool_factor * args.gradient_accumulation_steps * run.ranks.count
     seed = args.seed if args.data_seed is None else args.data_seed
+    if run.lengths is not None:
+        return unit_sampler(trainer, rows, seed)
     assert ids is not None, "a plan is made of data with a length"
     if run.learnt is not None:
         return LearntSampler(run.learnt, large=rows, step=lambda: trainer.state.global_step)
     return SourceSampler(run.draws, ids, large=rows, seed=seed, step=lambda: trainer.state.global_step)
+
+
+def _order_by(trainer: Any) -> str:
+    return "coreset.by_length" if trainer.coreset.sampling is None else "coreset.sampling"
 
 
 def name_sources(trainer: Any) -> tuple[Any, Sources]:
@@ -152,6 +161,9 @@ def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns += [key for key in (ID, SOURCE) if key not in trainer._signature_columns]
     trainer._run.step.claims = make_claims(trainer, made, sources)
+    if trainer._run.lengths is not None:
+        kept = isinstance(made, datasets.Dataset)
+        made = Units(trainer._remove_unused_columns(made, description="training") if kept else made)
     micro_batch, trainer._train_batch_size, trainer.train_dataset = trainer._train_batch_size, drawn, made
     loading = trainer.accelerator.dataloader_config
     dispatch = loading.dispatch_batches
@@ -170,10 +182,11 @@ def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
             f"The train loader should draw per_device_train_batch_size x pool_factor = {drawn} rows at a time. "
             f"Found {found}: a sampler or loader of its own ignores the batch size."
         )
-    if trainer._run.own_order and not isinstance(_innermost(loader, "sampler"), SourceSampler | LearntSampler):
+    ours = SourceSampler | LearntSampler | UnitSampler
+    if trainer._run.own_order and not isinstance(_innermost(loader, "sampler"), ours):
         raise ConfigError(
-            "coreset.sampling decides on which rows come. Found a train loader with a sampler of its own: leave one of "
-            "the two out."
+            f"{_order_by(trainer)} decides on which rows come. Found a train loader with a sampler of its own: leave "
+            "one of the two out."
         )
     follow_epochs(loader, lambda: int(trainer.state.epoch or 0))
     return loader

@@ -104,7 +104,7 @@ class CoresetMixin(_Base):
         return loading.pool_loader(self, super().get_train_dataloader)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, in an order that a resumed run draws again; or one by `coreset.sampling` in its place."""
+        """The parent's, in an order that a resumed run draws again; or one of our own in its place."""
         sampler = super()._get_train_sampler(*args, **kwargs)
         if not self.coreset.takes_part:
             return sampler

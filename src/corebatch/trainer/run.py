@@ -36,6 +36,7 @@ from corebatch.trainer.every_row import check_first_labels
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
 from corebatch.trainer.in_backward import check_resume
 from corebatch.trainer.learnt import check_skip, learnt_passes
+from corebatch.trainer.lengths import length_buckets
 from corebatch.trainer.loading import draw_plan, eligible, padding, tagged
 from corebatch.trainer.loss_probe import AGAIN, check_later
 from corebatch.trainer.own_loss import RowWeights
@@ -59,6 +60,7 @@ class SelectionRun:
         order: of the epoch's rows, where the Trainer's sampler draws it from the global generator.
         draws: how often sources come, or None where rows come as the Trainer draws them, or by what they have taught.
         learnt: the passes over the rows that are not learnt, or None where all come.
+        lengths: the buckets of rows by length, or None where rows come whatever their length.
         limits: what the model can take.
         prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
             with ours; whether weights move inside backward.
@@ -74,11 +76,12 @@ class SelectionRun:
         self.presence = Presence(self.ranks.index, self.ranks.count, float(trainer.args.ddp_timeout))
         self.method = coreset.step_of_run()
         self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
-        self.draws, self.learnt = draw_plan(trainer), learnt_passes(trainer)
+        self.draws, self.learnt, self.lengths = draw_plan(trainer), learnt_passes(trainer), length_buckets(trainer)
         self.online = OnlineObjective.of(coreset.claimed, coreset.seed)
         taught = not compiled and not self.weights.owned
+        most = 1 if self.lengths is None else int(self.lengths.rows.max())
         self.scoring = Scoring(
-            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count, self.draws), taught=taught),
+            coreset.resolve_scoring(examples_come_again(trainer, self.ranks.count, self.draws, most), taught=taught),
             self.method,
             loss=coreset.unit,
             micro_batch=trainer._train_batch_size,
@@ -115,7 +118,7 @@ class SelectionRun:
     @property
     def own_order(self) -> bool:
         """Whether rows come in an order of ours, in whole steps, in which one may come twice."""
-        return self.draws is not None or self.learnt is not None
+        return any(order is not None for order in (self.draws, self.learnt, self.lengths))
 
     @property
     def folder(self) -> Path:
@@ -145,7 +148,8 @@ class SelectionRun:
         """What the updates are those of, in words."""
         coreset = self.trainer.coreset
         weighed = "" if coreset.weight_column is None else f", rows weighed by {coreset.weight_column}"
-        weighed += "" if coreset.sampling is None else f", {coreset.sampling.in_words()}"
+        ways = (coreset.sampling, coreset.by_length)
+        weighed += "".join(f", {way.in_words()}" for way in ways if way is not None)
         return coreset.claimed.in_words(len(self.trainer._tagged.latest(self.trainer).counts) or None) + weighed
 
     @property
