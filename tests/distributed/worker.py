@@ -87,6 +87,14 @@ METHODS = {
         CoresetConfig(sampling={"shares": {"rare": 0.5}, "epochs": "fixed"}, pool_factor=1),
         {"rows": 35, "num_train_epochs": 2, "max_steps": -1, "kind": "gpt2"},
     ),
+    "learnt": (
+        CoresetConfig(sampling={"learnt": {"method": "infobatch", "prune": 0.8}}),
+        {"rows": 35, "num_train_epochs": 4, "max_steps": -1, "kind": "gpt2"},
+    ),
+    "learnt_every_row": (
+        CoresetConfig(sampling={"learnt": "by_size"}, objective="sources", pool_factor=1),
+        {"rows": 35, "num_train_epochs": 4, "max_steps": -1, "kind": "gpt2"},
+    ),
     "own_loss": (CoresetConfig(), {"own_loss": True}),
     "own_loss_of_ranks": (CoresetConfig(scoring="full"), {"own_loss": True, "average_tokens_across_devices": False}),
 }
