@@ -42,6 +42,9 @@ def totals(summary: Summary) -> list[tuple[str, str]]:
         weights = f"at most {formats.number(summary.weight_max, 2)}"
         size = f"effective sample size {formats.number(summary.effective_sample_size, 1)} on average"
         rows.append(("Weights", f"{weights}; {size}"))
+    if summary.passes:
+        shown = ", ".join(formats.count(rows) for rows in summary.passes[:12])
+        rows.append(("Rows of each pass", f"{shown}{' and more passes' * (len(summary.passes) > 12)}"))
     if summary.carried is not None:
         rows.append(("Errors carried", f"{formats.number(summary.carried, 2)} mean norms of a row at the end"))
     if summary.gradient is not None:

@@ -113,6 +113,7 @@ class Summary:
         loss_window: how many steps a tenth is.
         weight_max: largest weight of the run; effective_sample_size: its mean over steps; None if not told.
         carried: the sum of errors that feedback carries at the end.
+        passes: rows that came in each pass over the data, where those that are learnt were left out.
         weighted: whether any weight was other than one.
         kept: sources that were kept whole in any step.
         gradient: None unless it was tracked. examples: None if they were not counted.
@@ -163,6 +164,7 @@ class Summary:
     weight_max: float | None
     effective_sample_size: float | None
     carried: float | None
+    passes: tuple[int, ...]
     kept: tuple[str, ...]
     gradient: GradientSummary | None
     examples: Examples | None

@@ -68,6 +68,7 @@ def summarise(run: RunRecord) -> Summary:
         weight_max=max(weights, default=None),
         effective_sample_size=_mean([s.effective_sample_size for s in steps if s.effective_sample_size is not None]),
         carried=next((s.carried for s in reversed(steps) if s.carried is not None), None),
+        passes=tuple({s.data_pass: s.pass_rows for s in steps if s.data_pass and s.pass_rows}.values()),
         kept=tuple(sorted({name for s in steps for name in s.kept})),
         gradient=_gradient(steps, seconds),
         examples=run.examples,
