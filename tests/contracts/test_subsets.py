@@ -21,6 +21,14 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("facility_location", {"block": 8}),
     ("facility_location", {"block": 8, "metric": "l1", "weights": "cluster_size"}),
     ("balanced", {"floor": 1.0}),
+    ("simcore", {"stop": None, "centers": 3}),
+    ("goracs", {"gradient_weight": 0.0, "exchanges": 3}),
+    ("autocoreset", {"summary": "median_of_means"}),
+    ("autocoreset", {"summary": "importance"}),
+    ("near_duplicates", {"by": "embedding", "threshold": 0.8}),
+    ("near_duplicates", {"scope": "local", "priority": ["tiny", "big"]}),
+    ("relevance", {"rule": "mean"}),
+    ("relevance", {"by": "words"}),
 ]
 EVERY = pytest.mark.parametrize("name, options", VARIANTS, ids=lambda value: str(value))
 
