@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corebatch.errors import ConfigError, InputError
 from corebatch.model.head import logit_map
-from corebatch.scoring import SCORERS, GradientNorm, LastLayer, Length, Logits, Representation
+from corebatch.scoring import EL2N, SCORERS, GradientNorm, LastLayer, Length, Logits, Representation
 from corebatch.scoring.gradient_norm import squared_norms
 from corebatch.scoring.logits import nuclear_norm
 from corebatch.trainer import CoresetConfig
@@ -234,3 +234,29 @@ def test_a_step_of_training(name: str, selector: str, tmp_path: Path) -> None:
     made = run(trainer(tmp_path, coreset=CoresetConfig(scorer=name, selector=selector), max_steps=1))
     assert made.state.global_step == 1
     assert made.state.log_history[0]["loss"] > 0
+
+
+# el2n
+
+
+@LORA
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "phi"])
+def test_el2n_is_the_length_of_the_errors(kind: str, lora: bool) -> None:
+    model, batch = tiny_model(kind, lora=lora), batch_for(kind)
+    sums, means = [], []
+    for row in range(len(batch["labels"])):
+        own = alone(batch, row)
+        probabilities = forward(model, own).logits[0].double().softmax(dim=-1)
+        errors = []
+        for place, label in enumerate(own["labels"][0].tolist()[1:]):
+            if label != -100:
+                unit = torch.zeros_like(probabilities[place])
+                unit[label] = 1
+                errors.append(float((probabilities[place] - unit).square().sum().sqrt()))
+        sums.append(sum(errors))
+        means.append(sum(errors) / max(1, len(errors)))
+    for unit, expected in (("token_mean", sums), ("example_mean", means)):
+        scores = EL2N().run(model, batch, loss=unit)
+        assert_close(scores.features, torch.tensor(expected, dtype=scores.features.dtype).unsqueeze(1))
+        assert scores.losses is not None
+        assert_close(scores.losses, full_token_losses(model, batch).sum(dim=1))

@@ -17,6 +17,7 @@ from corebatch.cli.cache import app as cache
 from corebatch.cli.console import console
 from corebatch.cli.evaluate import evaluate
 from corebatch.cli.mixture_search import app as mixture
+from corebatch.cli.subset import subset
 from corebatch.cli.train_commands import WithKeys, compare, train, validate
 
 app = typer.Typer(
@@ -76,6 +77,7 @@ def demo(
 
 
 app.command(context_settings=_PASS)(compare)
+app.command(context_settings=_PASS)(subset)
 app.command()(evaluate)
 bench = typer.Typer(no_args_is_help=True, help="Measure selection on your own model and data.")
 bench.command(context_settings=_PASS)(gradients)

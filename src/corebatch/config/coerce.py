@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from corebatch.errors import ConfigError
+from corebatch.options import hint
 
 
 def coerce(value: Any, annotation: Any, key: str) -> Any:
@@ -145,3 +147,16 @@ def shown(value: float) -> str:
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of more than 20 digits"
     return repr(value)
+
+
+def block_of(values: Any, kind: type, where: str) -> dict[str, Any]:
+    """The keys of a block that a dataclass has. Raises ConfigError: no block, or another key."""
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} should be a block of keys and values. Found {values!r}.")
+    known = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where} has the keys {', '.join(known)}. Found {key!r}.{hint(str(key), known)}")
+    return dict(values)

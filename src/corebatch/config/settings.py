@@ -134,9 +134,9 @@ def load_settings(config: Path | None, overrides: Sequence[str] = ()) -> Setting
 
 
 def settings_from(values: dict[str, Any], where: str) -> Settings:
-    """Settings from keys and values; the blocks `compare` and `search` are left to their commands. Raises ConfigError:
-    a key is unknown, missing or of the wrong type."""
-    values = {key: value for key, value in values.items() if key not in ("compare", "search")}
+    """Settings from keys and values; the blocks `compare`, `search` and `subset` are left to their commands. Raises
+    ConfigError: a key is unknown, missing or of the wrong type."""
+    values = {key: value for key, value in values.items() if key not in ("compare", "search", "subset")}
     if "overwrite_output_dir" in values:
         raise ConfigError(
             f"{place(where, 'overwrite_output_dir')}: overwrite_output_dir is no key. Expected `overwrite: true` to "

@@ -73,7 +73,7 @@ class Columns:
                     f"Found {', '.join(map(repr, found)) or 'none'}."
                 )
         self.split = None
-        form = detect_form(list(self._names(found)), where)
+        form = detect_form(list(self.names(found)), where)
         used = (*form.columns, *form.optional, *self._of_rows, *KNOWN_OF_ROWS)
         for ours, theirs in self.columns.items():
             if ours not in used:
@@ -103,7 +103,7 @@ class Columns:
     def row(self, raw: RawRow, form: Form, from_table: bool) -> Mapping[str, Any]:
         """The row's cells under our names; `from_table`: without the nulls that Arrow fills into nested cells. Raises
         DataError: a known key that says something and would be lost."""
-        values = {ours: raw.values[theirs] for ours, theirs in self._names(raw.values).items()}
+        values = {ours: raw.values[theirs] for ours, theirs in self.names(raw.values).items()}
         for ours in form.columns:
             if ours not in values and ours in self.columns:
                 found = ", ".join(map(repr, raw.values)) or "none"
@@ -123,7 +123,7 @@ class Columns:
         """What says something of a row beside its form."""
         return frozenset({self.source_column} | ({self.weight_column} if self.weight_column else set()))
 
-    def _names(self, found: Collection[str]) -> dict[str, str]:
+    def names(self, found: Collection[str]) -> dict[str, str]:
         """Our name -> the file's, of all columns but those left out and those taken under another name."""
         taken = set(self.columns.values())
         names = {name: name for name in found if name not in taken and name not in self.ignored}

@@ -28,12 +28,15 @@ LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row in its canonical form, its source, where it was read, and how much it counts."""
+    """A row in its canonical form, its source, where it was read, and how much it counts. `values`: its cells under our
+    names, and `form` the name of their form, where whole rows were asked for."""
 
     row: Canonical
     source: str
     where: str
     weight: float = 1.0
+    values: Mapping[str, Any] | None = None
+    form: str = ""
 
 
 def read_examples(
@@ -41,8 +44,10 @@ def read_examples(
     source_column: str,
     unused: dict[str, tuple[str, ...]] | None = None,
     weight_column: str | None = None,
+    *,
+    whole: bool = False,
 ) -> Iterator[Example]:
-    """All rows of a spec.
+    """All rows of a spec; `whole`: with all of their cells.
 
     A row's source is `spec.source` if given; else the row's own `source_column` where it is there and not null; else
     the file's or data set's name. Rows of a file with a `weight_column` count by it, those of others once. `unused`,
@@ -56,7 +61,7 @@ def read_examples(
     empty, empty_files = True, []
     for part in parts:
         example = None
-        for example in _part_examples(part, spec, columns):
+        for example in _part_examples(part, spec, columns, whole):
             empty = False
             yield example
         if example is None:
@@ -107,12 +112,12 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _part_examples(part: Part, spec: DatasetSpec, columns: Columns) -> Iterator[Example]:
+def _part_examples(part: Part, spec: DatasetSpec, columns: Columns, whole: bool) -> Iterator[Example]:
     form: Form | None = None
     stated = part.reader.columns
     seen: set[str] = set()
     weighed = False
-    for raw in part.rows(columns.wanted()):
+    for raw in part.rows(None if whole else columns.wanted()):
         if form is None:
             form = columns.form(stated or tuple(raw.values), raw.where)
             columns.note(stated or (), form, raw.where)
@@ -123,7 +128,8 @@ def _part_examples(part: Part, spec: DatasetSpec, columns: Columns) -> Iterator[
         values = columns.row(raw, form, from_table=stated is not None)
         source = spec.source or _own_source(values, columns.source_column, raw.where) or part.default_source
         weight = _own_weight(values, columns.weight_column, raw.where, weighed)
-        yield Example(canonical(values, raw.where, form), source, raw.where, weight)
+        row = canonical(values, raw.where, form)
+        yield Example(row, source, raw.where, weight, values if whole else None, form.name if whole else "")
 
 
 def _own_source(values: Mapping[str, Any], source_column: str, where: str) -> str | None:

@@ -35,6 +35,8 @@ class Mixture:
             which nothing here gives a meaning.
         special_texts: label of a spec -> how many of its conversations hold the text of a special token within a
             turn, the first such text, and where.
+        places: of each row its number among all examples of all specs as they are read, from 0: Integers [N]; None
+            where weights draw or repeat rows.
     """
 
     dataset: Any
@@ -44,6 +46,7 @@ class Mixture:
     seed: int
     unused_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     special_texts: Mapping[str, tuple[int, str, str]] = field(default_factory=dict)
+    places: Any = None
 
     def summary(self) -> list[dict[str, Any]]:
         """One flat dictionary for each source, for a table; `share` is of the rows."""
@@ -99,8 +102,7 @@ def load_mixture(
         max_length=max_length, apply_chat_template=apply_chat_template, chat_template=chat_template,
         separator=separator, train_turns=train_turns,
     )  # fmt: skip
-    processes = check_processes(dataset_num_proc)
-    plan = _LoadPlan(tuple(parsed), source_column, options, tokenizer, processes, weight_column)
+    plan = _LoadPlan(tuple(parsed), source_column, options, tokenizer, check_processes(dataset_num_proc), weight_column)
     folder = _folder(plan, cache, work_dir)
     record = read_record(folder)
     tally = Tally.load(folder, record["tally"])
@@ -114,6 +116,7 @@ def load_mixture(
         seed=seed,
         unused_columns={label: tuple(names) for label, names in record["unused"].items()},
         special_texts={label: tuple(found) for label, found in record["special"].items()},
+        places=tally.rows[3] if chosen is None else None,
     )
 
 

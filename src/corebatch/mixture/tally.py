@@ -31,7 +31,8 @@ class Tally:
         read, dropped, blank, truncated: by source, of the rows in the files; blank: dropped, though not cut.
         ends: for each spec the number of kept rows up to its end.
         unused: as Mixture.unused_columns.
-        rows: Integers [3, rows]: of each kept row its source, tokens, and trained tokens.
+        rows: Integers [4, rows]: of each kept row its source, tokens, trained tokens, and place: its number among
+            all examples of all specs, from 0.
     """
 
     names: dict[str, int] = field(default_factory=dict)
@@ -40,8 +41,9 @@ class Tally:
     blank: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros((3, 0), np.int32))
+    rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros((4, 0), np.int32))
     _blocks: list[NDArray[np.int32]] = field(default_factory=list)
+    _seen: int = 0
 
     def add(self, block: Block) -> None:
         """Counts the rows of one block."""
@@ -57,7 +59,9 @@ class Tally:
             column += [0] * (len(self.names) - len(column))
             for number, count in zip(*np.unique(counted, return_counts=True), strict=True):
                 column[number] += int(count)
-        self._blocks.append(np.stack([source, block.length, block.trained])[:, kept])
+        places = np.arange(self._seen, self._seen + len(kept), dtype=np.int32)
+        self._seen += len(kept)
+        self._blocks.append(np.stack([source, block.length, block.trained, places])[:, kept])
 
     def end_spec(self) -> None:
         """Tells that the rows that follow are the next spec's."""
@@ -74,7 +78,7 @@ class Tally:
     def load(cls, folder: Path, saved: dict[str, Any]) -> Tally:
         """What `save` wrote and returned; the integers are mapped, not read."""
         names = {name: number for number, name in enumerate(saved["names"])}
-        lists = {key: list(saved[key]) for key in _LISTS}
+        lists: dict[str, Any] = {key: list(saved[key]) for key in _LISTS}
         return cls(names=names, rows=np.load(folder / FILE, mmap_mode="r"), **lists)
 
     def check(self, max_length: int) -> None:
@@ -90,7 +94,9 @@ class Tally:
 
     def counts(self, max_length: int, chosen: Sequence[int] | None) -> dict[str, SourceCounts]:
         """By source, of the chosen rows (None: all)."""
-        source, length, trained = (self.rows if chosen is None else self.rows[:, np.asarray(chosen)]).astype(np.int64)
+        source, length, trained, _ = (self.rows if chosen is None else self.rows[:, np.asarray(chosen)]).astype(
+            np.int64
+        )
         order = np.argsort(source, kind="stable")
         ends = np.cumsum(np.bincount(source, minlength=len(self.names)))
         counts = {}

@@ -9,6 +9,7 @@ from corebatch.model.moments import Coordinates
 from corebatch.model.rows import trained_tokens
 from corebatch.options import build
 from corebatch.scoring.base import LossUnit, Scorer, Scores, extents
+from corebatch.scoring.el2n import EL2N
 from corebatch.scoring.excess_loss import ExcessLoss
 from corebatch.scoring.gradient_norm import GradientNorm
 from corebatch.scoring.label_counts import LabelCounts
@@ -29,6 +30,7 @@ SCORERS: dict[str, type[Scorer]] = {
         ZerothOrder,
         Loss,
         ExcessLoss,
+        EL2N,
         Logits,
         Representation,
         Tokens,
@@ -49,6 +51,7 @@ def make_scorer(scorer: str | Scorer, options: Mapping[str, Any] | None = None) 
 
 
 __all__ = [
+    "EL2N",
     "SCORERS",
     "Coordinates",
     "ExcessLoss",

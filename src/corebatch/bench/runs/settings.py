@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from corebatch.bench.runs.comparison import MEANS
+from corebatch.config.coerce import block_of
 from corebatch.errors import ConfigError
-from corebatch.options import check_count, hint
+from corebatch.options import check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,18 +127,6 @@ class CompareSettings:
             for value in getattr(tune, name) or ():
                 if value <= 0 or (name == "adam_beta2" and value >= 1):
                     raise ConfigError(f"compare.tune.{name}: {value} is out of range.")
-
-
-def block_of(values: Any, kind: type, where: str) -> dict[str, Any]:
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} should be a block of keys and values. Found {values!r}.")
-    known = [f.name for f in dataclasses.fields(kind)]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where} has the keys {', '.join(known)}. Found {key!r}.{hint(str(key), known)}")
-    return dict(values)
 
 
 def _list(value: Any, where: str) -> list[Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corebatch.bench.runs.comparison import MEANS
-from corebatch.bench.runs.settings import block_of
+from corebatch.config.coerce import block_of
 from corebatch.errors import ConfigError
 from corebatch.options import check_count
 
