@@ -10,6 +10,9 @@ POOL = "the pool"
 
 def followed(method: CoresetStep) -> str:
     """In words. "the pool": in the mean over steps what is trained is what was drawn, or the nearest to it."""
+    if method.target is not None:
+        every = "each step" if method.target.every == 1 else f"every {method.target.every} steps"
+        return f"a target, by the gradients of {method.target.rows} of its rows at {every}, and not the pool"
     if "losses" not in method.selector.requires:
         return POOL
     if isinstance(method.scorer, ExcessLoss) and method.scorer.reference is not None:

@@ -78,6 +78,14 @@ class Forwards:
         self.work = Work()
         self._changed = strategy.changed_forward()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint: how large forwards are, or other ones would round otherwise after a resume."""
+        return {} if self.positions is None else {"positions": torch.tensor(self.positions)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """From a checkpoint."""
+        self.positions = int(state["positions"]) if "positions" in state else None
+
     def score(
         self,
         ranks: Ranks,

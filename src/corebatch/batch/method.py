@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.feedback import ErrorFeedback
+from corebatch.batch.target_settings import TargetSettings
 from corebatch.errors import ConfigError, InputError, NonFiniteError
 from corebatch.scoring import LossUnit, Scorer, Scores, extents
 from corebatch.seeds import seeded
@@ -75,6 +76,8 @@ class CoresetStep:
         replay: sources that have a share of the chosen rows each, by number.
         source_names: names[s] is the name of source s; None where sources go by their numbers.
         feedback: carries the errors of choices into the next ones, or None.
+        target: how `validation` is kept up to date, for a selector that follows it.
+        validation: [1, P], the mean feature of the target's rows, unnormalised; None before the first look at it.
         seed: of all randomness, together with the number of the step.
         loss: what is minimised.
     """
@@ -89,15 +92,13 @@ class CoresetStep:
     replay: Mapping[int, float] = field(default_factory=dict)
     feedback: ErrorFeedback | None = None
     source_names: Sequence[str] | Mapping[int, str] | None = None
+    target: TargetSettings | None = None
+    validation: Tensor | None = None
     seed: int = 0
     loss: LossUnit = "token_mean"
 
     def __post_init__(self) -> None:
-        if "validation" in self.selector.requires:
-            raise ConfigError(
-                f"selector {self.selector.name!r} needs validation gradients, which a step in a trainer does not have. "
-                f"Use it through corebatch.select(..., validation=...)."
-            )
+        self._check_target()
         if self.selector.weighted and self.normalise is not None and not self.normalise.linear:
             raise ConfigError(
                 f"normalise {self.normalise.name!r} maps each example by itself, so weights that make a mean of "
@@ -115,6 +116,29 @@ class CoresetStep:
                 f"{', '.join(name for name, kind in SELECTORS.items() if kind().follows)}. "
                 f"Found {self.selector.name!r}."
             )
+
+    def _check_target(self) -> None:
+        """Raises ConfigError for a selector that lacks its target, a target that nothing follows, or a stage that would
+        map it otherwise than the pool."""
+        follows = "validation" in self.selector.requires
+        if follows and self.target is None:
+            raise ConfigError(
+                f"selector {self.selector.name!r} needs validation gradients: in a Trainer give coreset.target "
+                "(every, rows) and target_dataset, elsewhere use corebatch.select(..., validation=...). Found none."
+            )
+        if self.target is not None and not follows:
+            guided = [name for name, kind in SELECTORS.items() if "validation" in kind.requires]
+            raise ConfigError(
+                f"coreset.target goes with a selector that follows it: {', '.join(guided)}. "
+                f"Found {self.selector.name!r}."
+            )
+        maps = (("normalise", self.normalise, ("optimizer", "sgd")), ("sparsify", self.sparsify, ("projection",)))
+        for key, stage, known in maps:
+            if follows and stage is not None and stage.name not in known:
+                raise ConfigError(
+                    f"coreset.target is mapped as the pool is, one row at a time: {key} should be "
+                    f"{' or '.join(known)}, or none. Found {stage.name!r}."
+                )
 
     @property
     def scores(self) -> bool:
@@ -153,12 +177,14 @@ class CoresetStep:
         check_finite(scores.features, scores.losses)
         extent = extents(scores.tokens, self.loss)
         scores, extent, root = claimed(scores, extent, factors)
-        features = scores.features
+        features, validation = scores.features, self.validation
         if self.normalise is not None:
             shapes = self.scorer.shapes() if self.normalise.needs_shapes else None
             features = self.normalise(features, second_moments, shapes)
+            validation = None if validation is None else self.normalise(validation.to(features), second_moments, shapes)
         if self.sparsify is not None:
             features = self.sparsify(features, source_ids)
+            validation = None if validation is None else self.sparsify(validation.to(features), source_ids[:1])
         sizes, carried = None, None
         if self.selector.draws and self.scorer.sized_by_tokens:
             sizes = root
@@ -168,8 +194,9 @@ class CoresetStep:
         generator = seeded(self.seed, step, "select")
         losses = scores.features[:, 0] if self.scorer.stands_for_loss else scores.losses
         selection = self.selector.select(
-            features, budget, generator, groups=groups, losses=losses, carried=carried, sizes=sizes, costs=costs
-        )
+            features, budget, generator, groups=groups, losses=losses, validation=validation, carried=carried,
+            sizes=sizes, costs=costs,
+        )  # fmt: skip
         if self.feedback is not None:
             self.feedback.update(selection, share)
         if self.normalise is not None:

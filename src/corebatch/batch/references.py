@@ -117,7 +117,7 @@ class ReferenceLosses:
         if self.scorer.refresh is not None:
             state["steps"] = torch.tensor([self._steps[example] for example in self._losses], dtype=torch.long)
         own = self.reference.state_dict() if isinstance(self.reference, WeightAverage) else {}
-        return state | {f"reference.{key}": each for key, each in own.items()}
+        return state | self._forwards.state_dict() | {f"reference.{key}": each for key, each in own.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """From a checkpoint."""
@@ -125,6 +125,7 @@ class ReferenceLosses:
         self._losses = dict(zip(ids, state["losses"].tolist(), strict=True))
         self._steps = dict(zip(ids, state["steps"].tolist(), strict=True)) if "steps" in state else {}
         self._digest = bytes(state["digest"].tolist()).decode()
+        self._forwards.load_state_dict(state)
         if isinstance(self.reference, WeightAverage):
             own = {key.removeprefix("reference."): each for key, each in state.items() if key.startswith("reference.")}
             self.reference.load_state_dict(own)

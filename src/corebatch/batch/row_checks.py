@@ -14,7 +14,12 @@ SHOWN = 8
 
 
 def check_rows(
-    batches: Sequence[Mapping[str, Tensor]], vocabulary: int, longest: int | None, *, targets: int | None = None
+    batches: Sequence[Mapping[str, Tensor]],
+    vocabulary: int,
+    longest: int | None,
+    *,
+    targets: int | None = None,
+    of: str = "train",
 ) -> None:
     """Looks at the extremes of all batches; at single rows only if something is wrong.
 
@@ -23,6 +28,7 @@ def check_rows(
         vocabulary: token ids are from 0 to this, exclusive.
         longest: tokens of a row at most, or None.
         targets: labels are -100 or from 0 to this, exclusive; `vocabulary` by default.
+        of: whose rows they are, for messages: the "train" set's.
 
     Raises:
         DataError: a row is too long, or a token id or a label is outside; says which examples, what was expected and
@@ -32,13 +38,13 @@ def check_rows(
     if not batches:
         return
     if longest is not None and any(batch["input_ids"].shape[1] > longest for batch in batches):
-        _check_lengths(batches, longest)
+        _check_lengths(batches, longest, of)
     extremes = torch.stack([torch.stack([*_extremes(batch)]) for batch in batches])
     least, most = extremes.amin(dim=0).tolist(), extremes.amax(dim=0).tolist()  # the one look at a device's numbers
     if least[0] < 0 or most[1] >= vocabulary:
-        _refuse(batches, "Token ids", "input_ids", vocabulary)
+        _refuse(batches, "Token ids", "input_ids", vocabulary, of)
     if least[2] < 0 or most[3] >= targets:
-        _refuse(batches, f"Labels should be {IGNORED} or trained; trained ones", "labels", targets)
+        _refuse(batches, f"Labels should be {IGNORED} or trained; trained ones", "labels", targets, of)
 
 
 def _extremes(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -52,7 +58,7 @@ def _trained(labels: Tensor) -> Tensor:
     return labels.masked_fill(labels == IGNORED, 0)
 
 
-def _refuse(batches: Sequence[Mapping[str, Tensor]], what: str, key: str, limit: int) -> None:
+def _refuse(batches: Sequence[Mapping[str, Tensor]], what: str, key: str, limit: int, of: str) -> None:
     examples, found = [], set()
     for batch in batches:
         values = batch[key] if key == "input_ids" else _trained(batch[key])
@@ -61,11 +67,11 @@ def _refuse(batches: Sequence[Mapping[str, Tensor]], what: str, key: str, limit:
         found |= set(values[outside].tolist())
     raise DataError(
         f"{what} should be from 0 to {limit - 1}, as the model's vocabulary has them. Found {_few(sorted(found))} in "
-        f"examples {_few(examples)} of the train set: is the tokenizer the model's, or are these rows damaged?"
+        f"examples {_few(examples)} of the {of} set: is the tokenizer the model's, or are these rows damaged?"
     )
 
 
-def _check_lengths(batches: Sequence[Mapping[str, Tensor]], longest: int) -> None:
+def _check_lengths(batches: Sequence[Mapping[str, Tensor]], longest: int, of: str) -> None:
     examples, lengths = [], []
     for batch in batches:
         mask = batch.get("attention_mask")
@@ -76,7 +82,7 @@ def _check_lengths(batches: Sequence[Mapping[str, Tensor]], longest: int) -> Non
     if examples:
         raise DataError(
             f"Rows should have at most {longest} tokens, as many positions as the model has. Found {_few(lengths)} "
-            f"tokens in examples {_few(examples)} of the train set. Cut or drop them (max_length)."
+            f"tokens in examples {_few(examples)} of the {of} set. Cut or drop them (max_length)."
         )
     width = max(batch["input_ids"].shape[1] for batch in batches)
     raise DataError(

@@ -17,6 +17,7 @@ from corebatch.batch.plan import Draw, Plan
 from corebatch.batch.pool import Pool
 from corebatch.batch.references import ReferenceLosses
 from corebatch.batch.strategies import Strategy, Unscored
+from corebatch.batch.target import Target
 from corebatch.distributed.ranks import Ranks
 from corebatch.errors import NonFiniteError
 from corebatch.memory import FeatureMemory
@@ -44,6 +45,7 @@ class Scoring:
         memory: of examples, or None.
         trained: takes features out of the backward of training, or None.
         references: what the scorer's reference says of examples, or None.
+        target: keeps the mean gradient of the target's rows, or None.
         reuse_bytes: the cap on what is kept of scoring forwards, once it is decided. Like the positions of a forward
             it depends on the free memory of the moment and is kept over a resume: other forwards would round otherwise.
     """
@@ -63,6 +65,7 @@ class Scoring:
         self.trained: TrainedFeatures | None = None
         if strategy.learns and isinstance(self.scorer, ValueGradientScorer):
             self.trained = TrainedFeatures(self.scorer, loss=loss, seed=step.seed)
+        self.target: Target | None = None
         self.reuse_bytes: int | None = None
         self._silent = False
 
@@ -95,6 +98,8 @@ class Scoring:
         step: int,
     ) -> Scores | None:
         """Scores of those rows of `exact` that this rank holds (`Forwards.score`); None if no rank has any."""
+        if self.target is not None:
+            self.target.refresh(ranks, model, step)
         mine = self.forwards.score(ranks, model, batches, pool, exact, padding, states)
         if self.references is None or mine is None:
             return mine
@@ -161,8 +166,10 @@ class Scoring:
         state = {} if self.memory is None else {f"memory.{k}": v for k, v in self.memory.state_dict().items()}
         if self.references is not None:
             state |= {f"references.{key}": value for key, value in self.references.state_dict().items()}
-        decided = {"positions": self.forwards.positions, "reuse_bytes": self.reuse_bytes}
-        return state | {name: torch.tensor(number) for name, number in decided.items() if number is not None}
+        if self.target is not None:
+            state |= {f"target.{key}": value for key, value in self.target.state_dict().items()}
+        kept = {} if self.reuse_bytes is None else {"reuse_bytes": torch.tensor(self.reuse_bytes)}
+        return state | kept | self.forwards.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """From a checkpoint."""
@@ -172,7 +179,9 @@ class Scoring:
         losses = {k.removeprefix("references."): value for k, value in state.items() if k.startswith("references.")}
         if self.references is not None and losses:
             self.references.load_state_dict(losses)
-        self.forwards.positions = int(state["positions"]) if "positions" in state else None
+        if self.target is not None:
+            self.target.load_state_dict({k.removeprefix("target."): v for k, v in state.items() if k[:7] == "target."})
+        self.forwards.load_state_dict(state)
         self.reuse_bytes = int(state["reuse_bytes"]) if "reuse_bytes" in state else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,16 @@ def with_adapters(model: Any, settings: Settings) -> Any:
 
 def read_mixture(settings: Settings, tokenizer: Any, *, evaluation: bool = False) -> Mixture:
     """The data of a run, tokenised."""
-    specs = _specs(settings, evaluation)
+    return _read(settings, _specs(settings, evaluation), tokenizer)
+
+
+def read_target(settings: Settings, tokenizer: Any) -> Any:
+    """The rows of `target_datasets`, tokenised as those that are trained; None without."""
+    specs = settings.data.target_datasets
+    return _read(settings, specs, tokenizer).dataset if specs else None
+
+
+def _read(settings: Settings, specs: Sequence[DatasetSpec], tokenizer: Any) -> Mixture:
     return load_mixture(
         list(specs),
         tokenizer,

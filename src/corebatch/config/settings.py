@@ -55,6 +55,7 @@ class DataSettings:
     """Which data, and how rows become tokens; see `corebatch.mixture.load_mixture`.
 
     Attributes:
+        target_datasets: rows that `coreset.target` follows, and nothing trains.
         eval_by_source: the held-out loss is logged by source as well, if there are several; every row is still
             evaluated once.
         eval_tasks: lines or mappings as in `corebatch.evaluation.parse_task`, measured before and after training.
@@ -64,6 +65,7 @@ class DataSettings:
 
     datasets: tuple[DatasetSpec, ...]
     eval_datasets: tuple[DatasetSpec, ...] = ()
+    target_datasets: tuple[DatasetSpec, ...] = ()
     eval_by_source: bool = True
     eval_tasks: tuple[Any, ...] = ()
     max_length: int = 1024
@@ -116,7 +118,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 _MODEL = {f.name: f for f in dataclasses.fields(ModelSettings)}
 _DATA = {f.name: f for f in dataclasses.fields(DataSettings)}
 _TRAINING = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
-_LISTS = ("datasets", "eval_datasets")
+_LISTS = ("datasets", "eval_datasets", "target_datasets")
 _PLAIN: dict[str, Any] = {
     key: annotation
     for kind in (TrainingArguments, DataSettings, ModelSettings)
@@ -156,10 +158,10 @@ def settings_from(values: dict[str, Any], where: str) -> Settings:
     model = ModelSettings(**{k: checked[k] for k in _MODEL if k in checked})
     lists: dict[str, Any] = {k: tuple(parse_specs(values[k], k)) for k in _LISTS if values.get(k) not in (None, [])}
     lists["datasets"], coreset = _drawn_by_shares(*_replayed(lists["datasets"], values.get("coreset")))
-    for spec in lists.get("eval_datasets", ()):
+    for block, spec in ((key, spec) for key in _LISTS[1:] for spec in lists.get(key, ())):
         for name, what in (("share", "drawn"), ("replay", "trained")):
             if (found := getattr(spec, name)) is not None:
-                raise ConfigError(f"eval_datasets: `{name}` says how often rows are {what} in training. Found {found}.")
+                raise ConfigError(f"{block}: `{name}` says how often rows are {what} in training. Found {found}.")
     plain = {k: checked[k] for k in _DATA if k in checked}
     data = DataSettings(**lists, **plain, eval_tasks=_tasks(values.get("eval_tasks")))
     training = {k: checked[k] for k in _TRAINING if k in checked}

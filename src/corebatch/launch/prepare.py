@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
-from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture
+from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer, read_mixture, read_target
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
 from corebatch.launch.cuts import check_cap
@@ -62,6 +62,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
     tokenizer = load_tokenizer(settings.model)
     mixture = read_mixture(settings, tokenizer)
     check_cap(settings.coreset, mixture.dataset)
+    target = read_target(settings, tokenizer)
     held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     eval_dataset = None if held_out is None else sets_by_source(held_out.dataset, settings)
     check_best_metric(args, eval_dataset)
@@ -85,6 +86,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
             data_collator=PaddingCollator(tokenizer),
             processing_class=tokenizer,
             coreset=replace(settings.coreset, source_column=SOURCE_COLUMN),
+            target_dataset=target,
             callbacks=[CheckGeneration()],
         )
     return PreparedRun(

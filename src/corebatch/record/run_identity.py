@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import CheckpointError
-from corebatch.record.data_identity import describe_data
+from corebatch.record.data_identity import describe_data, describe_evaluation
 from corebatch.record.model_identity import (
     describe_adapters,
     describe_collator,
@@ -43,10 +43,11 @@ def describe_run(trainer: Any, model: Any, dataset: Any, sources: Sources) -> di
         dataset: the train set.
         sources: of the train set.
     """
-    args = trainer.args
+    args, target = trainer.args, getattr(trainer, "target_dataset", None)
     return {
         "model": describe_model(model),
         "data": describe_data(dataset, sources),
+        "target": {} if target is None else describe_evaluation(target),
         "batch": {
             "per_device_train_batch_size": args.train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -129,7 +130,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     return differing
 
 
-WHOLE = {"model": "model", "data": "train_dataset"}
+WHOLE = {"model": "model", "data": "train_dataset", "target": "target_dataset"}
 """Parts of a description that are told whole."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from corebatch.batch.target_settings import make_target
 from corebatch.errors import ConfigError
 from corebatch.objective import Objective, check_counting, make_objective, one_objective
 from corebatch.sampling.shares import Sampling, make_sampling
@@ -19,7 +20,7 @@ class ClaimSettings:
     """What the large batch's update should be. Once made, `objective` and `loss` say the same.
 
     Attributes:
-        objective, loss, weight_column, source_tokens, sampling, replay: see `corebatch.trainer.CoresetConfig`.
+        objective, loss, weight_column, source_tokens, sampling, replay, target: see `corebatch.trainer.CoresetConfig`.
     """
 
     objective: Any = AUTO
@@ -28,6 +29,7 @@ class ClaimSettings:
     source_tokens: Mapping[str, float] | None = None
     sampling: Any = None
     replay: Mapping[str, float] | None = None
+    target: Any = None
 
     def settle(self) -> None:
         """Raises ConfigError for a bad value, or two that contradict each other.
@@ -53,6 +55,8 @@ class ClaimSettings:
             if isinstance(sampling.shares, Mapping):
                 sampling = replace(sampling, shares={**self.replay, **sampling.shares})
         object.__setattr__(self, "sampling", sampling)
+        target = make_target(self.target)
+        object.__setattr__(self, "target", None if target is None else target.plain())
 
     @cached_property
     def claimed(self) -> Objective:

@@ -12,6 +12,7 @@ from corebatch.batch.cuts import Cut, make_cut
 from corebatch.batch.feedback import ErrorFeedback, check_feedback
 from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
+from corebatch.batch.target_settings import make_target
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
 from corebatch.sampling.by_length import ByLength, make_by_length
@@ -101,6 +102,8 @@ class CoresetConfig(ClaimSettings):
         replay: sources that each step trains a share of, {"general": 0.05}: so many of its rows, rounded at random, are
             of that source, chosen apart. `sampling`, where it says nothing of them, draws them as often, and "tokens"
             becomes an objective with these shares. With pool_factor 1 they have their shares of what is drawn.
+        target: a mapping of `every` and `rows` for a selector that follows a target (`greats`): at every so-many-th
+            step the gradients of so many rows of the Trainer's `target_dataset` are looked at; those are never trained.
         loss_by_source: whether the training loss of each source goes into the record and the log, from the forwards
             that train; "auto": where the step is ours and the data have more than one source. True also where
             everything else is left to the plain Trainer, whose update stays the same bit for bit.
@@ -274,6 +277,7 @@ class CoresetConfig(ClaimSettings):
             leftovers=self.leftovers,
             seed=self.seed,
             loss=self.unit,
+            target=make_target(self.target),
         )
 
     @classmethod

@@ -21,6 +21,7 @@ from corebatch.trainer.own_loss import LossWatch
 from corebatch.trainer.parts import check_parts
 from corebatch.trainer.run import SelectionRun
 from corebatch.trainer.run_control import all_ranks
+from corebatch.trainer.target import check_target, make_target_of
 
 
 def set_up(trainer: Any) -> None:
@@ -30,6 +31,7 @@ def set_up(trainer: Any) -> None:
     if selects and compiling.is_asked_for(trainer.accelerator) and trainer._compiling is not trainer.accelerator:
         compiling.compile_decoder_instead(trainer.accelerator)
         trainer._compiling = trainer.accelerator
+    check_target(trainer)
     start_over(trainer)
     if not isinstance(trainer.data_collator, SourceCollator):
         trainer._own_collator = trainer.data_collator
@@ -58,6 +60,7 @@ def start_over(trainer: Any) -> None:
         before.close()
     selects = trainer.coreset.takes_part
     trainer._run = SelectionRun(trainer, compiled=selects and compiling.is_asked_for(trainer.accelerator))
+    trainer._run.scoring.target = make_target_of(trainer)
     trainer._run.identity = None if before is None else before.identity
 
 

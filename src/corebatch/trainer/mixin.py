@@ -51,6 +51,7 @@ class CoresetMixin(_Base):
 
     Args:
         coreset: the settings; `CoresetConfig()` by default.
+        target_dataset: rows as those of train_dataset, which `coreset.target` follows and nothing trains.
         All others are the Trainer's.
 
     Raises:
@@ -75,7 +76,10 @@ class CoresetMixin(_Base):
         super().__init_subclass__(**kwargs)
         check_bases(cls)
 
-    def __init__(self, *args: Any, coreset: CoresetConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, coreset: CoresetConfig | None = None, target_dataset: Any = None, **kwargs: Any
+    ) -> None:
+        self.target_dataset = target_dataset
         self.coreset = coreset if coreset is not None else CoresetConfig()
         if not isinstance(self.coreset, CoresetConfig):
             raise ConfigError(f"coreset should be a CoresetConfig. Found {type(self.coreset).__name__}.")

@@ -17,7 +17,7 @@ from corebatch.batch.online import OnlineObjective
 from corebatch.bench.runs.arms import DEFAULT_ARMS, OBJECTIVE_ARMS, Arm, make_arms
 from corebatch.bench.runs.held_out_means import Shares, kept_and_target, mean_of, shares_of
 from corebatch.bench.runs.settings import CompareSettings
-from corebatch.config.building import load_model, load_tokenizer, read_mixture
+from corebatch.config.building import load_model, load_tokenizer, read_mixture, read_target
 from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError
 from corebatch.evaluation import HeldoutLoss, evaluate, heldout_loss, parse_task
@@ -109,6 +109,7 @@ def read_data(parts: Parts, device: str) -> RunData:
         curve=batches(curve),
         final=batches(final),
         evaluate_tasks=task_accuracy(own, tokenizer) if own.tasks else None,
+        target=read_target(settings, tokenizer),
     )
 
 
@@ -198,6 +199,7 @@ class RunData:
         train: tokenised rows with a column `source`.
         tune, curve, final: held-out rows, by what they are for.
         evaluate_tasks: model -> accuracy by name of the task.
+        target: rows for arms with a `coreset.target`, or None.
     """
 
     make_model: Callable[[], Any]
@@ -208,3 +210,4 @@ class RunData:
     curve: HeldOut
     final: HeldOut
     evaluate_tasks: Callable[[Any], dict[str, float]] | None = None
+    target: Any = None

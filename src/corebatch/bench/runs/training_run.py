@@ -170,6 +170,7 @@ def train_arm(
             data_collator=watched,
             processing_class=data.tokenizer,
             coreset=dataclasses.replace(arm.coreset, seed=schedule.seed),
+            target_dataset=None if arm.coreset.target is None else data.target,
             callbacks=[_Begins(watched), *(callbacks(model) if callbacks is not None else ())],
         )
         trainer.remove_callback(PrinterCallback)
