@@ -95,6 +95,21 @@ METHODS = {
         CoresetConfig(sampling={"learnt": "by_size"}, objective="sources", pool_factor=1),
         {"rows": 35, "num_train_epochs": 4, "max_steps": -1, "kind": "gpt2"},
     ),
+    "excess_base": (CoresetConfig(scorer="excess_loss", scorer_options={"reference": "base"}, selector="hard"), {}),
+    "excess_average": (
+        CoresetConfig(
+            scorer="excess_loss", scorer_options={"reference": "average", "decay": 0.5, "refresh": 3}, selector="hard"
+        ),
+        {"kind": "gpt2", "lora": False},
+    ),
+    "target": (
+        CoresetConfig(selector="greats", target={"every": 2, "rows": 5}),
+        {"extra": {"target_dataset": mixture(9, seed=7)}},
+    ),
+    "target_of_one_row": (  # which the other rank has no part of
+        CoresetConfig(selector="greats", target={"every": 3, "rows": 1}),
+        {"extra": {"target_dataset": mixture(4, seed=7)}},
+    ),
     "own_loss": (CoresetConfig(), {"own_loss": True}),
     "own_loss_of_ranks": (CoresetConfig(scoring="full"), {"own_loss": True, "average_tokens_across_devices": False}),
 }
