@@ -166,7 +166,7 @@ class FeatureMemory:
 
 
 class LossMemory:
-    """What training taught of each row of a data set, by the row's number; 12 bytes a row.
+    """What training taught of each row of a data set, by the row's number; 16 bytes a row.
 
     Args:
         count: N, rows of the data set.
@@ -175,27 +175,30 @@ class LossMemory:
         losses: float32 [N], the mean token loss of each row when it was trained last; NaN where it never was.
         before: float32 [N], that of the time before; NaN where it was trained once at most.
         sizes: float32 [N], how long its gradient was then, in a unit of the caller's.
+        lengths: float32 [N], its tokens.
     """
 
     def __init__(self, count: int) -> None:
-        self.losses, self.before, self.sizes = (torch.full((count,), math.nan) for _ in range(3))
+        self.losses, self.before, self.sizes, self.lengths = (torch.full((count,), math.nan) for _ in range(4))
 
-    def update(self, rows: Tensor, losses: Tensor, sizes: Tensor) -> None:
+    def update(self, rows: Tensor, losses: Tensor, sizes: Tensor, lengths: Tensor) -> None:
         """Takes what a step taught.
 
         Args:
             rows: LongTensor [K]; of one that comes twice the last counts.
-            losses, sizes: [K].
+            losses, sizes, lengths: [K].
         """
         last = {row: at for at, row in enumerate(rows.tolist())}
         rows, taken = torch.tensor(list(last), dtype=torch.long), torch.tensor(list(last.values()), dtype=torch.long)
         self.before[rows] = self.losses[rows]
-        self.losses[rows], self.sizes[rows] = losses[taken].float(), sizes[taken].float()
+        for own, given in ((self.losses, losses), (self.sizes, sizes), (self.lengths, lengths)):
+            own[rows] = given[taken].float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        return {"losses": self.losses.clone(), "before": self.before.clone(), "sizes": self.sizes.clone()}
+        return {key: getattr(self, key).clone() for key in ("losses", "before", "sizes", "lengths")}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """From a checkpoint."""
-        self.losses, self.before, self.sizes = (state[key].clone() for key in ("losses", "before", "sizes"))
+        for key in ("losses", "before", "sizes", "lengths"):
+            setattr(self, key, state[key].clone())

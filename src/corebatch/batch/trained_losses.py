@@ -35,7 +35,7 @@ class Taught:
     """What training a step's rows taught of them.
 
     Attributes:
-        ids, tokens: LongTensor [M], example ids and trained tokens.
+        ids, tokens, lengths: LongTensor [M], example ids, trained tokens, and all tokens.
         losses: float64 [M], mean token losses (nats per token).
         sizes: float64 [M], sqrt(sum_t (1 - p_t)^2), p_t being the probability of label t: the length of the gradient in
             the logits, as if tokens were orthogonal, within a factor of the root of 2.
@@ -46,6 +46,7 @@ class Taught:
     losses: Tensor
     sizes: Tensor
     tokens: Tensor
+    lengths: Tensor
     factors: Tensor
 
 
@@ -77,7 +78,8 @@ class TrainedLosses:
         self._sources: list[int] = []
         self._tokens: list[int] = []
         self._weights: list[float] = []
-        self._ids, self._factors = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64)
+        self._ids = self._lengths = torch.zeros(0, dtype=torch.long)
+        self._factors = torch.zeros(0, dtype=torch.float64)
 
     def begin(self, pool: Pool, chosen: Tensor, selected: Tensor, mine: int) -> None:
         """A step begins.
@@ -88,7 +90,7 @@ class TrainedLosses:
             mine: how many of the rows are trained on this rank.
         """
         self.by_source = self.rows = self.taught = self._sums = self._sound = None
-        self._ids = pool.ids[chosen]
+        self._ids, self._lengths = pool.ids[chosen], pool.lengths[chosen]
         self._factors = torch.ones(len(chosen)).double() if pool.factors is None else pool.factors[chosen]
         self._slots = {position: slot for slot, position in enumerate(chosen.tolist())}
         self._sources, self._tokens = pool.sources[chosen].tolist(), pool.tokens[chosen].tolist()
@@ -170,7 +172,7 @@ class TrainedLosses:
         there = (tokens > 0).nonzero().flatten()
         losses = torch.tensor(sums, dtype=torch.float64)[there] / tokens[there]
         sizes = torch.tensor(squares, dtype=torch.float64).sqrt()[there] if squares else torch.zeros_like(losses)
-        return Taught(self._ids[there], losses, sizes, tokens[there], self._factors[there])
+        return Taught(self._ids[there], losses, sizes, tokens[there], self._lengths[there], self._factors[there])
 
     def line(self, names: Any) -> dict[str, Any]:
         """The fields of the record's line: the mean token loss of each source, and the weighted tokens it is over; the

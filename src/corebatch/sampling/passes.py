@@ -99,14 +99,14 @@ class LearntPasses:
             return torch.ones(len(ids), dtype=torch.float64)
         return self._weights[torch.searchsorted(self._drawn, ids)]
 
-    def learn(self, ids: Tensor, losses: Tensor, sizes: Tensor) -> None:
+    def learn(self, ids: Tensor, losses: Tensor, sizes: Tensor, lengths: Tensor) -> None:
         """A step has been trained, on every rank.
 
         Args:
             ids: LongTensor [M], numbers of its rows.
-            losses, sizes: [M], as in `LossMemory`.
+            losses, sizes, lengths: [M], as in `LossMemory`.
         """
-        self.memory.update(ids, losses, sizes)
+        self.memory.update(ids, losses, sizes, lengths)
 
     def line(self, step: int) -> dict[str, int]:
         """The fields of the record's line: the number of the pass, from 1, that the step's last row is of, and rows."""
@@ -157,7 +157,7 @@ class LearntPasses:
         return {
             "made": torch.tensor(self._made),
             "firsts": torch.tensor([each.first for each in self._passes], dtype=torch.long),
-            "lengths": torch.tensor([len(each.rows) for each in self._passes], dtype=torch.long),
+            "counts": torch.tensor([len(each.rows) for each in self._passes], dtype=torch.long),
             "weighted": torch.tensor([each.weights is not None for each in self._passes], dtype=torch.bool),
             "rows": torch.cat([each.rows for each in self._passes]) if self._passes else torch.zeros(0).long(),
             "weights": torch.cat(weights) if weights else torch.zeros(0, dtype=torch.float64),
@@ -166,11 +166,11 @@ class LearntPasses:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """From a checkpoint."""
-        lengths = state["lengths"].tolist()
+        counts = state["counts"].tolist()
         parts: Any = zip(
             state["firsts"].tolist(),
-            state["rows"].split(lengths),
-            state["weights"].split(lengths),
+            state["rows"].split(counts),
+            state["weights"].split(counts),
             state["weighted"].tolist(),
             strict=True,
         )

@@ -75,4 +75,4 @@ class LearntWatch(TrainerCallback):
             )
         often = passes.weights_of(taught.ids) if run.step.claims.objective.corrects else torch.ones(())
         counts = taught.tokens if run.step.loss == "example_mean" else torch.ones(())
-        passes.learn(taught.ids, taught.losses, taught.sizes * taught.factors / often / counts)
+        passes.learn(taught.ids, taught.losses, taught.sizes * taught.factors / often / counts, taught.lengths)

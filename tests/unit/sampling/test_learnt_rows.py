@@ -17,13 +17,14 @@ from corebatch.sampling.learnt.seta import groups_by_loss
 losses_of = st.lists(st.floats(0.01, 9, allow_subnormal=False), min_size=4, max_size=60)
 
 
-def known(losses, before=None, sizes=None):
+def known(losses, before=None, sizes=None, lengths=None):
     column = torch.as_tensor(losses, dtype=torch.float64)
     nothing = torch.full_like(column, math.nan)
     return Known(
         losses=column,
         before=nothing if before is None else torch.as_tensor(before, dtype=torch.float64),
         sizes=column if sizes is None else torch.as_tensor(sizes, dtype=torch.float64),
+        lengths=torch.full_like(column, 10.0) if lengths is None else torch.as_tensor(lengths, dtype=torch.float64),
     )
 
 
@@ -93,6 +94,14 @@ def test_by_size_comes_in_proportion_and_counts_for_the_rest():
     assert often[sizes == 2].mean() == pytest.approx(2 * float(often[sizes == 1].mean()), rel=0.1)
 
 
+def test_by_size_has_long_rows_come_less_often():
+    lengths, often = torch.tensor([1.0, 16.0] * 20), torch.zeros(40)
+    method = make_learnt({"method": "by_size", "keep_share": 0.25, "cost_power": 0.5})
+    for seed in range(400):
+        often[method.keep(known([1.0] * 40, lengths=lengths), 2, np.random.RandomState(seed)).rows] += 1 / 400
+    assert float(often[::2].mean()) == pytest.approx(4 * float(often[1::2].mean()), rel=0.15)
+
+
 def test_tail_leaves_out_what_is_low_and_stands_still():
     now = [0.1, 0.1, 2.0, 2.0, 0.5, math.nan]
     before = [0.1, 0.2, 2.0, 4.0, math.nan, math.nan]
@@ -129,11 +138,12 @@ def test_a_pass_is_never_empty_and_infinity_is_refused(name):
 
 def test_the_memory_of_losses_keeps_two_visits():
     memory = LossMemory(4)
-    memory.update(torch.tensor([2, 0]), torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.25]))
-    memory.update(torch.tensor([2, 2]), torch.tensor([7.0, 0.5]), torch.tensor([9.0, 0.125]))
+    memory.update(torch.tensor([2, 0]), torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.25]), torch.tensor([3, 4]))
+    memory.update(torch.tensor([2, 2]), torch.tensor([7.0, 0.5]), torch.tensor([9.0, 0.125]), torch.tensor([3, 3]))
     assert memory.losses.nan_to_num(-1).tolist() == [2.0, -1, 0.5, -1]
     assert memory.before.nan_to_num(-1).tolist() == [-1, -1, 1.0, -1]
     assert memory.sizes.nan_to_num(-1).tolist() == [0.25, -1, 0.125, -1]
+    assert memory.lengths.nan_to_num(-1).tolist() == [4.0, -1, 3.0, -1]
     other = LossMemory(4)
     other.load_state_dict(memory.state_dict())
     assert all(

@@ -28,11 +28,13 @@ class Known:
         before: float64 [N], that of the time before.
         sizes: float64 [N], how long the row's gradient was then, relative to other rows: u_i sqrt(sum_t (1 - p_t)^2),
             p_t being the probability of label t.
+        lengths: float64 [N], its tokens.
     """
 
     losses: Tensor
     before: Tensor
     sizes: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True, slots=True)
