@@ -196,15 +196,16 @@ def page() -> None:
         body.append([
             arm, f"{rates[arm]:g}" + " (edge)" * (rates[arm] in (RATES[0], RATES[-1])), f"{ARMS[arm][0]:g}",
             f"{statistics.mean(line['passes'] for line in each.values()):.1f}",
-            *(spread([final[mean] for final in finals]) for mean in MEANS), judged, f"{ARMS[arm][0] * step[arm] / step['plain']:.2f}",
+            *(spread([final[mean] for final in finals]) for mean in MEANS),
+            judged, f"{ARMS[arm][0] * step[arm] / step['plain']:.2f}",
         ])  # fmt: skip
     first = plain[seeds[0]]
     heads = ["arm", "rate", "of plain's steps", "passes begun", "token mean", "example mean", "source mean",
              "exact answers", "token mean less plain's", "of plain's CPU seconds"]  # fmt: skip
     tried, tasks = ", ".join(f"{rate:g}" for rate in RATES), len({row["source"] for row in data()[2]})
     text = f"""Held-out losses (nats per token) and exact answers: means of {len(seeds)} seeds and their 95 % intervals; p of
-paired t-tests, after Holm over {len(others)} arms. A Llama of 0.25 M parameters from nothing, {first["rows"]:,} rows of {tasks}
-reasoning-gym tasks, {STEPS:,} steps of {ROWS} rows for plain, each arm at its own best rate of {tried}.
+paired t-tests, after Holm over {len(others)} arms. A Llama of 0.25 M parameters from nothing, {first["rows"]:,} rows of
+{tasks} reasoning-gym tasks, {STEPS:,} steps of {ROWS} rows for plain, each arm at its best rate of {tried}.
 
 {table(heads, body)}
 
