@@ -203,7 +203,7 @@ def page() -> None:
     heads = ["arm", "rate", "of plain's steps", "passes begun", "token mean", "example mean", "source mean",
              "exact answers", "token mean less plain's", "of plain's CPU seconds"]  # fmt: skip
     tried, tasks = ", ".join(f"{rate:g}" for rate in RATES), len({row["source"] for row in data()[2]})
-    text = f"""Held-out losses (nats per token) and exact answers: means of {len(seeds)} seeds and their 95 % intervals; p of
+    text = f"""Held-out losses (nats per token) and exact answers: means of {len(seeds)} seeds, 95 % intervals; p of
 paired t-tests, after Holm over {len(others)} arms. A Llama of 0.25 M parameters from nothing, {first["rows"]:,} rows of
 {tasks} reasoning-gym tasks, {STEPS:,} steps of {ROWS} rows for plain, each arm at its best rate of {tried}.
 
