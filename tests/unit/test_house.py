@@ -41,7 +41,7 @@ ALLOWED = {
     "rendering": LEAVES,
     "report": LEAVES | {"rendering"},
     "config": RUN | {"mixture"},
-    "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset"},
+    "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset", "launch"},
     "launch": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset"},
     "demo": RUN | {"mixture", "evaluation"},
 }

@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from rich.console import Console
 
 from corebatch.bench.runs import jobs, read_comparison
-from corebatch.bench.runs.arms import DEFAULT_ARMS
+from corebatch.bench.runs.arms import DEFAULT_ARMS, SUBSET_WEIGHT
 from corebatch.bench.runs.folder import alone
+from corebatch.bench.runs.from_config import Parts
+from corebatch.bench.runs.jobs import Workplace
+from corebatch.bench.runs.subsets import KEPT, choose_rows
 from corebatch.bench.runs.training_run import _CountingTrainer
 from corebatch.cli import compare as command
 from corebatch.errors import ConfigError
@@ -286,6 +290,80 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
     with pytest.raises(ConfigError, match="nothing is overwritten"):
         command.compare({**values, "output_dir": str(full)}, "config.yaml", console)
     assert [path.name for path in full.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_arms_of_subsets_pay_for_choosing_them(
+    compare: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subset is chosen once, in seconds that its arm then lacks; what was chosen is not chosen again."""
+    chosen: list[str] = []
+
+    def choose(arm: Any, *rest: Any) -> dict[str, Any]:
+        chosen.append(arm.method.name)
+        return {**choose_rows(arm, *rest), "seconds": {"scoring": 1.5, "choosing": 0.5}}
+
+    monkeypatch.setattr(jobs, "choose_rows", choose)
+    every_row = {"pool_factor": 1}
+    filtered = {"subset": {"method": "difficulty", "keep": 0.5}, "coreset": every_row, "title": "the easy half"}
+    weighed = {"subset": {"method": "balanced", "keep": 0.3}, "coreset": every_row}
+    values["compare"] |= {"arms": ["plain_small", "filtered", "filtered@steps"], "tune": {"enabled": False}}
+    values["compare"] |= {"extra_arms": {"filtered": filtered, "weighed": weighed}, "tasks": [], "seeds": 1}
+    found = compare(values)
+    folder = Path(values["output_dir"])
+    assert found.marks == ()
+    assert chosen == ["filtered", "weighed"]
+    assert {arm.name: (arm.steps, arm.preparation_seconds) for arm in found.plan.arms} == {
+        "coreset@wall_clock": (6, 0.0),  # of 1.25 s
+        "plain_small@wall_clock": (7, 0.0),  # of 1 s
+        "filtered@wall_clock": (5, 2.0),
+        "filtered@steps": (6, 2.0),
+        "weighed@wall_clock": (5, 2.0),
+    }
+    runs = {run.arm: run for run in found.runs}
+    assert runs["filtered@wall_clock"].seconds == 7.0
+    assert [point.seconds for point in runs["filtered@wall_clock"].curve] == [4.0, 7.0]
+    assert runs["filtered@steps"].seconds == 8.0
+    assert runs["filtered@wall_clock"].order != runs["plain_small@wall_clock"].order
+    text = (folder / "comparison.md").read_text()
+    assert "preparation" in text
+    assert "once for all seeds" in text
+    # what was trained is what was kept, each row with its weight
+    place = Workplace(Parts.of(values, "config.yaml"), "cpu")
+    whole = place.data.train
+    for method, share in (("filtered", 0.5), ("weighed", 0.3)):
+        with np.load(folder / "subsets" / method / KEPT) as kept:
+            rows, weights = kept["rows"], kept["weights"]
+        train = place.data_of(method).train
+        assert len(train) == len(rows) == round(share * len(whole))
+        assert train["input_ids"] == whole.select(rows)["input_ids"]
+        if method == "weighed":
+            assert train[SUBSET_WEIGHT] == pytest.approx(weights.tolist())
+            assert weights.mean() == pytest.approx(1.0)
+        else:
+            assert SUBSET_WEIGHT not in train.column_names
+            assert set(weights) == {1.0}
+    report = json.loads((folder / "subsets" / "weighed" / "subset.json").read_text())
+    assert sum(source["kept"] for source in report["sources"].values()) == len(rows)
+    assert compare({**values, "compare": {**values["compare"], "seeds": 2}}).marks == ()
+    assert chosen == ["filtered", "weighed"]
+
+
+def test_subsets_that_no_arm_can_have_are_refused(values: dict[str, Any], compare: Any) -> None:
+    good = {"method": "random", "keep": 0.5}
+    cases: list[tuple[Any, list[str], str]] = [
+        ({**good, "keep": 1.5}, [], r"extra_arms.mine: .*\(0, 1\]. Found 1.5"),
+        ({"keep": 0.5}, [], "extra_arms.mine: subset.method"),
+        ({**good, "output": "here"}, [], "Found subset.output 'here'"),
+        ({**good, "scores": "missing.npy"}, [], "subset.scores"),
+        (good, ["mine@flops"], "equal wall_clock or steps. Found 'mine@flops'"),
+        ({**good, "keep": 0.05}, [], "should keep the .* rows that its step draws, at least. Found 4"),
+    ]
+    for block, arms, message in cases:
+        own = {**values["compare"], "extra_arms": {"mine": {"subset": block}}, "arms": arms}
+        with pytest.raises(ConfigError, match=message):
+            compare({**values, "compare": own})
+    assert not (Path(values["output_dir"]) / "runs.jsonl").exists()
 
 
 @pytest.mark.slow

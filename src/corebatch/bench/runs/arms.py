@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from corebatch.errors import ConfigError
+from corebatch.launch.subset_settings import SubsetSettings
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
 from corebatch.trainer.recipes import RECIPES
@@ -33,6 +34,7 @@ class ComparedMethod:
         unsorted: the plain method that this one is but for sorting the rows of a step before they are cut into
             micro-batches: the same update with less padding.
         training: what replaces training arguments.
+        subset: which rows are kept once, before training.
     """
 
     name: str
@@ -44,6 +46,12 @@ class ComparedMethod:
     weighted: bool = False
     unsorted: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    subset: SubsetSettings | None = None
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether the rows that are kept may have weights of their own."""
+        return self.subset is not None and self.subset.made.weighted
 
     @property
     def own_objective(self) -> bool:
@@ -115,6 +123,9 @@ _CLAIM = ("objective", "weight_column", "source_tokens", "sampling", "replay")
 _KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches", *_CLAIM)
 """Keys of the user's block that every method has in common, where it can have them."""
 
+SUBSET_WEIGHT = "subset_weight"
+"""The column of a subset's weights, where the data have none of their own to multiply."""
+
 _SET_BY_COMPARISON = ("learning_rate", "adam_beta2", "max_steps", "num_train_epochs", "seed", "data_seed", "output_dir")
 """Training arguments that no arm has of its own."""
 
@@ -167,7 +178,7 @@ def make_arms(
 
     Args:
         wanted: "method" (at equal wall-clock) or "method@budget".
-        extra: arms of the user's own: name -> {title, coreset, training, baseline}.
+        extra: arms of the user's own: name -> {title, coreset, training, baseline, large, subset}.
         coreset: of the reference.
         block: the same as it stands in the config.
         training: training arguments of the reference.
@@ -191,6 +202,11 @@ def make_arms(
             raise ConfigError(f"compare.arms: a budget should be {', '.join(BUDGETS)}. Found {text!r}.")
         if name == REFERENCE and budget not in ("", "wall_clock"):
             raise ConfigError(f"compare.arms: {REFERENCE} sets the budgets and has none of its own. Found {text!r}.")
+        if methods[name].subset is not None and budget == "flops":
+            raise ConfigError(
+                f"compare.arms: choosing a subset is measured in seconds, so that its arm is at equal wall_clock or "
+                f"steps. Found {text!r}."
+            )
         method = _told_apart(methods[name], methods, coreset, training)
         arm = _arm(method, budget or "wall_clock", coreset, training)  # type: ignore[arg-type]  # checked above
         arms[arm.name] = arm
@@ -221,7 +237,7 @@ def _accumulation(training: Mapping[str, Any]) -> int:
 
 
 def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
-    keys = ("title", "coreset", "training", "baseline", "large")
+    keys = ("title", "coreset", "training", "baseline", "large", "subset")
     if name in METHODS or name == REFERENCE or not name.replace("_", "").replace("-", "").isalnum():
         raise ConfigError(
             f"compare.extra_arms should have names of their own, of letters, digits, - and _. Found {name!r}."
@@ -255,7 +271,23 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
         large=large,
         coreset=dict(own) if large or "recipe" in own else {**block, **own},
         training=training,
+        subset=_subset(name, values.get("subset")),
     )
+
+
+def _subset(name: str, block: Any) -> SubsetSettings | None:
+    if block is None:
+        return None
+    try:
+        subset = SubsetSettings.from_dict(block)
+    except ConfigError as error:
+        raise ConfigError(f"compare.extra_arms.{name}: {error}") from error
+    if subset.output is not None:
+        raise ConfigError(
+            f"compare.extra_arms.{name}: a comparison keeps subsets in its own folder. Found subset.output "
+            f"{subset.output!r}."
+        )
+    return subset
 
 
 def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, training: Mapping[str, Any]) -> Arm:
@@ -270,6 +302,8 @@ def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, trainin
         values |= {"pool_factor": 1, "micro_batches": cut if method.unsorted else "plain"}
     try:
         chosen = CoresetConfig.from_dict({**values, **method.coreset})
+        if method.weighs_rows and chosen.weight_column is None:
+            chosen = chosen.changed(weight_column=SUBSET_WEIGHT)
     except ConfigError as error:
         raise ConfigError(f"The arm {method.name}: {error}") from error
     return Arm(

@@ -29,9 +29,11 @@ class PlannedArm:
         budget: "steps", "flops" or "wall_clock".
         baseline: one of those that the others have to beat.
         steps: optimizer steps, fixed before any run.
+        preparation_seconds: what precedes its first step: choosing its rows.
         seconds_per_step, flops_per_step: in the first epoch and in later ones, or one number for all; may be empty.
         edge_of_grid: the learning rate is the least or the greatest that was tried.
         objective: what its update estimates, in words; empty in plans that were made before there was a choice.
+        subset: the settings by which its rows are chosen; None where it trains on all.
     """
 
     name: str = field(metadata={"key": "arm"})
@@ -42,6 +44,7 @@ class PlannedArm:
     rows_drawn_per_step: int
     rows_trained_per_step: int
     steps: int
+    preparation_seconds: float = 0.0
     seconds_per_step: tuple[float, ...] = ()
     flops_per_step: tuple[float, ...] = ()
     learning_rate: float | None = None
@@ -49,6 +52,7 @@ class PlannedArm:
     edge_of_grid: bool = False
     objective: str = ""
     coreset: Mapping[str, Any] = field(default_factory=dict)
+    subset: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         method, _, budget = self.name.partition("@")
@@ -63,9 +67,14 @@ class PlannedArm:
     @property
     def drawing(self) -> str:
         """Which rows come, as text: arms that agree in it draw the same rows with the same seed. Shares of sources may
-        go by the steps of the run, so that its length is a part of it."""
-        given = self.coreset.get("sampling")
-        return "" if given is None else json.dumps([given, self.rows_drawn_per_step, self.steps], sort_keys=True)
+        go by the steps of the run, so that its length is a part of it, and rows by what they have taught, so that the
+        arm draws for itself."""
+        given, parts = self.coreset.get("sampling"), list[Any]()
+        if given is not None:
+            parts += [given, self.rows_drawn_per_step, self.steps]
+            parts += [self.name] if isinstance(given, Mapping) and given.get("learnt") else []
+        parts += [] if self.subset is None else [self.subset]
+        return json.dumps(parts, sort_keys=True) if parts else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

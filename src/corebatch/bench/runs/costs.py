@@ -22,21 +22,23 @@ class StepCost:
     Attributes:
         first, later: of a step.
         epoch: steps of a pass.
+        before: of what precedes the first step.
     """
 
     first: float
     later: float
     epoch: float
+    before: float = 0.0
 
     def of(self, steps: float) -> float:
         """Of so many steps."""
         early = min(steps, self.epoch)
-        return early * self.first + (steps - early) * self.later
+        return self.before + early * self.first + (steps - early) * self.later
 
     def affords(self, budget: float) -> int:
-        """The most whole steps that cost no more than the budget."""
-        early = self.epoch * self.first
-        steps = budget / self.first if budget <= early else self.epoch + (budget - early) / self.later
+        """The most whole steps that cost no more than the budget; 0 where what precedes them does."""
+        early, left = self.epoch * self.first, max(0.0, budget - self.before)
+        steps = left / self.first if left <= early else self.epoch + (left - early) / self.later
         whole = int(steps + 1e-6)
         return whole - 1 if whole and self.of(whole) > budget * (1 + 1e-9) else whole
 

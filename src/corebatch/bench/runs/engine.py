@@ -13,11 +13,12 @@ from rich.console import Console
 
 from corebatch.bench.runs.arms import REFERENCE, Arm, by_method
 from corebatch.bench.runs.costs import MethodCost, StepCost, side_by_side
-from corebatch.bench.runs.folder import PLAN, RUNS, TIMING, alone, append, begin, read_lines
-from corebatch.bench.runs.jobs import FlopsJob, RunJob, TimeJob, outcome
+from corebatch.bench.runs.folder import PLAN, RUNS, SUBSETS, TIMING, alone, append, begin, read_lines
+from corebatch.bench.runs.jobs import FlopsJob, RunJob, SubsetRowsJob, TimeJob, outcome
 from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
+from corebatch.bench.runs.subsets import seconds_of
 from corebatch.bench.runs.tuning import Tuned, tune
 from corebatch.errors import ConfigError
 from corebatch.files import write_json
@@ -61,13 +62,27 @@ def compare(setup: Setup) -> None:
     work there, or a budget buys no step."""
     with alone(setup.folder), setup.workers:
         begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
-        costs = step_costs(setup, _time(setup))
+        subsets = _choose_subsets(setup)
+        costs = step_costs(setup, _time(setup), subsets)
         steps = planned_steps(setup, costs)
         lengths = {method: _tuning_steps(setup, method, steps) for method in setup.methods}
         settings = setup.settings.tune
         tuned, spent = tune(settings, setup.learning_rate, lengths, setup.folder, setup.workers, setup.console)
         write_plan(setup, costs, steps, tuned, spent)
         _run(setup, costs, steps, tuned)
+
+
+def _choose_subsets(setup: Setup) -> dict[str, dict[str, Any]]:
+    """The lines of subsets.jsonl by method: how many rows its arms train on, and what choosing them took."""
+    done = {line["method"]: line for line in read_lines(setup.folder / SUBSETS)}
+    missing = [name for name, arm in setup.methods.items() if arm.method.subset is not None and name not in done]
+    if missing:
+        with setup.workers.one() as run, progress(setup.console, "choosing subsets", len(missing)) as tick:
+            for name in missing:
+                done[name] = {"kind": "subset", "method": name, **run(SubsetRowsJob(method=name)), **provenance()}
+                append(setup.folder / SUBSETS, done[name])
+                tick(f"{name}: {done[name]['rows']:,} of {done[name]['of']:,} rows in {seconds_of(done[name]):.1f} s")
+    return done
 
 
 def _time(setup: Setup) -> list[dict[str, Any]]:
@@ -98,16 +113,19 @@ def _cost_text(line: Mapping[str, Any]) -> str:
     return f"{line['seconds'][0]:.3f} s a step, later {line['seconds'][1]:.3f} s"
 
 
-def step_costs(setup: Setup, lines: Sequence[Mapping[str, Any]]) -> dict[str, MethodCost]:
-    """By method: its seconds and FLOPs."""
+def step_costs(
+    setup: Setup, lines: Sequence[Mapping[str, Any]], subsets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, MethodCost]:
+    """By method: its seconds, with those of choosing its rows, and the FLOPs of its steps."""
     latest = {(line["kind"], line["method"], line.get("round")): line for line in lines}
     seconds = side_by_side([line for line in latest.values() if line["kind"] == "time"], REFERENCE)
     flops = {line["method"]: line["flops"] for line in latest.values() if line["kind"] == "flops"}
     made = {}
     for method, arm in setup.methods.items():
-        epoch = setup.rows / arm.rows_drawn
+        epoch = (subsets[method]["rows"] if method in subsets else setup.rows) / arm.rows_drawn
+        before = seconds_of(subsets[method]) if method in subsets else 0.0
         made[method] = MethodCost(
-            seconds=StepCost(first=seconds[method][0], later=seconds[method][1], epoch=epoch),
+            seconds=StepCost(first=seconds[method][0], later=seconds[method][1], epoch=epoch, before=before),
             flops=StepCost(first=flops[method][0], later=flops[method][1], epoch=epoch),
         )
     return made
@@ -125,9 +143,10 @@ def planned_steps(setup: Setup, costs: Mapping[str, MethodCost]) -> dict[str, in
         else:
             steps[arm.name] = own.seconds.affords(seconds) if arm.budget == "wall_clock" else own.flops.affords(flops)
         if steps[arm.name] < 1:
+            chosen = f", {own.seconds.before:.1f} s of it for choosing its rows" if own.seconds.before else ""
             raise ConfigError(
                 f"The arm {arm.name} should afford at least one step of what {setup.steps} steps of the coreset "
-                "block cost. Found none; give max_steps more."
+                f"block cost, {seconds:.1f} s{chosen}. Found none; give max_steps more."
             )
     return steps
 
@@ -155,6 +174,7 @@ def write_plan(
                 "rows_drawn_per_step": arm.rows_drawn,
                 "rows_trained_per_step": arm.rows_trained,
                 "steps": steps[arm.name],
+                "preparation_seconds": cost.seconds.before,
                 "seconds_per_step": [cost.seconds.first, cost.seconds.later],
                 "flops_per_step": [cost.flops.first, cost.flops.later],
                 "learning_rate": values.learning_rate,
@@ -163,6 +183,7 @@ def write_plan(
                 "objective": arm.objective,
                 "coreset": arm.coreset.to_dict(),
                 "training": dict(arm.method.training),
+                "subset": None if arm.method.subset is None else dataclasses.asdict(arm.method.subset),
             }
         )
     plan = {

@@ -13,6 +13,7 @@ from corebatch.files import write_json, write_text
 from corebatch.record.folder_lock import LOCK, OWNER, owned
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
+SUBSETS = "subsets.jsonl"
 FREE = ("processes", "devices", "threads", "seeds")
 """Keys of the compare block that may differ when a comparison goes on."""
 

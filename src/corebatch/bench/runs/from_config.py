@@ -17,6 +17,7 @@ from corebatch.batch.online import OnlineObjective
 from corebatch.bench.runs.arms import DEFAULT_ARMS, OBJECTIVE_ARMS, Arm, make_arms
 from corebatch.bench.runs.held_out_means import Shares, kept_and_target, mean_of, shares_of
 from corebatch.bench.runs.settings import CompareSettings
+from corebatch.bench.runs.subsets import job_of
 from corebatch.config.building import load_model, load_tokenizer, read_mixture, read_target
 from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError
@@ -56,6 +57,8 @@ class Parts:
             raise ConfigError(f"{where}: coreset.pool_factor should be at least 2, or nothing is chosen. Found 1.")
         for arm in arms:
             _check_held_out(arm, where)
+            if arm.method.subset is not None:
+                job_of(arm, settings)
         metric = mean_of(objective)
         tune = dataclasses.replace(own.tune, metric=own.tune.metric or metric)
         return cls(settings=settings, own=dataclasses.replace(own, tune=tune), arms=arms, metric=metric)

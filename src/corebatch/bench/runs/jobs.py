@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.from_config import Parts, RunData, read_data
+from corebatch.bench.runs.subsets import choose_rows, kept_rows
 from corebatch.bench.runs.training_run import RunPlan, count_flops, run_arm, time_arm, tune_arm
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
@@ -31,6 +33,7 @@ class Workplace:
         self.rows_drawn = parts.arms[0].rows_drawn  # a step of the reference
         self.warm: set[str] = set()
         self.parts = parts
+        self._own: dict[str, RunData] = {}
 
     @cached_property
     def data(self) -> RunData:
@@ -41,11 +44,20 @@ class Workplace:
         """What the job found, and where."""
         return {**job.run(self), **provenance()}
 
-    def rehearsal_rows(self, pools: int) -> list[int]:
-        """So many large batches of rows at random, the same for every arm; of every source if they are enough."""
-        rows = len(self.data.train)
-        count = min(rows // self.rows_drawn, pools) * self.rows_drawn
-        return with_every_source(random.Random(0).sample(range(rows), rows), self.data.train["source"], count)
+    def data_of(self, method: str) -> RunData:
+        """The same, with the rows that the method trains on."""
+        if method not in self._own:
+            train = kept_rows(self.methods[method], self.parts.settings, self.data.train)
+            self._own[method] = dataclasses.replace(self.data, train=train)
+        return self._own[method]
+
+    def rehearsal_rows(self, pools: int, method: str) -> list[int]:
+        """So many large batches of rows at random, the same for every arm that trains on the same rows; of every source
+        if they are enough. All rows of a subset that is less than one."""
+        train = self.data_of(method).train
+        rows = len(train)
+        count = min(rows // self.rows_drawn, pools) * self.rows_drawn or rows
+        return with_every_source(random.Random(0).sample(range(rows), rows), train["source"], count)
 
 
 def with_every_source(order: Sequence[int], sources: Sequence[str], count: int) -> list[int]:
@@ -61,6 +73,16 @@ def with_every_source(order: Sequence[int], sources: Sequence[str], count: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubsetRowsJob:
+    """Which rows an arm trains on."""
+
+    method: str
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        return choose_rows(here.methods[self.method], here.parts.settings, here.data.train)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeJob:
     """How many seconds a step of a method takes."""
 
@@ -68,12 +90,13 @@ class TimeJob:
     method: str
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        arm, rows = here.methods[self.method], here.rehearsal_rows(here.settings.timing_pools)
+        arm, rows = here.methods[self.method], here.rehearsal_rows(here.settings.timing_pools, self.method)
+        data = here.data_of(self.method)
         if self.method not in here.warm:  # compiled kernels, and memory that is held from then on
-            time_arm(arm, here.data, rows[: here.rows_drawn], here.device)
+            time_arm(arm, data, rows[: here.rows_drawn], here.device)
             here.warm.add(self.method)
         return {
-            "seconds": list(time_arm(arm, here.data, rows, here.device)),
+            "seconds": list(time_arm(arm, data, rows, here.device)),
             "rows": len(rows),
             "threads": torch.get_num_threads(),
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -88,7 +111,8 @@ class FlopsJob:
     method: str
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        return {"flops": list(count_flops(here.methods[self.method], here.data, here.rehearsal_rows(FLOPS_POOLS)))}
+        rows = here.rehearsal_rows(FLOPS_POOLS, self.method)
+        return {"flops": list(count_flops(here.methods[self.method], here.data_of(self.method), rows))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +122,7 @@ class TuneJob(RunPlan):
     method: str
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        return tune_arm(here.methods[self.method], here.data, self)
+        return tune_arm(here.methods[self.method], here.data_of(self.method), self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +134,11 @@ class RunJob(RunPlan):
     flops: StepCost
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        evaluations = here.settings.evaluations
-        return run_arm(self.arm, here.data, self, seconds=self.seconds, flops=self.flops, evaluations=evaluations)
+        evaluations, data = here.settings.evaluations, here.data_of(self.arm.method.name)
+        return run_arm(self.arm, data, self, seconds=self.seconds, flops=self.flops, evaluations=evaluations)
 
 
-Job = TimeJob | FlopsJob | TuneJob | RunJob
+Job = SubsetRowsJob | TimeJob | FlopsJob | TuneJob | RunJob
 Each = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
 """Runs jobs side by side: (job, result) pairs as they end; a run that fails is a result, an Exception, not the end."""
 

@@ -48,7 +48,7 @@ class CompareSettings:
         arms: names in `METHODS`, with "@steps" or "@flops" for another budget than equal wall-clock. The config's own
             `coreset:` block is always the first arm. None: DEFAULT_ARMS, and OBJECTIVE_ARMS where the objective is
             another than the plain Trainer's.
-        extra_arms: name -> {title, coreset, training, baseline}.
+        extra_arms: name -> {title, coreset, training, baseline, large, subset}.
         seeds: a number n (1 to n), or a list.
         evaluations: points of each curve of held-out loss.
         curve_rows: held-out rows of a point.

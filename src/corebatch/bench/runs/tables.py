@@ -29,18 +29,28 @@ def _joined(title: str, left: Sheet, right: Sheet, caption: str) -> Sheet:
 
 
 SPENT = "Means over the comparable runs (~: they differ). Steps of an arm without runs are the plan's."
+PREPARED = (
+    " Preparation: seconds of scoring and of choosing an arm's rows, once for all seeds; they are part of its seconds "
+    "and of its budget. Its FLOPs are those of training."
+)
 EDGE = " Edge: the best learning rate was the last of the grid on its side, so a better one may lie beyond."
 
 
 def spent(comparison: Comparison) -> Sheet:
     """What each arm was trained on, at which cost and rates; means over its comparable runs, else the plan."""
     header = ("arm", "seeds", "steps", "rows drawn", "rows trained", "tokens trained", "FLOPs", "seconds")
-    named = any(arm.objective for arm in comparison.plan.arms)
+    arms = comparison.plan.arms
+    named, prepared = any(arm.objective for arm in arms), any(arm.subset is not None for arm in arms)
+
+    def more(arm: PlannedArm) -> tuple[str, ...]:
+        taken = NOTHING if arm.subset is None else words.seconds(arm.preparation_seconds)
+        return (*[taken] * prepared, *[arm.objective] * named)
+
     return Sheet(
         title="Budgets and rates",
-        header=(*header, "learning rate", "beta2", *["objective"] * named),
-        rows=tuple((*_spent(comparison, arm), *[arm.objective] * named) for arm in comparison.plan.arms),
-        caption=SPENT + (EDGE if any(arm.edge_of_grid for arm in comparison.plan.arms) else ""),
+        header=(*header, "learning rate", "beta2", *["preparation"] * prepared, *["objective"] * named),
+        rows=tuple((*_spent(comparison, arm), *more(arm)) for arm in arms),
+        caption=SPENT + PREPARED * prepared + EDGE * any(arm.edge_of_grid for arm in arms),
     )
 
 

@@ -91,8 +91,9 @@ def _allowance(plan: ComparisonPlan, arm: PlannedArm, run: Run) -> Iterator[_Rea
         found = getattr(run, key)
         if found is None or run.steps is None or not per_step:
             continue
+        before = arm.preparation_seconds if key == "seconds" else 0.0
         ends = (1 - _SLACK) * run.steps * min(per_step), (1 + _SLACK) * run.steps * max(per_step)
-        if not ends[0] <= found <= ends[1]:
+        if not ends[0] <= found - before <= ends[1]:
             yield f"other_{key}", f"{found:.4g} {_unit(key)} are not its steps by the plan's {_unit(key)} a step", True
     yield from _budget(plan, arm, run)
 
