@@ -1,10 +1,9 @@
 import gc
 import os
-import sys
-from functools import cache
-from types import SimpleNamespace
 
 import pytest
+
+from quicker import quicken
 
 SECONDS = {
     "test_two_ranks_selectors.py": 65,
@@ -58,16 +57,10 @@ def variables_of_its_own():
 @pytest.fixture(scope="module", autouse=True)
 def imports_apart_from_garbage():
     """A full collection of garbage walks through half a million objects of imported packages. What is there before a
-    file's first test is set apart, and Accelerate, which collects whenever a training begins (an eighth of what a short
-    one takes), leaves it to Python's own collections."""
+    file's first test is set apart."""
     gc.collect()
     gc.freeze()
-    if memory := sys.modules.get("accelerate.utils.memory"):
-        memory.gc = SimpleNamespace(collect=lambda: 0)
-    # It also reads the metadata of a package in each backward, to see whether that is installed.
-    imports = sys.modules.get("accelerate.utils.imports")
-    if imports is not None and not hasattr(imports._is_package_available, "cache_clear"):
-        imports._is_package_available = cache(imports._is_package_available)
+    quicken()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,7 +114,9 @@ def serve() -> None:
     import corebatch.cli.compare
     import corebatch.cli.train
     import training  # noqa: F401
+    from quicker import quicken
 
+    quicken()
     torch.set_num_threads(1)
     corebatch.select(torch.rand(8, 2), budget=4, selector="cube")  # loads what is compiled
     gc.collect()
