@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from corebatch.errors import ConfigError
+from corebatch.errors import ConfigError, CorebatchError
 from corebatch.launch.subset_settings import SubsetSettings
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
@@ -280,7 +280,7 @@ def _subset(name: str, block: Any) -> SubsetSettings | None:
         return None
     try:
         subset = SubsetSettings.from_dict(block)
-    except ConfigError as error:
+    except CorebatchError as error:
         raise ConfigError(f"compare.extra_arms.{name}: {error}") from error
     if subset.output is not None:
         raise ConfigError(

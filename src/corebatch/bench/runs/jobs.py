@@ -79,7 +79,7 @@ class SubsetRowsJob:
     method: str
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        return choose_rows(here.methods[self.method], here.parts.settings, here.data.train)
+        return choose_rows(here.methods[self.method], here.parts.settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,11 +41,8 @@ def job_of(arm: Arm, settings: Settings) -> SubsetJob:
         raise ConfigError(f"The arm {arm.method.name}: {error}") from error
 
 
-def choose_rows(arm: Arm, settings: Settings, train: Any) -> dict[str, Any]:
+def choose_rows(arm: Arm, settings: Settings) -> dict[str, Any]:
     """Chooses an arm's rows of the train set into its folder, and says how many they are and how long it took.
-
-    Args:
-        train: tokenised by the model that is trained; one that scores may have another tokenizer.
 
     Raises:
         CorebatchError: data, models and options do not go together, or fewer rows are kept than a step draws.
@@ -54,7 +51,7 @@ def choose_rows(arm: Arm, settings: Settings, train: Any) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.settings.model)
     mixture, trained = read_mixture(job.settings, tokenizer), read_mixture(settings, load_tokenizer(settings.model))
     subset = job.choose(mixture, tokenizer)
-    # A row may have no trained token by one tokenizer, and be left out, and some by the other.
+    # The model that scores may have a tokenizer of its own, by which other rows have no trained token and are left out.
     row_of = {place: row for row, place in enumerate(trained.places)}
     places = np.asarray(mixture.places)[subset.rows.numpy()]
     there = np.array([place in row_of for place in places.tolist()])
@@ -66,9 +63,10 @@ def choose_rows(arm: Arm, settings: Settings, train: Any) -> dict[str, Any]:
             f"{len(rows)}: raise keep."
         )
     folder = folder_of(settings, arm.method.name)
+    folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / KEPT, rows=rows, weights=weights)
     write_json(folder / REPORT, report_of(job, mixture, subset, subset.ones.numpy(), []))
-    return {"rows": len(rows), "of": len(train), "seconds": dict(job.seconds)}
+    return {"rows": len(rows), "of": len(trained.dataset), "seconds": dict(job.seconds)}
 
 
 def kept_rows(arm: Arm, settings: Settings, train: Any) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corebatch.bench.runs import Comparison, read_comparison
+from corebatch.bench.runs.comparison import PlannedArm
 from corebatch.bench.runs.statistics import LOSSES, paired_tests, values
 
 CORESET, PLAIN, HARD = "coreset@wall_clock", "plain_small@wall_clock", "hard@wall_clock"
@@ -232,3 +233,16 @@ def test_marks_follow_the_plan_and_do_not_depend_on_the_order_of_lines(tmp_path:
     assert first.marks == again.marks
     assert [mark.arm for mark in first.marks if mark.kind == "fewer_steps"] == [PLAIN, HARD]
     assert json.loads((tmp_path / "a" / "plan.json").read_text())["reference"] == "coreset"
+
+
+def test_arms_that_draw_by_what_rows_taught_draw_for_themselves() -> None:
+    """Whoever trains otherwise learns otherwise; shares of sources are the same for all."""
+
+    def drawing(name: str, sampling: object) -> str:
+        return PlannedArm(
+            name=name, rows_drawn_per_step=8, rows_trained_per_step=8, steps=5, coreset={"sampling": sampling}
+        ).drawing
+
+    names = ("coreset@wall_clock", "hard@wall_clock")
+    assert len({drawing(name, {"temperature": 0.0}) for name in names}) == 1
+    assert len({drawing(name, {"learnt": {"method": "infobatch"}}) for name in names}) == 2
