@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WRITTEN = ("bias", "many_rows")
+WRITTEN = ("bias", "many_rows", "subset")
 
 
 def main() -> None:
