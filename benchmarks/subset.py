@@ -174,8 +174,9 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
         power = math.log(last["seconds"] / first["seconds"]) / math.log(last["rows"] / first["rows"]) if clear else None
         grows = "" if power is None else f"{power:.2f}"
         body.append([f"`{name}`{words}", *cells, grows, f"{max(line['gb'] for line in there):.2f}"])
-    return f"""Seconds of processor time to keep {KEEP:g} of the rows, with features of {COLUMNS} columns, {STATES} states and
-texts of 16 words; scoring by a model comes on top. GB beyond the process with everything imported; mapped files count.
+    return f"""Seconds of processor time to keep {KEEP:g} of the rows, by features of {COLUMNS} columns, {STATES} states
+and texts of 16 words; scoring by a model comes on top. GB beyond the process with everything imported; mapped files
+count.
 
 {table(heads, body)}
 
