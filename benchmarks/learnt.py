@@ -40,7 +40,7 @@ from pages import ROOT, origin, provenance, table, write_between
 from small_llama import configuration, tokenizer_for
 
 OUTPUT, PAGE = ROOT / "benchmarks" / "results" / "learnt.jsonl", ROOT / "docs" / "methods" / "learnt.md"
-STEPS, SHARE, ROWS, HIDDEN, RATES, TUNED = 1600, 0.72, 8, 64, (2e-3, 4e-3, 8e-3), 100
+STEPS, SHARE, ROWS, HIDDEN, RATES, TUNED = 1600, 0.72, 8, 64, (1e-3, 2e-3, 4e-3), 100
 ARMS: dict[str, tuple[float, Mapping[str, Any] | None]] = {
     "plain": (1.0, None),
     "plain, shorter": (SHARE, None),
@@ -177,7 +177,7 @@ def page() -> None:
         arm: {line["seed"]: line for line in lines() if line["arm"] == arm and _final(line, rates)} for arm in ARMS
     }
     plain, seeds = found["plain"], sorted(found["plain"])
-    others = [arm for arm in ARMS if arm != "plain"]
+    others = [arm for arm in arms if arm != "plain"]
     tests = {
         arm: ttest_rel(*([each[seed]["final"]["token"] for seed in seeds] for each in (found[arm], plain))).pvalue
         for arm in others
