@@ -172,9 +172,10 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def page() -> None:
-    rates = {arm: best_rate(arm) for arm in ARMS}
+    arms = [arm for arm in ARMS if any(line["arm"] == arm and line["seed"] != TUNED for line in lines())]
+    rates = {arm: best_rate(arm) for arm in arms}
     found = {
-        arm: {line["seed"]: line for line in lines() if line["arm"] == arm and _final(line, rates)} for arm in ARMS
+        arm: {line["seed"]: line for line in lines() if line["arm"] == arm and _final(line, rates)} for arm in arms
     }
     plain, seeds = found["plain"], sorted(found["plain"])
     others = [arm for arm in arms if arm != "plain"]
