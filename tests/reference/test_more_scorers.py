@@ -87,7 +87,7 @@ def test_gradient_norm_of_no_blocks_is_an_error(value: Any) -> None:
 
 
 @PADDING
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "by_position", "last"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma"])
 def test_representation_equals_each_row_alone(kind: str, pooling: str, left: bool) -> None:
     model, batch = tiny_model(kind, lora=True), batch_for(kind, left=left, pad=2)
@@ -100,7 +100,9 @@ def test_representation_equals_each_row_alone(kind: str, pooling: str, left: boo
         forward(model, alone(batch, row))
         handle.remove()
         hidden = seen[0][0]
-        expected.append(hidden.mean(dim=0) if pooling == "mean" else hidden[-1])
+        weights = {"mean": [1] * len(hidden), "by_position": range(1, len(hidden) + 1), "last": [0] * len(hidden)}
+        summed = sum(weight * state for weight, state in zip(weights[pooling], hidden, strict=True))
+        expected.append(hidden[-1] if pooling == "last" else summed / sum(weights[pooling]))
     assert_close(scores.features, torch.stack(expected))
     assert scores.losses is not None
     assert_close(scores.losses, full_token_losses(model, batch).sum(dim=1))
@@ -116,7 +118,7 @@ def test_representation_is_the_last_hidden_state() -> None:
 
 
 def test_representation_of_another_pooling_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="pooling should be 'mean' or 'last'"):
+    with pytest.raises(ConfigError, match="pooling should be mean, by_position or last"):
         Representation(pooling="first")  # type: ignore[arg-type]
 
 

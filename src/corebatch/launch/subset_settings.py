@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from corebatch.config.coerce import block_of
@@ -47,7 +47,7 @@ class SubsetSettings:
         features: what rows are compared by, where the method compares rows.
         score: what a method of difficulty goes by: a scorer of one column ("loss", "el2n", "gradient_norm"),
             "forgetting" (in how many steps from one of `states` to the next, the model last, the row's loss rises) or
-            "excess_loss" (the model's loss less that of `reference`).
+            "excess_loss" (the model's loss less that of `reference`); by default the method's own.
         scores: scores of one's own in its place: the path of a .npy file with a number for each row as it is read, or
             the name of a column of the rows.
         reference: a model for "excess_loss".
@@ -90,7 +90,7 @@ class SubsetSettings:
             values["states"] = tuple(states)
         made = cls(**values)
         made._check(given)
-        return made
+        return made if "score" in given else replace(made, score=made.made.score)
 
     @property
     def needs(self) -> frozenset[str]:

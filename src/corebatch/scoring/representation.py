@@ -17,19 +17,19 @@ from corebatch.scoring.base import LossUnit, Scorer, Scores
 
 class Representation(Scorer):
     """Features [N, D]: the last hidden state as the head receives it, after the final norm; its mean over the tokens
-    that are no padding, or that of the last of them.
+    that are no padding, or the mean with the weights 1, 2, 3, ... ("by_position"), or that of the last of them.
 
     Nearness of inputs, not of gradients: a selector spreads over topics, and lengths of features say nothing of how
     much an example moves the model. The unit of the loss makes no difference. One forward without gradients; the head
     runs on label positions, for the losses. Pooled last states as the space to select in: RDS+ (Ivison et al. 2025,
-    arXiv 2503.01807), whose mean gives later tokens more weight; ours does not.
+    arXiv 2503.01807), whose mean is that by position, as SGPT's (Muennighoff 2022, arXiv 2202.08904).
     """
 
     name = "representation"
 
-    def __init__(self, *, pooling: Literal["mean", "last"] = "mean") -> None:
-        if pooling not in ("mean", "last"):
-            raise ConfigError(f"representation's pooling should be 'mean' or 'last'. Found {pooling!r}.")
+    def __init__(self, *, pooling: Literal["mean", "by_position", "last"] = "mean") -> None:
+        if pooling not in ("mean", "by_position", "last"):
+            raise ConfigError(f"representation's pooling should be mean, by_position or last. Found {pooling!r}.")
         self.pooling = pooling
 
     def _run(self, model: nn.Module, batch: Mapping[str, Tensor], loss: LossUnit, seed: int) -> Scores:
@@ -46,5 +46,9 @@ class Representation(Scorer):
         if self.pooling == "last":
             places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
             mask = mask & (places == (places * mask).amax(dim=1, keepdim=True))
+        weights = mask.long()
+        if self.pooling == "by_position":
+            weights = mask.cumsum(dim=1) * mask
+            hidden = hidden * weights.unsqueeze(2)
         summed = torch.where(mask.unsqueeze(2), hidden, 0).sum(dim=1)  # padding may hold NaN
-        return summed / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return summed / weights.sum(dim=1, keepdim=True).clamp(min=1)

@@ -83,10 +83,12 @@ class SubsetMethod(ABC):
     Attributes:
         name: the key in `SUBSETS`.
         follows: what the kept rows stand for.
+        score: a scorer by whose score it goes, if it needs `scores` and none are named.
     """
 
     name: ClassVar[str]
     follows: ClassVar[Follows] = "pool"
+    score: ClassVar[str] = "loss"
 
     @property
     def requires(self) -> frozenset[str]:

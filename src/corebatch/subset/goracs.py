@@ -63,6 +63,7 @@ class GoracsSubset(SubsetMethod):
 
     name: ClassVar[str] = "goracs"
     follows: ClassVar[Follows] = "target"
+    score: ClassVar[str] = "gradient_norm"
 
     def __post_init__(self) -> None:
         check_number("gradient_weight", self.gradient_weight, low=0.0)

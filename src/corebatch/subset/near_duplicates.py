@@ -76,7 +76,7 @@ class NearDuplicatesSubset(SubsetMethod):
         check_flag("center", self.center)
         if self.threshold is not None:
             check_number("threshold", self.threshold, low=0.1, high=1.0)
-        if isinstance(self.priority, str) or not all(isinstance(name, str) for name in self.priority):
+        if not isinstance(self.priority, list | tuple) or not all(isinstance(name, str) for name in self.priority):
             raise ConfigError(f"`priority` should be a list of names of sources. Found {self.priority!r}.")
 
     @property

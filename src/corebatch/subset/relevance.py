@@ -26,9 +26,10 @@ class RelevanceSubset(SubsetMethod):
 
     `embedding` is RDS+ (Ivison et al., "Large-Scale Data Selection for Instruction Tuning", arXiv 2503.01807, algorithm
     1): cosines of hidden states, and the rows of the target name their most similar row in turn, a turn being lost when
-    that row is kept already. Their states are means over positions weighted by position; the features given decide
-    here. `words` is Okapi BM25 in Lucene's variant (Kamphuis et al. 2020; k1 = 1.5, b = 0.75) over lower-cased words of
-    two letters and more, without English stop words; each text of the target is a query.
+    that row is kept already. Their states are means weighted by position (scorer `representation`, pooling
+    `by_position`); the features given decide. `words` is Okapi BM25 in Lucene's variant (Kamphuis et al. 2020; k1 =
+    1.5, b = 0.75) over lower-cased words of two letters and more, without English stop words; each text of the target
+    is a query.
 
     The index of words takes 20 bytes for each row and word of the target that is in it; words that the target has not
     only count in the length of a row. Biased on purpose: it follows the target.
@@ -131,8 +132,7 @@ def _in_words(texts: Sequence[str]) -> Iterator[list[str]]:
     """The words of each text, by the tokenizer of bm25s."""
     tokenize = _bm25s().tokenize
     for start in range(0, len(texts), _CHUNK):
-        chunk = [texts[row] for row in range(start, min(start + _CHUNK, len(texts)))]
-        yield from tokenize(chunk, return_ids=False, show_progress=False)
+        yield from tokenize(list(texts[start : start + _CHUNK]), return_ids=False, show_progress=False)
 
 
 def _bm25s() -> Any:

@@ -152,6 +152,44 @@ def test_difficulty_by_each_score(corebatch, config, folder, score, model_folder
         assert [{**given[row], "weight": 1.0} for row in wanted] == lines(folder / "data.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "given"),
+    [
+        ("simcore", "{stop: null, centers: 4}", {"target"}),
+        ("goracs", "{exchanges: 2}", {"target"}),
+        ("autocoreset", "{queries: 1}", {"states"}),
+        ("near_duplicates", "{threshold: 0.99}", set()),
+        ("relevance", "{by: words}", {"target"}),
+    ],
+)
+def test_a_target_states_and_texts(
+    corebatch, config, folder, data_file, tmp_path, model_folder, method, options, given
+):
+    """What the rows of a target, other models and texts are to the methods that need them."""
+    rows = lines(data_file)
+    data_file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[:8]]))
+    (tmp_path / "target.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if "sums" in row["prompt"]))
+    words = ["subset", config, "--keep", 0.2, "--method", method, "--subset.options", options]
+    if "target" in given:
+        words += ["--subset.target", f"{{datasets: [{{path: {tmp_path / 'target.jsonl'}}}]}}"]
+    if "states" in given:
+        words += ["--subset.states", f"[{another_model(model_folder, tmp_path / 'other')}]"]
+    code, _, err = corebatch(*words)
+    assert code == 0, err
+    kept, told = lines(folder / "data.jsonl"), report(folder)
+    assert len(kept) == told["rows"] == 18
+    assert told["follows"] == ("target" if "target" in given else "pool")
+    if method == "relevance":
+        assert all("sums" in row["prompt"] for row in kept)
+    if method == "goracs":
+        assert (folder / "scored/score-gradient_norm").is_dir()
+    if method == "near_duplicates":
+        assert told["told"]["exact"] == 8
+    if method == "autocoreset":
+        assert told["told"]["queries"] == 2
+        assert len({row["weight"] for row in kept}) > 1
+
+
 def test_scores_of_ones_own(corebatch, config, folder, data_file, tmp_path):
     rows = lines(data_file)
     rows[3]["completion"] = " "  # has no trained token
