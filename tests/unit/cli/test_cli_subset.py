@@ -312,3 +312,43 @@ def test_fewer_rows_than_strata_and_foreign_folders(corebatch, config, folder, s
     code, _, err = corebatch("subset", config, "--keep", 0.1, "--method", "random", "--output", f"{folder}-2")
     assert code == 2
     assert "say how often rows come in training" in err
+
+
+@pytest.mark.parametrize(
+    "method, more",
+    [
+        ("simcore", {"target": True}),
+        ("goracs", {"target": True, "score": "gradient_norm", "options": {"gradient_weight": 0.3}}),
+        ("autocoreset", {"states": True}),
+        ("near_duplicates", {}),
+        ("near_duplicates", {"options": {"by": "embedding"}}),
+        ("relevance", {"target": True}),
+        ("relevance", {"target": True, "options": {"by": "words"}}),
+    ],
+    ids=str,
+)
+def test_methods_that_need_a_target_texts_or_states(corebatch, config, folder, tmp_path, model_folder, method, more):
+    (tmp_path / "target.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"colours {n}?", "completion": "3"}) + "\n" for n in range(100, 110))
+    )
+    block = {"method": method, "keep": 0.2, **more}
+    if "target" in more:
+        block["target"] = {"datasets": [str(tmp_path / "target.jsonl")]}
+    if "states" in more:
+        block["states"] = [str(another_model(model_folder, tmp_path / "state"))]
+    changed(config, subset=block)
+    code, out, err = corebatch("subset", config)
+    assert code == 0, err
+    found = report(folder)
+    kept = lines(folder / "data.jsonl")
+    assert len(kept) == found["rows"] <= 16
+    assert ("target" in more) == ("follow the target" in out)
+    if method == "relevance":
+        assert found["sources"]["colours"]["share_kept"] > found["sources"]["names"]["share_kept"]
+    if "target" in more:
+        changed(config, subset={**block, "target": None})
+        assert "subset.target is needed by method" in corebatch("subset", config, "--overwrite", "true")[2]
+        (tmp_path / "empty.jsonl").write_text("")
+        changed(config, subset={**block, "target": {"datasets": [str(tmp_path / "empty.jsonl")]}})
+        assert "empty.jsonl" in corebatch("subset", config, "--overwrite", "true")[2]
+        assert lines(folder / "data.jsonl") == kept
