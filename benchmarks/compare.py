@@ -5,6 +5,7 @@
 
 mathmix: a Llama of 5.8 M parameters (benchmarks/small_llama.py) with LoRA, on 576 rows of a real maths mixture.
 reasoning: SmolLM2-135M with LoRA on the demo's mixture of reasoning-gym tasks.
+dirty: an untrained Llama of 1 M parameters on easy tasks (benchmarks/easy_tasks.py); 40 % of the answers are wrong.
 Each writes its data and its config beside the output first; any key can be changed: `--max_steps 20`.
 """
 
@@ -19,6 +20,9 @@ import sys
 from pathlib import Path
 
 import yaml
+
+import easy_tasks
+from corrupt import corrupt
 
 HERE = Path(__file__).parent
 
@@ -59,15 +63,50 @@ def reasoning(folder: Path, settings: Path, model: Path) -> dict:
     }
 
 
+CLEAN, POOL, WRONG = 640, 4000, 0.4
+"""Of `dirty`: rows that are known to be right, other rows, and the share of all of them that is wrong."""
+
+
+def dirty(folder: Path, settings: Path, model: Path) -> dict:
+    """Data with wrong answers, a model that knows nothing, and a reference that was trained on rows that are right.
+
+    Those are also the target, and every arm may train them: they are in the data set with the others.
+    """
+    target, pool, train, held_out = (folder / f"{name}.jsonl" for name in ("target", "pool", "dirty", "held_out"))
+    for path, count, seed in ((target, CLEAN, 1), (pool, POOL, 2), (held_out, 600, 3)):
+        lines = (json.dumps(row) + "\n" for row in easy_tasks.rows(count, seed))
+        path.write_text("".join(lines), encoding="utf-8")
+    corrupt(pool, train, WRONG * (CLEAN + POOL) / POOL)
+    if not (model / "config.json").is_file():
+        (folder / "texts").mkdir(exist_ok=True)
+        (folder / "texts" / "train.jsonl").write_bytes(pool.read_bytes())
+        untrained = ["--steps", "0", "--vocabulary", "2048", "--hidden", "128", "--blocks", "4"]
+        command = [sys.executable, HERE / "small_llama.py", "--data", folder / "texts", "--output", model, *untrained]
+        subprocess.run(command, check=True)
+    reference = folder / "reference"
+    config = yaml.safe_load(settings.read_text().replace("REFERENCE", json.dumps(str(reference))))
+    config["model_name_or_path"] = str(model)
+    if not (reference / "config.json").is_file():
+        own = {key: value for key, value in config.items() if key != "compare"}
+        own |= {"datasets": [str(target)], "coreset": {"pool_factor": 1}, "output_dir": str(reference)}
+        path = folder / "reference.yaml"
+        path.write_text(yaml.safe_dump({**own, "save_strategy": "no"}), encoding="utf-8")
+        subprocess.run([sys.executable, "-m", "corebatch.cli.main", "train", str(path)], check=True)
+    return {
+        **config,
+        "datasets": [{"path": str(train)}, {"path": str(target)}],
+        "eval_datasets": [{"path": str(held_out)}],
+        "target_datasets": [{"path": str(target)}],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=("mathmix", "reasoning"))
+    parser.add_argument("which", choices=("mathmix", "reasoning", "dirty"))
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "mathmix")
     parser.add_argument("--model", type=Path, help="where the model lies, or is put")
     parser.add_argument("--rows", type=int, default=576, help="of mathmix's train split")
-    parser.add_argument(
-        "--settings", type=Path, help="another file than compare_mathmix.yaml or compare_reasoning.yaml"
-    )
+    parser.add_argument("--settings", type=Path, help="another file than compare_WHICH.yaml")
     parser.add_argument("--output", type=Path, help="the comparison's folder")
     args, changes = parser.parse_known_args()
     output = args.output or Path("runs") / f"compare-{args.which}"
@@ -76,6 +115,8 @@ def main() -> None:
     settings = args.settings or HERE / f"compare_{args.which}.yaml"
     if args.which == "mathmix":
         config = mathmix(inputs, settings, args.data, args.model or Path(".cache/small-llama"), args.rows)
+    elif args.which == "dirty":
+        config = dirty(inputs, settings, args.model or inputs / "untrained")
     else:
         config = reasoning(inputs, settings, args.model or Path(".cache/smollm2"))
     config["output_dir"] = str(output)

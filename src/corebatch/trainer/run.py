@@ -141,6 +141,8 @@ class SelectionRun:
             kept = found["method_note"] if self.method.small_sources else ""
             found["method_note"] = f"Rows have weights: what is trained is {self.claimed}. {kept}".strip()
         follows = followed(self.method) if trainer.coreset.pool_factor > 1 else POOL
+        if follows != POOL:
+            found["method_note"] = f"What is trained follows {follows}."
         return {**found, "scored": self.scored, "claimed": self.claimed, "follows": follows}
 
     @property

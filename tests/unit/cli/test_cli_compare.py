@@ -293,6 +293,22 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
 
 
 @pytest.mark.slow
+def test_arms_may_follow_a_reference_and_a_target(
+    compare: Any, values: dict[str, Any], data_file: Path, model_folder: Path
+) -> None:
+    excess = {"scorer": "excess_loss", "scorer_options": {"reference": str(model_folder)}, "selector": "hard"}
+    greats = {"scorer": "last_layer", "selector": "greats", "target": {"every": 2, "rows": 4}}
+    values["compare"] |= {"arms": ["plain_small"], "tune": {"enabled": False}, "tasks": [], "seeds": 1}
+    values["compare"]["extra_arms"] = {"excess": {"coreset": excess}, "greats": {"coreset": greats}}
+    compare(values | {"target_datasets": [str(data_file)]})
+    runs = {run["arm"].partition("@")[0]: run for run in lines(Path(values["output_dir"]), "runs.jsonl")}
+    assert {run["status"] for run in runs.values()} == {"ok"}
+    for name in ("excess", "greats"):
+        assert runs[name]["tokens_scored"] > runs[name]["tokens_trained"] > 0
+    assert runs["plain_small"]["tokens_scored"] == 0
+
+
+@pytest.mark.slow
 def test_arms_of_subsets_pay_for_choosing_them(
     compare: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
