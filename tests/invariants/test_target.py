@@ -171,6 +171,9 @@ def test_rows_that_cannot_be_followed_end_the_run_by_name(tmp_path):
     untrained = [{"input_ids": row["input_ids"], "labels": [-100] * len(row["labels"])} for row in TARGET]
     with pytest.raises(DataError, match=r"should have trained tokens. Found none in 6 rows"):
         run(made(tmp_path / "a", target=untrained))
+    raw = [{"text": "a row that nobody has tokenised"}] * 8
+    with pytest.raises(DataError, match=r"of the target should make a batch .* Found KeyError"):
+        run(made(tmp_path / "c", target=raw))
     foreign = [{"input_ids": [3, 99999], "labels": [3, 99999]} for _ in range(6)]
     with pytest.raises(DataError, match="of the target set: is the tokenizer"):
         run(made(tmp_path / "b", target=foreign))

@@ -69,12 +69,15 @@ def _loader(trainer: Any) -> Callable[[Sequence[int]], tuple[Sequence[dict[str, 
         size, batches = trainer._run.scoring.micro_batch, []
         for start in range(0, len(numbers), size):
             own = numbers[start : start + size]
-            batch = {**trainer._prepare_inputs(collate([dataset[number] for number in own]))}
-            batch[ID], batch[SOURCE] = torch.tensor(own), torch.zeros(len(own), dtype=torch.long)
             try:
+                batch = {**trainer._prepare_inputs(collate([dataset[number] for number in own]))}
                 check_pool(batch)
-            except DataError as error:
-                raise DataError(f"In rows {own[0]} to {own[-1]} of the target: {error}") from error
+            except Exception as error:  # of the user's data set and collator too
+                raise DataError(
+                    f"Rows {own[0]} to {own[-1]} of the target should make a batch as those of train_dataset do when "
+                    f"they are trained, tokens and labels. Found {type(error).__name__}: {error}"
+                ) from error
+            batch[ID], batch[SOURCE] = torch.tensor(own), torch.zeros(len(own), dtype=torch.long)
             batches.append(batch)
         limits = trainer._run.limits
         check_rows(batches, limits.vocabulary, limits.longest, targets=limits.targets, of="target")
