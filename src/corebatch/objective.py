@@ -19,13 +19,12 @@ often than they are in the data are corrected for (a_i), but for `drawn`. A data
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from corebatch.errors import ConfigError
-from corebatch.options import hint
+from corebatch.options import hint, is_number
 from corebatch.sampling.online import ONLINE, make_online
 from corebatch.sampling.schedule import Schedule, parse_schedule
 from corebatch.sources import complete_shares
@@ -191,7 +190,7 @@ def check_counting(objective: Objective, weight_column: object, source_tokens: o
     if not isinstance(source_tokens, Mapping) or not source_tokens:
         raise ConfigError(f"coreset.source_tokens should map sources to trained tokens. Found {source_tokens!r}.")
     for name, count in source_tokens.items():
-        if not _is_number(count) or count <= 0:
+        if not is_number(count) or count <= 0:
             raise ConfigError(f"coreset.source_tokens of {name!r} should be a number above 0. Found {count!r}.")
     if not objective.by_source:
         raise ConfigError(
@@ -207,7 +206,7 @@ def _part(value: Any) -> Objective:
 
 
 def _of_mapping(value: Mapping[Any, Any]) -> Objective:
-    if "online" in value and not _is_number(value["online"]):  # a source may have that name
+    if "online" in value and not is_number(value["online"]):  # a source may have that name
         name, options = value["online"], {key: each for key, each in value.items() if key != "online"}
         if not isinstance(name, str):
             raise ConfigError(f"coreset.objective.online should be one of {', '.join(ONLINE)}. Found {name!r}.")
@@ -215,13 +214,13 @@ def _of_mapping(value: Mapping[Any, Any]) -> Objective:
         return Objective("online", online=name, options=options)
     if set(value) == {"temperature"}:
         temperature = value["temperature"]
-        if not _is_number(temperature) or temperature < 0:
+        if not is_number(temperature) or temperature < 0:
             raise ConfigError(f"coreset.objective.temperature should be a number of at least 0. Found {temperature!r}.")
         return Objective("temperature", temperature=float(temperature))
     if not value:
         raise ConfigError("coreset.objective should name sources and their shares. Found an empty mapping.")
     for name, share in value.items():
-        if not _is_number(share) or share < 0:
+        if not is_number(share) or share < 0:
             raise ConfigError(
                 f"coreset.objective: the share of {name!r} should be a number of at least 0. Found {share!r}."
             )
@@ -229,7 +228,3 @@ def _of_mapping(value: Mapping[Any, Any]) -> Objective:
     if sum(shares.values()) == 0:
         raise ConfigError(f"coreset.objective: shares should sum to more than 0. Found {shares}.")
     return Objective("shares", shares=shares)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

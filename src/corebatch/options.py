@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from corebatch.errors import ConfigError
 
@@ -44,6 +45,11 @@ def near(word: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' within a sentence, if something known is close, else nothing."""
     close = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is an integer or a float, and neither True, NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_count(what: str, value: object, *, least: int = 1, more: str = "") -> None:

@@ -106,7 +106,7 @@ def test_evaluation_and_resume(tmp_path):
     settings["extra"] = {"eval_dataset": mixture(8, seed=5)}
 
     def made(folder):
-        return compiled(folder, tiny_model(), **{**settings, "extra": dict(settings["extra"])})
+        return compiled(folder, tiny_model(layers=1), **{**settings, "extra": dict(settings["extra"])})
 
     whole = run(made(tmp_path / "run"))
     assert sum("eval_loss" in line for line in whole.state.log_history) == 2
@@ -117,10 +117,10 @@ def test_evaluation_and_resume(tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_before_training_compiles_no_more(tmp_path):
-    made = compiled(tmp_path, extra={"eval_dataset": mixture(8, seed=5)}, max_steps=2)
+    made = compiled(tmp_path, tiny_model(layers=1), extra={"eval_dataset": mixture(8, seed=5)}, max_steps=2)
     made.evaluate()
     run(made)
-    plain = run(trainer(tmp_path / "plain", max_steps=2))
+    plain = run(trainer(tmp_path / "plain", tiny_model(layers=1), max_steps=2))
     assert largest_difference(weights(plain), weights(made)) < 1e-5
 
 
@@ -134,7 +134,7 @@ def test_blocks_alone_where_accelerate_is_told_so(tmp_path, monkeypatch):
 
 def test_asked_for_by_accelerate_launch(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
-    made = run(trainer(tmp_path, tiny_model(lora=False), max_steps=2))
+    made = run(trainer(tmp_path, tiny_model(lora=False, layers=1), max_steps=2))
     assert not made.args.torch_compile
     assert decoder(made.model)._compiled_call_impl is not None
     assert type(made.model_wrapped).__name__ != "OptimizedModule"
@@ -144,7 +144,7 @@ def test_asked_for_by_accelerate_launch(tmp_path, monkeypatch):
 def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         scored = CoresetConfig(scoring={"way": "remembered", "unknown": "score"})
-        made = run(compiled(tmp_path, None, scored, max_steps=8))  # more than one epoch
+        made = run(compiled(tmp_path, tiny_model(layers=1), scored, max_steps=8))  # more than one epoch
     assert made._run.scoring.strategy.way == "remembered"
     assert made._run.scoring.trained is None
     assert sum("is not learnt" in record.getMessage() for record in caplog.records) == 1
@@ -152,7 +152,7 @@ def test_nothing_is_learnt_from_training_and_the_log_says_so(tmp_path, caplog):
 
 def test_by_default_nothing_is_scored_or_remembered(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        made = run(compiled(tmp_path, max_steps=8))
+        made = run(compiled(tmp_path, tiny_model(layers=1), max_steps=8))
     assert (made._run.scoring.way, made._run.scoring.memory, made._run.scoring.trained) == ("none", None, None)
     assert "is not learnt" not in caplog.text
 
@@ -191,5 +191,5 @@ def test_a_model_that_comes_compiled_is_refused(tmp_path, how):
 
 
 def test_pool_factor_one_is_left_to_the_trainer(tmp_path):
-    made = run(compiled(tmp_path, tiny_model(lora=False), CoresetConfig(pool_factor=1), max_steps=1))
+    made = run(compiled(tmp_path, tiny_model(lora=False, layers=1), CoresetConfig(pool_factor=1), max_steps=1))
     assert type(made.model_wrapped).__name__ == "OptimizedModule"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from corebatch.errors import ConfigError
-from corebatch.options import check_count, near
+from corebatch.options import check_count, is_number, near
 
 _SHARES = {"share": "drawn", "replay": "trained"}
 """Keys with a share of the source's rows, and of which rows."""
@@ -61,10 +60,8 @@ class DatasetSpec:
 
     def _check_amounts(self) -> None:
         weight = self.weight
-        if not _is_number(weight):
-            raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number. Found {weight!r}.")
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"datasets: `weight` of {self.path!r} should be finite and above 0. Found {weight!r}.")
+        if not is_number(weight) or weight <= 0:
+            raise ConfigError(f"datasets: `weight` of {self.path!r} should be a number above 0. Found {weight!r}.")
         if self.repeat is not None:
             check_count(f"datasets: `repeat` of {self.path!r}", self.repeat)
             if weight != 1:
@@ -76,7 +73,7 @@ class DatasetSpec:
             share = getattr(self, key)
             if share is None:
                 continue
-            if not _is_number(share) or not 0 < share <= 1:
+            if not is_number(share) or not 0 < share <= 1:
                 raise ConfigError(
                     f"datasets: `{key}` of {self.path!r} should be a share of the rows that are {of}, above 0 and at "
                     f"most 1. Found {share!r}."
@@ -124,10 +121,6 @@ class DatasetSpec:
         """What messages call the data set."""
         first, *more = self.paths
         return f"{first} and {len(more)} more" if more else first
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 SPEC_KEYS = tuple(each.name for each in fields(DatasetSpec))

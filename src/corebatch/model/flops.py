@@ -160,13 +160,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.0
 
 def _timed_product(size: int, device: torch.device, dtype: torch.dtype) -> float:
     matrix = torch.ones(size, size, device=device, dtype=dtype)
-    _finish(device)
+    finish(device)
     began = time.perf_counter()
     torch.mm(matrix, matrix)
-    _finish(device)
+    finish(device)
     return max(time.perf_counter() - began, 1e-9)
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":  # before training, not in a step
+def finish(device: torch.device) -> None:
+    """Waits for the device: not in a step of training."""
+    if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -9,7 +9,6 @@ Shape suffixes: S sources, in the order of their numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError
-from corebatch.options import hint
+from corebatch.options import hint, is_number
 from corebatch.sampling.learnt import LearntRows, make_learnt
 from corebatch.sampling.schedule import Schedule, Stretch, parse_schedule
 from corebatch.sources import complete_shares
@@ -112,7 +111,7 @@ def make_sampling(value: Any) -> Sampling | None:
     elif shares is not None:
         shares = _shares(shares)
     temperature = given.get("temperature")
-    if temperature is not None and not (_is_number(temperature) and temperature >= 0):
+    if temperature is not None and not (is_number(temperature) and temperature >= 0):
         raise ConfigError(f"{WHAT}.temperature should be a number of at least 0. Found {temperature!r}.")
     for key, words in (("epochs", get_args(Epochs)), ("until", get_args(Until))):
         if key in given and given[key] not in words:
@@ -137,7 +136,7 @@ def _shares(value: Any, *, scheduled: bool = False) -> dict[str, float]:
     if not isinstance(value, Mapping) or not (value or scheduled):
         raise ConfigError(f"{what} should map sources to their shares of the rows that are drawn. Found {value!r}.")
     for name, share in value.items():
-        if not _is_number(share) or share < 0:
+        if not is_number(share) or share < 0:
             raise ConfigError(f"{what}: the share of {name!r} should be a number of at least 0. Found {share!r}.")
     made = {str(name): float(share) for name, share in value.items()}
     if not scheduled and sum(made.values()) == 0:
@@ -146,10 +145,6 @@ def _shares(value: Any, *, scheduled: bool = False) -> dict[str, float]:
             "the data."
         )
     return made
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class DrawPlan:

@@ -23,6 +23,7 @@ from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, Pop
 from corebatch.bench.gradients.way import Way
 from corebatch.bench.timing import Spread, ratios
 from corebatch.errors import InputError
+from corebatch.model.flops import finish
 from corebatch.model.modes import base_model, forward_inputs, modes_kept, scoring_mode
 from corebatch.model.rows import trained_tokens
 from corebatch.scoring import Scorer, Scores
@@ -102,10 +103,10 @@ def measure_costs(
         for _ in range(rounds):
             for name, arm in arms.items():
                 with _checkpointing(model, name == "checkpointing"):
-                    _synchronise(device)
+                    finish(device)
                     start = time.perf_counter()
                     arm.score(model, timed)
-                    _synchronise(device)
+                    finish(device)
                     times[name].append(time.perf_counter() - start)
     unit = times["plain"]
     return Costs(
@@ -181,8 +182,3 @@ def _switch(model: Any, on: bool) -> None:
     switch(*([{"use_reentrant": False}] if on else []))
     if not on and hasattr(model, "_require_grads_hook"):  # else the backward would go down to the embeddings for good
         model.disable_input_require_grads()
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

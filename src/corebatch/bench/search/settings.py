@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from corebatch.bench.runs.comparison import MEANS
 from corebatch.config.coerce import block_of
 from corebatch.errors import ConfigError
-from corebatch.options import check_count
+from corebatch.options import check_count, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class SearchSettings:
             raise ConfigError(f"search.sources should be a list of different names. Found {names!r}.")
         if isinstance(self.metric, Mapping):
             weights = list(self.metric.values())
-            if not all(_number(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
+            if not all(is_number(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
                 raise ConfigError(
                     f"search.metric should weigh sources by numbers of at least 0, some above. Found {self.metric!r}."
                 )
@@ -119,13 +118,9 @@ def _fidelity(given: Any, where: str) -> Fidelity:
             raise ConfigError(f"{where}: cost is of a smaller model; else it is the share of steps. Found {given!r}.")
         values["cost"] = values.get("steps")
     for key in ("steps", "cost"):
-        if not _number(values.get(key)) or not 0 < values[key] <= 1:
+        if not is_number(values.get(key)) or not 0 < values[key] <= 1:
             raise ConfigError(f"{where}: {key} should be a share of a whole run, in (0, 1]. Found {given!r}.")
     return Fidelity(**{**values, "steps": float(values["steps"]), "cost": float(values["cost"])})
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _no_text(value: Any) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from corebatch.errors import ConfigError, InputError, NonFiniteError
-from corebatch.options import near
+from corebatch.options import is_number, near
 
 FLOOR = 0.05
 """What each source has at least, in equal shares: a source that is not trained has no loss to be judged by."""
@@ -194,12 +194,11 @@ class MultiplicativeShares(OnlineShares):
 
 def check_number(what: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> float:
     """The number. Raises ConfigError unless it is finite and from `low` (`above`: not `low` itself) to `high`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (above and value == low):  # type: ignore[operator]
+    if not is_number(value) or not low <= value <= high or (above and value == low):
         least = f"{'above' if above else 'at least'} {low:g}"
         most = "" if high == math.inf else f" and at most {high:g}"
         raise ConfigError(f"{what} should be a number of {least}{most}. Found {value!r}.")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def numbers_by_name(what: str, value: object) -> dict[str, Any]:
