@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WRITTEN = ("bias", "many_rows", "subset")
+WRITTEN = ("bias", "many_rows", "subset", "dual_encoders")
 
 
 def main() -> None:

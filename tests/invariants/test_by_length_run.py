@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from corebatch.errors import CheckpointError, ConfigError, DataError, InputError
 from corebatch.sampling.buckets import row_lengths
 from corebatch.trainer import CoresetConfig, CoresetTrainer
+from corebatch.trainer.lengths import units_of_epoch
 from training import BY_LENGTH, Collator, arguments, mixture, run, same, tiny_model, trainer, weights
 
 GROWING = {"curriculum": "grow_p2", "cycles": 2}
@@ -37,6 +38,7 @@ def test_the_rows_of_each_step_are_of_one_bucket(tmp_path, pool_factor, micro_ba
         expected += [sorted(row for unit in own[i : i + units] for row in unit) for i in range(0, len(own), units)]
     rows = drawn(tmp_path)
     assert rows == expected
+    assert units_of_epoch(coreset, row_lengths(made.train_dataset), units) == len(sampler)
     assert len(rows) == made.state.max_steps
     assert all(len(set(buckets.of[ids].tolist())) == 1 for ids in rows)
     assert set(Counter(number for ids in rows for number in ids)) == set(range(96))

@@ -17,9 +17,10 @@ from corebatch.config.building import load_tokenizer, read_mixture
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
 from corebatch.evaluation import parse_task
-from corebatch.mixture import Mixture
+from corebatch.mixture import Mixture, row_lengths
 from corebatch.sampling.shares import plan_by_name
 from corebatch.text import say
+from corebatch.trainer.lengths import units_of_epoch
 
 
 def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
@@ -49,7 +50,7 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     setup = Setup(
         arms=arms,
         settings=parts.own,
-        steps=reference_steps(settings, _rows_of_epoch(settings, mixture), drawn),
+        steps=reference_steps(settings, _rows_of_epoch(settings, mixture, drawn), drawn),
         rows=rows,
         learning_rate=float(settings.training_arguments().learning_rate),
         values=values,
@@ -64,7 +65,10 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     return folder
 
 
-def _rows_of_epoch(settings: Settings, mixture: Mixture) -> int:
+def _rows_of_epoch(settings: Settings, mixture: Mixture, drawn: int) -> int:
+    """Or units of rows by length, of which a step draws as many."""
+    if settings.coreset.by_length is not None:
+        return units_of_epoch(settings.coreset, row_lengths(mixture.dataset), drawn)
     counts = {name: one.rows for name, one in mixture.counts.items() if one.rows}
     return plan_by_name(settings.coreset.sampling, counts).rows_of_epoch()
 

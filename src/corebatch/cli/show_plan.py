@@ -20,13 +20,16 @@ from corebatch.rendering.sheet import table
 from corebatch.sampling.shares import plan_by_name
 from corebatch.sources import small_candidates
 from corebatch.trainer import CoresetConfig
+from corebatch.trainer.lengths import units_of_epoch
 
 
 def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], dataset: Any, console: Console) -> None:
     """Steps, micro-batches and memory. `counts`: source -> its `rows` and `lengths`; `dataset`: the mixture's rows, or
     some of them."""
     console.print()
-    console.print(table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()})))
+    console.print(
+        table("Steps", _steps(settings.coreset, args, {name: one.rows for name, one in counts.items()}, dataset))
+    )
     if rows := _micro_batches(settings, args, dataset):
         console.print()
         title = f"Micro-batches of {STEPS} steps whose rows are drawn at random"
@@ -40,7 +43,13 @@ def show_plan(settings: Settings, args: Any, counts: Mapping[str, Any], dataset:
 def _micro_batches(settings: Settings, args: Any, dataset: Any) -> list[dict[str, Any]]:
     """What the cut saves; nothing where rows stay as they are drawn, or are drawn by length."""
     coreset, sampler = settings.coreset, getattr(args, "train_sampling_strategy", "random")
-    if coreset.cut.by == "plain" or sampler != "random" or getattr(args, "group_by_length", False) or not len(dataset):
+    if (
+        coreset.by_length is not None
+        or coreset.cut.by == "plain"
+        or sampler != "random"
+        or getattr(args, "group_by_length", False)
+        or not len(dataset)
+    ):
         return []
     flops = model_flops(skeleton(settings)) if coreset.cut.by == "flops" else None
     found = saved(coreset, row_lengths(dataset), args, float if flops is None else flops.row)
@@ -79,13 +88,17 @@ def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]
     ]
 
 
-def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int], dataset: Any) -> list[dict[str, Any]]:
     ranks = max(args.world_size, 1)
     small = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
     large = small * coreset.pool_factor
     known = {name: count for name, count in counts.items() if count}
     plan = plan_by_name(coreset.sampling, known) if known else None
     total = 0 if plan is None else plan.rows_of_epoch()
+    unit = ""
+    if coreset.by_length is not None and len(dataset):
+        found = units_of_epoch(coreset, row_lengths(dataset), large)
+        total, unit = found * sum(counts.values()) // len(dataset), ", in rows of the longest bucket"
     per_epoch = math.ceil(
         math.ceil(total / (large // args.gradient_accumulation_steps)) / args.gradient_accumulation_steps
     )
@@ -104,8 +117,8 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int]) -> list
     ]
     return [
         {"what": "examples", "value": sum(counts.values())},
-        {"what": "large batch (drawn a step)", "value": large},
-        {"what": "small batch (trained a step)", "value": small},
+        {"what": f"large batch (drawn a step{unit})", "value": large},
+        {"what": f"small batch (trained a step{unit})", "value": small},
         {"what": "micro-batches a step, on each of the ranks", "value": args.gradient_accumulation_steps},
         {"what": "ranks", "value": ranks},
         {"what": "steps an epoch", "value": per_epoch},

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from corebatch.errors import ConfigError
 from corebatch.record.run_identity import sampling as sampling_strategy
 from corebatch.sampling.buckets import Buckets, powers_of_two, row_lengths
-from corebatch.sampling.by_length import WHAT
+from corebatch.sampling.by_length import WHAT, ByLength
 from corebatch.sampling.tags import is_stream
 from corebatch.sampling.units import UnitSampler
+from corebatch.trainer.config import CoresetConfig
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,15 @@ def length_buckets(trainer: Any) -> Buckets | None:
         )
     lengths = row_lengths(dataset, by_length.column)
     return powers_of_two(lengths, by_length.shortest, by_length.longest, by_length.curriculum)
+
+
+def units_of_epoch(coreset: CoresetConfig, lengths: Any, units: int) -> int:
+    """How many units an epoch has, in whole steps of `units`, of rows of such lengths (integers [N])."""
+    by_length = coreset.by_length
+    assert isinstance(by_length, ByLength), "asked for where rows come by length"
+    tokens = (lengths if isinstance(lengths, Tensor) else torch.tensor(lengths)).long()
+    buckets = powers_of_two(tokens, by_length.shortest, by_length.longest, by_length.curriculum)
+    return len(UnitSampler(buckets, together=units, leftovers=by_length.leftovers))
 
 
 def unit_sampler(trainer: Any, units: int, seed: int) -> UnitSampler:

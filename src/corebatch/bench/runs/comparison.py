@@ -73,6 +73,8 @@ class PlannedArm:
         if given is not None:
             parts += [given, self.rows_drawn_per_step, self.steps]
             parts += [self.name] if isinstance(given, Mapping) and given.get("learnt") else []
+        by_length = self.coreset.get("by_length")
+        parts += [] if by_length is None else [by_length, self.rows_drawn_per_step]
         parts += [] if self.subset is None else [self.subset]
         return json.dumps(parts, sort_keys=True) if parts else ""
 
