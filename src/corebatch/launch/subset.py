@@ -21,7 +21,7 @@ from corebatch.files import write_json
 from corebatch.launch.subset_job import SubsetJob
 from corebatch.launch.subset_settings import SubsetSettings
 from corebatch.mixture import Mixture, row_lengths, row_sources
-from corebatch.mixture.writing import WEIGHT, KeptRows, write_kept
+from corebatch.mixture.writing import WEIGHT, KeptRows, named, write_kept
 from corebatch.record.data_identity import content
 from corebatch.record.folder_lock import LOCK, OWNER, owned
 from corebatch.rendering.sheet import table
@@ -68,8 +68,9 @@ def write_subset(values: Mapping[str, Any], where: str, console: Console) -> Pat
             mixture=mixture, rows=rows, weights=weights, source_column=source_column, weight_column=column
         )
         before = [path for pattern in _OURS[:5] for path in folder.glob(pattern)]
+        parts = write_kept(wanted, folder)
         (folder / REPORT).unlink(missing_ok=True)  # while files are replaced, the folder is not finished
-        files = write_kept(wanted, folder)
+        files = named(parts)
         for path in before:
             if path not in files:
                 path.unlink(missing_ok=True)

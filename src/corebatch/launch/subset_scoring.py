@@ -6,6 +6,7 @@ Shape suffixes: N rows of the data set, B rows of a block, P feature columns.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,9 @@ class ScoredRows:
                 f"{folder} holds numbers of other rows or by another model, and nothing in it is overwritten. Found "
                 f"{told}. Choose another output, or begin anew with --overwrite true."
             )
-        if not other:
+        if other:
+            (folder / RECORD).unlink()
+        else:
             self.done, self.seconds = found["done"], found["seconds"]
             self._features, self._losses = (self._open(name) for name in ("features", "losses"))
 
@@ -93,7 +96,13 @@ class ScoredRows:
         write_json(self.folder / RECORD, {"key": self.key, "done": self.done, "seconds": self.seconds})
 
     def _make(self, name: str, width: int) -> Any:
-        return np.lib.format.open_memmap(self._path(name), "w+", np.float32, (self.count, width))
+        """An array in a file whose place on the disk is taken at once: writing to a mapped file on a full disk would
+        end the process. Raises OSError: there is no room."""
+        made = np.lib.format.open_memmap(self._path(name), "w+", np.float32, (self.count, width))
+        if hasattr(os, "posix_fallocate"):
+            with self._path(name).open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, self._path(name).stat().st_size)
+        return made
 
     def _open(self, name: str) -> Any:
         return np.load(self._path(name), mmap_mode="r+") if self._path(name).is_file() and self.done else None

@@ -66,11 +66,10 @@ def whole_rows(mixture: Mixture, source_column: str, weight_column: str | None) 
 
 
 def write_kept(kept: KeptRows, folder: Path) -> list[Path]:
-    """Writes the rows into `data.jsonl`, or `data.parquet` where all of them come from Parquet files whose columns go
-    together; where rows have several forms, which no one file may have, into a file of each, `data-1.jsonl` and so on.
+    """Writes the rows into files `part-0.jsonl`, one for each form that rows have, since no one file may have several;
+    Parquet where all of them come from Parquet files whose columns go together. `named` gives them their names.
 
-    Every file is there whole or not at all, and earlier ones of the names are replaced. Raises DataError: a cell that
-    JSON cannot hold.
+    Every file is there whole or not at all. Raises DataError: a cell that JSON cannot hold.
     """
     schema = _schema(kept)
     paths: list[Path] = []
@@ -89,11 +88,13 @@ def write_kept(kept: KeptRows, folder: Path) -> list[Path]:
                     writers[form].writelines(f"{_line(row)}\n" for row in rows)
                 else:
                     writers[form].write_table(pa.Table.from_pylist(rows, schema=schema))
-    named = []
-    for number, path in enumerate(paths, start=1):
-        name = "data" if len(paths) == 1 else f"data-{number}"
-        named.append(path.replace(folder / f"{name}{path.suffix}"))
-    return named
+    return paths
+
+
+def named(parts: list[Path]) -> list[Path]:
+    """The files that `write_kept` wrote as `data.jsonl`, or `data-1.jsonl` and so on; earlier ones are replaced."""
+    names = ["data"] if len(parts) == 1 else [f"data-{number}" for number in range(1, len(parts) + 1)]
+    return [path.replace(path.with_name(f"{name}{path.suffix}")) for path, name in zip(parts, names, strict=True)]
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -352,3 +352,14 @@ def test_methods_that_need_a_target_texts_or_states(corebatch, config, folder, t
         changed(config, subset={**block, "target": {"datasets": [str(tmp_path / "empty.jsonl")]}})
         assert "empty.jsonl" in corebatch("subset", config, "--overwrite", "true")[2]
         assert lines(folder / "data.jsonl") == kept
+
+
+def test_what_cannot_be_written_leaves_the_finished_subset(corebatch, config, folder, tmp_path, data_file):
+    assert corebatch("subset", config, "--keep", 0.5, "--method", "random")[0] == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    pq.write_table(pa.Table.from_pylist([{"prompt": "a", "completion": "b", "raw": b"x"}]), tmp_path / "raw.parquet")
+    changed(config, datasets=[str(data_file), str(tmp_path / "raw.parquet")])
+    code, _, err = corebatch("subset", config, "--keep", 1.0, "--method", "random", "--overwrite", "true")
+    assert code == 2
+    assert "A kept row should be plain JSON" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
