@@ -90,5 +90,11 @@ def _as_trained(trainer: Any) -> tuple[Any, Callable[[list[Any]], Any]]:
     """The target's rows, and the collator that makes batches of them."""
     dataset, collate = trainer.target_dataset, trainer.data_collator
     if isinstance(dataset, datasets.Dataset):
-        return trainer._remove_unused_columns(dataset, description="target"), collate
+        try:
+            return trainer._remove_unused_columns(dataset, description="target"), collate
+        except ValueError as error:
+            raise DataError(
+                "target_dataset should have the columns of train_dataset when it is trained, tokens and labels. Found "
+                f"{', '.join(dataset.column_names)}."
+            ) from error
     return dataset, trainer._get_collator_with_removed_columns(collate, description="target")

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.errors import ConfigError, DataError, LossMismatchError
 from corebatch.trainer import CoresetConfig, CoresetMixin, CoresetSFTTrainer
 
 pytestmark = [
@@ -30,14 +30,14 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def made(kind, folder, tokenizer, coreset=None, **settings):
+def made(kind, folder, tokenizer, coreset=None, target=None, **settings):
     args = {
         "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "learning_rate": 5e-3,
         "report_to": [], "disable_tqdm": True, "use_cpu": True, "bf16": False, "logging_steps": 1,
         "save_strategy": "no",
         "seed": 3, **settings,
     }  # fmt: skip
-    extra = {} if kind is SFTTrainer else {"coreset": coreset}
+    extra = {} if kind is SFTTrainer else {"coreset": coreset, "target_dataset": target}
     return kind(
         model=tiny_model(),
         args=SFTConfig(str(folder), **args),
@@ -62,6 +62,16 @@ def test_every_row_put_together_anew_is_the_plain_sft_trainer(tmp_path, tokenize
     for before, after in zip(plain.state.log_history[:-1], ours.state.log_history[:-1], strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
         assert after["num_tokens"] == before["num_tokens"]
+
+
+def test_a_target_of_tokenised_rows_is_followed(tmp_path, tokenizer):
+    coreset = CoresetConfig(selector="greats", target={"every": 2, "rows": 4})
+    trainer = made(CoresetSFTTrainer, tmp_path, tokenizer, coreset, mixture(12, seed=7))
+    trainer.train()
+    assert trainer._run.method.validation.shape[0] == 1
+    raw = made(CoresetSFTTrainer, tmp_path / "raw", tokenizer, coreset, Dataset.from_dict({"text": ["w1 w2"] * 8}))
+    with pytest.raises(DataError, match=r"should have the columns of train_dataset .* Found text"):
+        raw.train()
 
 
 @pytest.mark.parametrize("coreset", [CoresetConfig(), CoresetConfig(selector="random"), CoresetConfig.colm()])
