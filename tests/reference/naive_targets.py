@@ -92,22 +92,20 @@ def first_of_near(order, near):
 
 
 def greedy_start(costs, budget):
-    """`greedy` of GORACS's ITRA.py."""
+    """`greedy` of GORACS's ITRA.py; but where no row lowers the cost it begins anew."""
     rows, columns = costs.shape
-    chosen = [int(costs.sum(axis=1).argmin())]
-    serving = len(set(costs.argmin(axis=0)))
+    serving, chosen, least = len(set(costs.argmin(axis=0))), [], [1.0] * columns
     while True:
         if len(chosen) >= budget:
             used = {chosen[place] for place in costs[chosen].argmin(axis=0)}
             if serving <= budget or len(used) >= budget:
                 return [row for row in chosen if serving <= budget or row in used]
-        least = [min(costs[row][v] for row in chosen) for v in range(columns)]
-        gains = {
-            row: sum(min(costs[row][v] - least[v], 0) for v in range(columns))
-            for row in range(rows)
-            if row not in chosen
-        }
+        gains = {row: sum(np.minimum(costs[row] - least, 0)) for row in range(rows) if row not in chosen}
+        if min(gains.values()) > -1e-12:
+            least = [1.0] * columns
+            continue
         chosen.append(min(gains, key=lambda row: (round(gains[row], 12), row)))
+        least = np.minimum(least, costs[chosen[-1]])
 
 
 def transport(costs):

@@ -122,15 +122,19 @@ def nearest_start(costs_NV: _Floats, budget: int) -> _Ints:
     """Rows that minimise the mean over the target of the least cost, one after the other (the relaxation of W).
 
     As in the official code, rows that are nearest to no target row do not count, as long as more than M rows are
-    nearest to one.
+    nearest to one. Where fewer are, and no row lowers the cost any more, it begins anew with the rows that are left;
+    the official code takes those in order.
+
+    Args:
+        costs_NV: in [0, 1].
+        budget: M.
     """
     similarities_NV = 1.0 - costs_NV
-    wanted = len(np.unique(costs_NV.argmin(axis=0))) > budget
+    if len(np.unique(costs_NV.argmin(axis=0))) <= budget:
+        return _rounds(similarities_NV, budget)
     reach = budget
     while True:
         order, _ = greedy_of_all(similarities_NV, reach)
-        if not wanted:
-            return np.asarray(order)
         used = [order[place] for place in np.unique(costs_NV[order].argmin(axis=0))]
         if len(used) >= budget:
             break
@@ -140,6 +144,16 @@ def nearest_start(costs_NV: _Floats, budget: int) -> _Ints:
         if len(used) == budget:
             return np.asarray(order[used])
     raise AssertionError("one row more serves one row more at most")
+
+
+def _rounds(similarities_NV: _Floats, budget: int) -> _Ints:
+    """Greedy until nothing is left to gain, over the rows that are left again and again."""
+    left, chosen = np.arange(len(similarities_NV)), np.empty(0, dtype=np.int64)
+    while len(chosen) < budget:
+        order, gains = greedy_of_all(similarities_NV[left], min(budget - len(chosen), len(left)))
+        found = order[gains > 0] if gains.any() else order
+        chosen, left = np.concatenate([chosen, left[found]]), np.delete(left, found)
+    return chosen
 
 
 def exchange(costs_NV: _Floats, kept_M: _Ints, most: int, candidates: int) -> tuple[_Ints, float, float, int]:
