@@ -1,16 +1,16 @@
 """What leaving out learnt rows is worth in training: writes a table of docs/methods/learnt.md.
 
-    python benchmarks/learnt.py tune
-    python benchmarks/learnt.py train --seeds 1 2 3 4
-    python benchmarks/learnt.py train --seeds 5 6 7 8
+    python benchmarks/learnt.py tune --arms plain "plain, shorter" by_size infobatch
+    python benchmarks/learnt.py train --arms plain "plain, shorter" by_size infobatch
     python benchmarks/learnt.py page
 
-A Llama of 0.25 M parameters from nothing, all weights, on a mixture of reasoning-gym tasks that is read several times.
-The plain Trainer makes STEPS steps, every other arm SHARE of them; CPU seconds of the training alone say what share of
-plain's time that is. Each arm has its own best rate out of RATES, by the token mean on half of the held-out rows, with
-a seed of its own; the other half is what is reported. An answer is exact if every token of it is the likeliest after
-the ones before, as greedy decoding finds it. Lines that are there are not measured again, so a killed run goes on. One
-thread; a run takes half a minute.
+A Llama of 0.25 M parameters from nothing, all weights, on data that are read several times: `--data reasoning`, tasks
+of reasoning-gym, or `--data easy`, five tasks of which it learns the most (benchmarks/easy_tasks.py). The plain Trainer
+makes STEPS steps, every other arm SHARE of them; CPU seconds of the training alone say what share of plain's time that
+is. Each arm has its own best rate out of RATES, by the token mean on half of the held-out rows, with a seed of its own;
+the other half is what is reported. An answer is exact if every token of it is the likeliest after the ones before, as
+greedy decoding finds it. Lines that are there are not measured again, so a killed run goes on. One thread; a run takes
+half a minute.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import torch
 from scipy.stats import t, ttest_rel
 from transformers import LlamaForCausalLM, TrainingArguments, set_seed
 
+import easy_tasks
 from corebatch.bench.runs.statistics import holm
 from corebatch.demo import DEMO_SOURCES, make_mixture
 from corebatch.mixture.collator import PaddingCollator
@@ -51,19 +52,14 @@ ARMS: dict[str, tuple[float, Mapping[str, Any] | None]] = {
     "floor": (SHARE, {"learnt": "floor"}),
 }
 """By name: the share of STEPS, and `coreset.sampling`."""
+DATA = ("reasoning", "easy")
 MEANS = ("token", "example", "source", "exact")
 
 
 @cache
-def data() -> tuple[Any, Any, list[dict[str, Any]], list[dict[str, Any]]]:
+def data(which: str) -> tuple[Any, Any, list[dict[str, Any]], list[dict[str, Any]]]:
     """Tokenizer, collator, rows for training and held-out ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        sources = [dataclasses.replace(each, examples=2 * each.examples) for each in DEMO_SOURCES if _rich(each)]
-        files = make_mixture(folder, seed=0, sources=sources, heldout_per_source=80)
-        train, held = (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            for path in (files.train, files.heldout)
-        )
+    train, held = reasoning() if which == "reasoning" else (easy_tasks.rows(2000, 0), easy_tasks.rows(800, 1))
     tokenizer = tokenizer_for([row["prompt"] + row["completion"] for row in train], 768)
 
     def encoded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,19 +70,28 @@ def data() -> tuple[Any, Any, list[dict[str, Any]], list[dict[str, Any]]]:
     return tokenizer, PaddingCollator(tokenizer), [encoded(row) for row in train], [encoded(row) for row in held]
 
 
-def _rich(source: Any) -> bool:
-    """Whether a task has twice as many different questions as the demo draws."""
-    return source.generator not in ("simple_equations", "calendar_arithmetic", "basic_arithmetic", "products")
+def reasoning() -> list[list[dict[str, Any]]]:
+    """Rows of the demo's tasks that have twice as many different questions as the demo draws."""
+    few = ("simple_equations", "calendar_arithmetic", "basic_arithmetic", "products")
+    sources = [
+        dataclasses.replace(each, examples=2 * each.examples) for each in DEMO_SOURCES if each.generator not in few
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_mixture(folder, seed=0, sources=sources, heldout_per_source=80)
+        return [
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for path in (files.train, files.heldout)
+        ]
 
 
 @torch.no_grad()
-def measured(model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def measured(model: Any, collator: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Held-out means over tokens, examples and sources, and the share of exact answers."""
     model.eval()
     losses, counts, exact = [], [], []
     for first in range(0, len(rows), 40):
         part = rows[first : first + 40]
-        batch = data()[1]([{key: row[key] for key in ("input_ids", "labels")} for row in part])
+        batch = collator([{key: row[key] for key in ("input_ids", "labels")} for row in part])
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         labels = batch["labels"][:, 1:]
         each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
@@ -105,10 +110,10 @@ def measured(model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def trained(arm: str, rate: float, seed: int, quick: bool) -> dict[str, Any]:
+def trained(which: str, arm: str, rate: float, seed: int, quick: bool) -> dict[str, Any]:
     """One run as a line."""
     share, sampling = ARMS[arm]
-    tokenizer, collator, rows, held = data()
+    tokenizer, collator, rows, held = data(which)
     steps = round((40 if quick else STEPS) * share)
     set_seed(seed)
     model = LlamaForCausalLM(configuration(len(tokenizer), HIDDEN, 4))
@@ -127,9 +132,10 @@ def trained(arm: str, rate: float, seed: int, quick: bool) -> dict[str, Any]:
         seconds = time.process_time() - began
         passes = sampling and trainer._run.learnt._made
     return {
-        "arm": arm, "rate": rate, "seed": seed, "steps": steps, "seconds": round(seconds, 2), "rows": len(rows),
-        "passes": passes or round(steps * ROWS / len(rows), 2), "tune": measured(model, held[::2]),
-        "final": measured(model, held[1::2]), **provenance(seed),
+        "data": which, "arm": arm, "rate": rate, "seed": seed, "steps": steps, "seconds": round(seconds, 2),
+        "rows": len(rows),
+        "passes": passes or round(steps * ROWS / len(rows), 2), "tune": measured(model, collator, held[::2]),
+        "final": measured(model, collator, held[1::2]), **provenance(seed),
     }  # fmt: skip
 
 
@@ -139,88 +145,99 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> Any:
     return Dataset.from_list([dict(row) for row in rows])
 
 
-def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in OUTPUT.read_text().splitlines()] if OUTPUT.is_file() else []
+def lines(which: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in OUTPUT.read_text().splitlines()] if OUTPUT.is_file() else []
+    return [line for line in found if line["data"] == which]
 
 
-def best_rate(arm: str) -> float:
-    tried = {line["rate"]: line["tune"]["token"] for line in lines() if (line["arm"], line["seed"]) == (arm, TUNED)}
+def best_rate(which: str, arm: str) -> float:
+    tuned = [line for line in lines(which) if (line["arm"], line["seed"]) == (arm, TUNED)]
+    tried = {line["rate"]: line["tune"]["token"] for line in tuned}
     missing = [rate for rate in RATES if rate not in tried]
     if missing:
         raise SystemExit(f"{arm} should be tuned over {RATES}. Found no run at {missing}: run tune first.")
     return min(tried, key=lambda rate: tried[rate])
 
 
-def run(cells: Sequence[tuple[str, float, int]], quick: bool) -> None:
-    for arm, rate, seed in cells:
-        if any((line["arm"], line["rate"], line["seed"]) == (arm, rate, seed) for line in lines()):
+def run(which: str, cells: Sequence[tuple[str, float, int]], quick: bool) -> None:
+    for cell in cells:
+        if any((line["arm"], line["rate"], line["seed"]) == cell for line in lines(which)):
             continue
-        line = trained(arm, rate, seed, quick)
+        line = trained(which, *cell, quick)
         print(json.dumps(line), flush=True)
         if not quick:
             OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-            with OUTPUT.open("a", encoding="utf-8") as file:  # one write a line: two processes may add side by side
+            with OUTPUT.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
+def spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+    return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
-def page() -> None:
-    arms = [arm for arm in ARMS if any(line["arm"] == arm and line["seed"] != TUNED for line in lines())]
-    rates = {arm: best_rate(arm) for arm in arms}
+def differences(found: Mapping[str, Mapping[int, Any]], seeds: Sequence[int], mean: str) -> dict[str, str]:
+    """Of each arm to plain, with p after Holm where there are several seeds."""
+    pairs = {
+        arm: [[each[seed]["final"][mean] for seed in seeds] for each in (found[arm], found["plain"])]
+        for arm in found
+        if arm != "plain"
+    }
+    apart = {arm: statistics.mean(own) - statistics.mean(plain) for arm, (own, plain) in pairs.items()}
+    if len(seeds) == 1:
+        return {arm: f"{value:+.3f}" for arm, value in apart.items()}
+    adjusted = holm([float(ttest_rel(own, plain).pvalue) for own, plain in pairs.values()])
+    return {arm: f"{apart[arm]:+.3f} (p = {p:.2g})" for arm, p in zip(pairs, adjusted, strict=True)}
+
+
+def study(which: str) -> str:
+    """The table of one data set: of the seeds that every arm has, or where no arm was trained after tuning, of that."""
+    own = [line for line in lines(which) if line["seed"] != TUNED] or lines(which)
+    arms = [arm for arm in ARMS if any(line["arm"] == arm for line in own)]
+    rates = {arm: best_rate(which, arm) for arm in arms}
     found = {
-        arm: {line["seed"]: line for line in lines() if line["arm"] == arm and _final(line, rates)} for arm in arms
+        arm: {line["seed"]: line for line in own if (line["arm"], line["rate"]) == (arm, rates[arm])} for arm in arms
     }
-    plain, seeds = found["plain"], sorted(found["plain"])
-    others = [arm for arm in arms if arm != "plain"]
-    tests = {
-        arm: ttest_rel(*([each[seed]["final"]["token"] for seed in seeds] for each in (found[arm], plain))).pvalue
-        for arm in others
-    }
-    adjusted = dict(zip(others, holm(list(tests.values())), strict=True))
-    step = {
-        arm: statistics.mean(line["seconds"] / line["steps"] for line in each.values()) for arm, each in found.items()
-    }
+    seeds = sorted(set.intersection(*(set(each) for each in found.values())))
+    losses, answers = (differences(found, seeds, mean) for mean in ("token", "exact"))
+    spent = {arm: statistics.mean(each[seed]["seconds"] for seed in seeds) for arm, each in found.items()}
     body = []
     for arm, each in found.items():
         finals = [each[seed]["final"] for seed in seeds]
-        difference = statistics.mean(
-            f["token"] - plain[seed]["final"]["token"] for f, seed in zip(finals, seeds, strict=True)
-        )
-        judged = "" if arm == "plain" else f"{difference:+.3f} (p = {adjusted[arm]:.2g})"
         body.append([
-            arm, f"{rates[arm]:g}" + " (edge)" * (rates[arm] in (RATES[0], RATES[-1])), f"{ARMS[arm][0]:g}",
-            f"{statistics.mean(line['passes'] for line in each.values()):.1f}",
-            *(spread([final[mean] for final in finals]) for mean in MEANS),
-            judged, f"{ARMS[arm][0] * step[arm] / step['plain']:.2f}",
+            arm, f"{rates[arm]:g}" + " (edge)" * (rates[arm] in (RATES[0], RATES[-1])),
+            f"{ARMS[arm][0]:g} / {spent[arm] / spent['plain']:.2f}",
+            f"{statistics.mean(each[seed]['passes'] for seed in seeds):.1f}",
+            *(spread([final[mean] for final in finals]) for mean in MEANS), losses.get(arm, ""), answers.get(arm, ""),
         ])  # fmt: skip
-    first = plain[seeds[0]]
-    heads = ["arm", "rate", "of plain's steps", "passes begun", "token mean", "example mean", "source mean",
-             "exact answers", "token mean less plain's", "of plain's CPU seconds"]  # fmt: skip
-    tried, tasks = ", ".join(f"{rate:g}" for rate in RATES), len({row["source"] for row in data()[2]})
-    text = f"""Held-out losses (nats per token) and exact answers: means of {len(seeds)} seeds, 95 % intervals; p of
-paired t-tests, after Holm over {len(others)} arms. A Llama of 0.25 M parameters from nothing, {first["rows"]:,} rows of
-{tasks} reasoning-gym tasks, {STEPS:,} steps of {ROWS} rows for plain, each arm at its best rate of {tried}.
+    first, tasks = found["plain"][seeds[0]], len({row["source"] for row in data(which)[2]})
+    heads = ["arm", "rate", "of plain's steps / CPU seconds", "passes begun", "token mean", "example mean",
+             "source mean", "exact answers", "token mean less plain's", "exact less plain's"]  # fmt: skip
+    tested = f", 95 % intervals; p of paired t-tests, after Holm over {len(arms) - 1} arms" if len(seeds) > 1 else ""
+    return f"""**{which}**: {first["rows"]:,} rows of {tasks} tasks. {len(seeds)} seed{"s" * (len(seeds) > 1)}{tested}.
 
 {table(heads, body)}
 
-`python benchmarks/learnt.py`; seeds {seeds[0]} to {seeds[-1]}; {origin(first).partition("; ")[2]}."""
-    write_between(PAGE, "learnt rows", text)
+Seeds {seeds[0]} to {seeds[-1]}; {origin(first).partition("; ")[2]}."""
 
 
-def _final(line: Mapping[str, Any], rates: Mapping[str, float]) -> bool:
-    return line["seed"] != TUNED and line["rate"] == rates[line["arm"]]
+def page() -> None:
+    tried = ", ".join(f"{rate:g}" for rate in RATES)
+    text = f"""`python benchmarks/learnt.py`: held-out losses (nats per token) and exact answers. A Llama of
+0.25 M parameters from nothing, {STEPS:,} steps of {ROWS} rows for plain, each arm at its best rate of {tried}."""
+    made = [study(which) for which in DATA if lines(which)]
+    write_between(PAGE, "learnt rows", "\n\n".join([text, *made]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tune", "train", "page"))
+    parser.add_argument("--data", choices=DATA, default="reasoning")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(1, 9)))
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs; writes nothing")
@@ -229,9 +246,10 @@ def main() -> None:
     if args.what == "page":
         page()
     elif args.what == "tune":
-        run([(arm, rate, TUNED) for arm in args.arms for rate in RATES], args.quick)
+        run(args.data, [(arm, rate, TUNED) for arm in args.arms for rate in RATES], args.quick)
     else:
-        run([(arm, best_rate(arm), seed) for seed in args.seeds for arm in args.arms], args.quick)
+        cells = [(arm, best_rate(args.data, arm), seed) for seed in args.seeds for arm in args.arms]
+        run(args.data, cells, args.quick)
 
 
 if __name__ == "__main__":
