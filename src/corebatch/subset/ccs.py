@@ -27,8 +27,9 @@ class CCS(SubsetMethod):
     to 90 % it beats the hardest rows and random ones there, where hard rows alone leave the dense regions uncovered.
 
     Given the same scores and random numbers it keeps the rows that the official code keeps, with differences where
-    that is undefined: ties in difficulty go by row, and scores that are all negative have a last stratum too (there,
-    the highest row falls out of it). The order of rows in a stratum is that of falling difficulty, as there.
+    that is undefined: ties in difficulty go by row, those of strata's sizes by stratum, and scores that are all
+    negative have a last stratum too (there, the highest row falls out of it). The order of rows in a stratum is that
+    of falling difficulty, as there.
 
     Args:
         hardest: beta, the share of all rows that is dropped, in [0, 1). None: a third of the share that is not kept,
