@@ -54,7 +54,7 @@ class GoracsSubset(SubsetMethod):
     Args:
         gradient_weight: lambda; 0 needs no scores. Theirs is 0.1 to 0.5.
         exchanges: at most so many, in all parts together.
-        candidates: K.
+        candidates: K; of the pairs 4 K are tried at most before the search ends.
     """
 
     gradient_weight: float = 0.1
@@ -196,7 +196,7 @@ def transport(costs_MV: _Floats) -> tuple[float, _Floats]:
 def _promising(
     costs_NV: _Floats, kept_M: _Ints, dual_M: _Floats, value: float, candidates: int
 ) -> list[tuple[int, int]]:
-    """Pairs of a place in `kept_M` and another row whose exchange may lower W, the least bound first."""
+    """Pairs of a place in `kept_M` and another row whose exchange may lower W, the least bound first; 4 K at most."""
     count = len(kept_M)
     reduced_MV = costs_NV[kept_M] - dual_M[:, None]
     owner_V = reduced_MV.argmin(axis=0)
@@ -213,7 +213,7 @@ def _promising(
         staying = float(without_MV[place].mean() + (dual_M.sum() - dual_M[place]) / count)
         bound_K = staying + added(costs_NV[entering] - without_MV[place], count)
         pairs += [(bound_K[k], int(place), int(entering[k])) for k in np.flatnonzero(bound_K < value - 1e-12)]
-    return [(place, row) for _, place, row in sorted(pairs)]
+    return [(place, row) for _, place, row in sorted(pairs)[: 4 * candidates]]
 
 
 def added(excess_KV: _Floats, count: int) -> _Floats:
