@@ -58,7 +58,8 @@ def against(comparison: Comparison) -> str:
     return table(["baseline", *(f"{metric.title}" for metric in measured)], rows)
 
 
-def page(comparison: Comparison, folder: Path) -> str:
+def page(comparison: Comparison, folder: Path, power: str = "") -> str:
+    """Tables and where they come from; `power`: what could be found, in a sentence."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     hardware, versions = plan["hardware"], plan["versions"]
     code = sorted(
@@ -75,8 +76,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         f"{plan['tuning']['metric']} mean on rows of their own: {rates}"
         f"{' (at the edge of the grid: ' + ', '.join(edges) + ')' if edges else ''}. {machine}; torch "
         f"{versions['torch']}, transformers {versions['transformers']}; {plan['time'][:10]}, commit {', '.join(code)}. "
-        f"Computed beforehand, from the spread in (c), so many seeds find with power 0.8 a difference by "
-        f"{detectable(read_comparison(STUDIES['following']), len(plan['seeds']))}."
+        f"{power}"
     )
     sources = table(
         ["source", *(f"`{arm.method}`" for arm in comparison.plan.arms)],
@@ -111,7 +111,13 @@ def main() -> None:
         for name in FILES:
             if (args.folder / name).is_file():
                 shutil.copy(args.folder / name, LINES / name)
-    write_between(PAGE, "objective", page(read_comparison(LINES), LINES))
+    found = read_comparison(LINES)
+    seeds = len({run.seed for run in found.runs})
+    power = (
+        "Computed beforehand, from the spread in (c), so many seeds find with power 0.8 a difference by "
+        f"{detectable(read_comparison(STUDIES['following']), seeds)}."
+    )
+    write_between(PAGE, "objective", page(found, LINES, power))
 
 
 if __name__ == "__main__":
