@@ -11,8 +11,8 @@ Pairs: (query, positive), NGAME against random batches. Triples: (query, positiv
 most negatives being easy, as those of a first-stage ranker are; TAS and TAS-Balanced against random rows. All three go
 on from an encoder that was trained before, with random batches of pairs, by which TAS clusters queries too; a batch
 has PER_BATCH topics, more than the paper's one, which was worse at the best of three rates on a seed that is not
-reported, and better at the two others. Every arm has its own learning rate, the best of a grid on such a seed. Seconds include clustering; those of the encoder before are
-apart.
+reported, and better at the two others. Every arm has its own learning rate, the best of a grid on such a seed. Seconds
+include clustering; those of the encoder before are apart.
 """
 
 from __future__ import annotations
