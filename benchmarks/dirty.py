@@ -11,11 +11,10 @@ page. Without a folder the page is written from the lines that are there.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from corebatch.bench.runs import read_comparison
-from following import FILES, RESULTS
+from following import RESULTS, take
 from objective import page
 from pages import ROOT, write_between
 
@@ -26,11 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of the comparison")
     args = parser.parse_args()
-    if args.folder is not None:
-        LINES.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (args.folder / name).is_file():
-                shutil.copy(args.folder / name, LINES / name)
+    take(args.folder, LINES)
     write_between(PAGE, "dirty pools", page(read_comparison(LINES), LINES))
 
 

@@ -34,6 +34,16 @@ MEANS = ("token", "example", "source")
 FILES = ("comparison.json", "comparison.md", "plan.json", "runs.jsonl", "timing.jsonl", "tuning.jsonl")
 
 
+def take(folder: Path | None, lines: Path) -> None:
+    """Copies a comparison's files to where its lines are kept; nothing without a folder."""
+    if folder is None:
+        return
+    lines.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, lines / name)
+
+
 def losses(comparison: Comparison, arm: str, mean: str) -> dict[int, float]:
     """Final held-out losses by seed."""
     return {seed: run.final.losses[mean] for seed, run in comparison.of(arm).items() if run.final is not None}
@@ -137,11 +147,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="of the comparison")
     args = parser.parse_args()
     lines = STUDIES[args.study]
-    if args.folder is not None:
-        lines.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (args.folder / name).is_file():
-                shutil.copy(args.folder / name, lines / name)
+    take(args.folder, lines)
     write_between(PAGE, args.study, page(read_comparison(lines), lines))
 
 

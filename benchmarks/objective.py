@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 from pathlib import Path
 
 from corebatch.bench.runs import Comparison, read_comparison
 from corebatch.bench.runs.statistics import Metric, PairedTest, losses, paired_tests
-from following import FILES, PAGE, RESULTS, STUDIES, detectable, learning_rates, spread
+from following import PAGE, RESULTS, STUDIES, detectable, learning_rates, spread, take
 from following import losses as final_losses
 from pages import table, write_between
 
@@ -106,11 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of the comparison")
     args = parser.parse_args()
-    if args.folder is not None:
-        LINES.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (args.folder / name).is_file():
-                shutil.copy(args.folder / name, LINES / name)
+    take(args.folder, LINES)
     found = read_comparison(LINES)
     seeds = len({run.seed for run in found.runs})
     power = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import fields
 from functools import cache
@@ -170,3 +171,13 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     assert one.keys() == other.keys()
     return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def resumed_at(step: int, whole: Path, made: Callable[[Path], Any]) -> tuple[Path, Any]:
+    """A copy of a run's folder whose checkpoints end at a step, and the trainer of `made` that went on from there."""
+    killed = whole.with_name(f"killed-{step}")
+    shutil.copytree(whole, killed)
+    for folder in killed.glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+    return killed, run(made(killed), resume_from_checkpoint=True)

@@ -1,7 +1,6 @@
 """Rows by length, through the Trainer: what each step trains, that all is trained, on how many ranks, and resumed."""
 
 import json
-import shutil
 from collections import Counter
 
 import pytest
@@ -13,7 +12,7 @@ from corebatch.errors import CheckpointError, ConfigError, DataError, InputError
 from corebatch.sampling.buckets import row_lengths
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 from corebatch.trainer.lengths import units_of_epoch
-from training import BY_LENGTH, Collator, arguments, mixture, run, same, tiny_model, trainer, weights
+from training import BY_LENGTH, Collator, arguments, mixture, resumed_at, run, same, tiny_model, trainer, weights
 
 GROWING = {"curriculum": "grow_p2", "cycles": 2}
 
@@ -77,12 +76,7 @@ def test_resumed_is_uninterrupted(tmp_path, pool_factor):
 
     whole = run(made(tmp_path / "whole"))
     for step in (3, 9):
-        killed = tmp_path / f"killed-{step}"
-        shutil.copytree(tmp_path / "whole", killed)
-        for folder in killed.glob("checkpoint-*"):
-            if int(folder.name.split("-")[1]) > step:
-                shutil.rmtree(folder)
-        resumed = run(made(killed), resume_from_checkpoint=True)
+        killed, resumed = resumed_at(step, tmp_path / "whole", made)
         assert same(weights(whole), weights(resumed))
         assert drawn(killed) == drawn(tmp_path / "whole")
     other = trainer(tmp_path / "whole", None, CoresetConfig(by_length={}, pool_factor=pool_factor), **settings)

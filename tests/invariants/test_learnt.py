@@ -2,7 +2,6 @@
 whole steps."""
 
 import json
-import shutil
 from collections import Counter
 from itertools import chain
 
@@ -14,7 +13,7 @@ from corebatch.batch.trained_losses import TrainedLosses
 from corebatch.errors import ConfigError, LossMismatchError
 from corebatch.sampling.learnt import LEARNT, make_learnt
 from corebatch.trainer import CoresetConfig
-from training import BY_LENGTH, Collator, run, same, tiny_model, trainer, weights
+from training import BY_LENGTH, Collator, resumed_at, run, same, tiny_model, trainer, weights
 
 PASSES = 4
 METHODS = {
@@ -147,12 +146,7 @@ def test_resumed_is_uninterrupted(tmp_path, name, pool_factor):
 
     whole = run(made(tmp_path / "whole"))
     for step in (5, 10, 25):  # within the first pass, and within later ones that were planned by what is remembered
-        killed = tmp_path / f"killed-{step}"
-        shutil.copytree(tmp_path / "whole", killed)
-        for folder in killed.glob("checkpoint-*"):
-            if int(folder.name.split("-")[1]) > step:
-                shutil.rmtree(folder)
-        resumed = run(made(killed), resume_from_checkpoint=True)
+        killed, resumed = resumed_at(step, tmp_path / "whole", made)
         assert same(weights(whole), weights(resumed))
         assert (killed / "chosen.jsonl").read_text() == (tmp_path / "whole" / "chosen.jsonl").read_text()
         memories = [each._run.learnt.memory.state_dict() for each in (whole, resumed)]

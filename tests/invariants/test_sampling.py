@@ -1,7 +1,6 @@
 """Rows that come with shares of their own, through the Trainer: which, how often, on how many ranks, and resumed."""
 
 import json
-import shutil
 from collections import Counter
 
 import pytest
@@ -13,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 from corebatch.errors import CheckpointError, ConfigError
 from corebatch.trainer import CoresetConfig, CoresetMixin, CoresetTrainer
 from corebatch.types import ID
-from training import BY_LENGTH, Collator, arguments, mixture, run, same, tiny_model, trainer, weights
+from training import BY_LENGTH, Collator, arguments, mixture, resumed_at, run, same, tiny_model, trainer, weights
 
 UPSAMPLED = {"shares": {"rare": 0.4}}
 CASES = {
@@ -81,12 +80,7 @@ def test_resumed_is_uninterrupted(tmp_path, case, pool_factor):
 
     whole = run(made(tmp_path / "whole"))
     for step in (5, 15):  # in the first epoch, and in the second or third
-        killed = tmp_path / f"killed-{step}"
-        shutil.copytree(tmp_path / "whole", killed)
-        for folder in killed.glob("checkpoint-*"):
-            if int(folder.name.split("-")[1]) > step:
-                shutil.rmtree(folder)
-        resumed = run(made(killed), resume_from_checkpoint=True)
+        killed, resumed = resumed_at(step, tmp_path / "whole", made)
         assert same(weights(whole), weights(resumed))
         assert drawn(killed) == drawn(tmp_path / "whole")
 
