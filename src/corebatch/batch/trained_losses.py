@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from corebatch.batch.pool import Pool
 from corebatch.batch.small_batch import Places
+from corebatch.errors import LossMismatchError
 from corebatch.model.training_losses import training_losses
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,14 @@ class TrainedLosses:
                 "single labels (a fused or chunked loss), or a method of your own runs it. selection.jsonl has null."
             )
         self._told = True
+
+
+def unknown(what: str, step: int) -> LossMismatchError:
+    """The error for a setting that follows losses of trained rows, where a step has told none."""
+    return LossMismatchError(
+        f"{what}. At step {step} it is not known: the forward that trains gives neither logits nor losses of single "
+        "labels, or is not corebatch's."
+    )
 
 
 def by_source(losses: Tensor, tokens: Tensor, sources: Tensor, names: Mapping[int, str] | Any) -> dict[str, float]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.batch.trained_losses import unknown
+from corebatch.errors import ConfigError
 from corebatch.record.run_identity import sampling as sampling_strategy
 from corebatch.sampling.passes import LearntPasses
 from corebatch.sampling.tags import is_stream
@@ -68,11 +69,7 @@ class LearntWatch(TrainerCallback):
             return
         taught = None if run.step.losses is None else run.step.losses.taught
         if taught is None:
-            raise LossMismatchError(
-                f"coreset.sampling.learnt follows the training loss of each row. At step {state.global_step} it is not "
-                "known: the forward that trains gives neither logits nor losses of single labels, or is not "
-                "corebatch's."
-            )
+            raise unknown("coreset.sampling.learnt follows the training loss of each row", state.global_step)
         often = passes.weights_of(taught.ids) if run.step.claims.objective.corrects else torch.ones(())
         counts = taught.tokens if run.step.loss == "example_mean" else torch.ones(())
         passes.learn(taught.ids, taught.losses, taught.sizes * taught.factors / often / counts, taught.lengths)

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from corebatch.batch.online import OnlineObjective
-from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.batch.trained_losses import unknown
+from corebatch.errors import ConfigError
 from corebatch.model.modes import evaluating
 from corebatch.model.rows import trained_tokens
 from corebatch.model.weighted_loss import weighted_loss
@@ -49,10 +50,8 @@ class OnlineWatch(TrainerCallback):
             return
         found = None if run.step.losses is None else run.step.losses.by_source
         if found is None:
-            raise LossMismatchError(
-                f"coreset.objective online {online.method.name} follows the training loss of each source. At step "
-                f"{step} it is not known: the forward that trains gives neither logits nor losses of single labels, or "
-                "is not corebatch's."
+            raise unknown(
+                f"coreset.objective online {online.method.name} follows the training loss of each source", step
             )
         online.observe(found, step)
 
