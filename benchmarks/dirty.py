@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from corebatch.bench.runs import read_comparison
+from corebatch.bench.runs import Comparison, read_comparison
 from following import RESULTS, take
 from objective import page
 from pages import ROOT, write_between
@@ -21,12 +21,27 @@ from pages import ROOT, write_between
 LINES, PAGE = RESULTS / "compare-dirty", ROOT / "docs" / "methods" / "target.md"
 
 
+def left_out(comparison: Comparison) -> str:
+    """The token means of arms of which no run is in the tables, in a sentence for each."""
+    told = []
+    for arm in comparison.plan.arms:
+        runs = [run for run in comparison.runs if run.arm == arm.name and run.final is not None]
+        if runs and not comparison.of(arm.name):
+            means = [run.final.losses["token"] for run in runs if run.final is not None]
+            told.append(
+                f"`{arm.method}` is in no table, since what it drew was not counted as what the others drew; its "
+                f"{len(means)} runs ended at a token mean of {min(means):.3f} to {max(means):.3f}."
+            )
+    return " ".join(told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of the comparison")
     args = parser.parse_args()
     take(args.folder, LINES)
-    write_between(PAGE, "dirty pools", page(read_comparison(LINES), LINES))
+    found = read_comparison(LINES)
+    write_between(PAGE, "dirty pools", f"{page(found, LINES)}\n\n{left_out(found)}".strip())
 
 
 if __name__ == "__main__":

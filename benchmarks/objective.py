@@ -32,6 +32,8 @@ def of_arms(comparison: Comparison) -> str:
     rows = []
     for arm in comparison.plan.arms:
         runs = list(comparison.of(arm.name).values())
+        if not runs:  # all left out
+            continue
         tokens = statistics.mean(run.tokens_trained or 0 for run in runs)
         seconds = statistics.mean(run.seconds or 0.0 for run in runs)
         found = [list(final_losses(comparison, arm.name, mean).values()) for mean in means]

@@ -88,7 +88,8 @@ def _loader(trainer: Any) -> Callable[[Sequence[int]], tuple[Sequence[dict[str, 
 
 def _as_trained(trainer: Any) -> tuple[Any, Callable[[list[Any]], Any]]:
     """The target's rows, and the collator that makes batches of them."""
-    dataset, collate = trainer.target_dataset, trainer.data_collator
+    # A comparison counts what its own collator sees, which should be the rows that are drawn.
+    dataset, collate = trainer.target_dataset, getattr(trainer, "target_collator", trainer.data_collator)
     if isinstance(dataset, datasets.Dataset):
         try:
             return trainer._remove_unused_columns(dataset, description="target"), collate

@@ -304,7 +304,7 @@ def test_arms_may_follow_a_reference_and_a_target(
     runs = {run["arm"].partition("@")[0]: run for run in lines(Path(values["output_dir"]), "runs.jsonl")}
     assert {run["status"] for run in runs.values()} == {"ok"}
     for name in ("excess", "greats"):
-        assert runs[name]["tokens_scored"] > runs[name]["tokens_trained"] > 0
+        assert runs[name]["tokens_drawn"] == runs[name]["tokens_scored"] > runs[name]["tokens_trained"] > 0
     assert runs["plain_small"]["tokens_scored"] == 0
 
 

@@ -20,6 +20,7 @@ from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_
 from corebatch.bench.runs.from_config import RunData
 from corebatch.record.step_log import LOG
 from corebatch.report.reading import read_steps
+from corebatch.sampling.collating import SourceCollator
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
 from corebatch.trainer.parts import unfolded
@@ -173,6 +174,7 @@ def train_arm(
             target_dataset=None if arm.coreset.target is None else data.target,
             callbacks=[_Begins(watched), *(callbacks(model) if callbacks is not None else ())],
         )
+        trainer.target_collator = SourceCollator(data.collate, arm.coreset.source_column)
         trainer.remove_callback(PrinterCallback)
         counts = trainer.counts = Counts()
         trainer.train()
