@@ -19,8 +19,9 @@ class BySize(LearntRows):
     The estimator of a step's selection (`importance`; Horvitz and Thompson 1952, for gradients Katharopoulos and
     Fleuret 2018, arXiv 1803.00942) over an epoch: with a selection behind it, whose inclusion is in proportion to
     u_i |g_i| / pi_i, both together have the row's weight 1 / (pi of the epoch x pi of the step). Unbiased whatever the
-    sizes are. |g_i| is taken from the losses of the forward that trained the row: sqrt(sum_t (1 - p_t)^2) is the
-    length of the gradient in the logits up to a factor between 1 and the root of 2, if tokens add up as if orthogonal.
+    sizes are, but for what a ratio leaves: a step divides by the sum of its rows' parts, with the same weights. |g_i|
+    is taken from the losses of the forward that trained the row: sqrt(sum_t (1 - p_t)^2) is the length of the gradient
+    in the logits up to a factor between 1 and the root of 2, if tokens add up as if orthogonal.
 
     Args:
         keep_share: the share of the rows that were trained before which comes, in (0, 1]; the others all come.
