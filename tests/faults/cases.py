@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from dataclasses import fields
 from pathlib import Path
@@ -70,7 +71,8 @@ class Moment(TrainerCallback):
     Args:
         run: may have `moment` (a step), with `event` (from there, the process kills itself at the so-many-th time that
             something in its folder is opened, moved or deleted; else the parent is told), and `limit` ({"step",
-            "bytes"}: the disk is full from there; 0: before training).
+            "bytes"}: the disk is full from there; 0: before training), and `killed`: it does not outlive its last
+            step.
         tell: the pipe to the parent.
     """
 
@@ -86,6 +88,10 @@ class Moment(TrainerCallback):
         limit = self.run.get("limit")
         if limit is not None and state.global_step + 1 == limit["step"]:
             fill_the_disk(limit["bytes"])
+
+    def on_step_end(self, args, state, control, **_):
+        if self.run.get("killed") and state.global_step == state.max_steps:
+            time.sleep(60)
 
     def count(self, event: str, args: tuple) -> None:
         if event in EVENTS and self.run["folder"] in str(args[0]):

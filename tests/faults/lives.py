@@ -44,7 +44,8 @@ class Lives:
         """One life of a run, on `world` processes.
 
         Args:
-            kill: {"run": rank, "delay": seconds} after the run's `moment`, a step that begins.
+            kill: {"run": rank, "delay": seconds} after the run's `moment`, a step that begins. A process that is to be
+                killed (no other `signal`) waits for it at the end of its last step, so that no machine is too fast.
             ranks: what is particular of each rank.
 
         Returns:
@@ -58,6 +59,7 @@ class Lives:
             result.unlink(missing_ok=True)
             job = {"case": case, "folder": str(folder), "resume": resume, "rank": rank, "world": world, "port": port}
             job |= {"result": str(result), "log": str(result.with_suffix(".log")), **run, **(ranks or {}).get(rank, {})}
+            job["killed"] = kill is not None and kill["run"] == rank and "signal" not in kill
             jobs.append(job)
         self._process.stdin.write(json.dumps({"runs": jobs, "kill": kill, "seconds": seconds}) + "\n")
         self._process.stdin.flush()
