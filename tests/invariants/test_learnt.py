@@ -7,10 +7,11 @@ from itertools import chain, product
 
 import pytest
 import torch
+from accelerate import skip_first_batches
 from transformers import TrainerCallback
 
 from corebatch.batch.trained_losses import TrainedLosses
-from corebatch.errors import ConfigError, LossMismatchError
+from corebatch.errors import ConfigError, DataError, LossMismatchError
 from corebatch.sampling.learnt import LEARNT, make_learnt
 from corebatch.trainer import CoresetConfig
 from training import BY_LENGTH, Collator, resumed_at, run, same, tiny_model, trainer, weights
@@ -229,3 +230,11 @@ def test_losses_that_are_not_known_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedLosses, "settle", lambda self, numbers: None)
     with pytest.raises(LossMismatchError, match=r"sampling\.learnt follows"):
         run(trainer(tmp_path, tiny_model(lora=False), coreset("floor"), max_steps=4))
+
+
+def test_a_loader_that_skips_rows_is_named(tmp_path, monkeypatch):
+    made = trainer(tmp_path, tiny_model(lora=False), coreset("infobatch"), max_steps=60)
+    load = made.get_train_dataloader
+    monkeypatch.setattr(made, "get_train_dataloader", lambda: skip_first_batches(load(), 1))
+    with pytest.raises(DataError, match=r"At step \d+ others came than the"):
+        run(made)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from corebatch.errors import DataError
 from corebatch.memory import LossMemory
 from corebatch.sampling.learnt import Known, LearntRows, PassRows
 from corebatch.seeds import seeded
@@ -75,6 +76,9 @@ class LearntPasses:
         Args:
             step: from 0.
             ids: LongTensor [N], their numbers, ascending.
+
+        Raises:
+            DataError: other rows came than were planned.
         """
         first, end = step * self.large, (step + 1) * self.large
         self._drawn = self._weights = torch.zeros(0)
@@ -90,7 +94,13 @@ class LearntPasses:
                 weights[-1] = each.weights[within]
         drawn, order = torch.cat(rows).sort(stable=True)
         self._drawn, self._weights = drawn, torch.cat(weights)[order]
-        assert torch.equal(drawn, ids), "these rows are not the step's"
+        if not torch.equal(drawn, ids):
+            odd = sorted(set(drawn.tolist()) ^ set(ids.tolist())) or ids.tolist()
+            raise DataError(
+                f"coreset.sampling.learnt plans which rows come. At step {step + 1} others came than the {len(drawn)} "
+                f"of the plan. Found {len(ids)} rows; in one of the two alone are {odd[:8]}. Leave out the sampler or "
+                "loader that skips or repeats rows."
+            )
         return self._weights
 
     def weights_of(self, ids: Tensor) -> Tensor:
