@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
-LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals", "step_line"}
+LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals", "step_line", "noise"}
 METHODS = {"scoring", "transforms", "selectors"}
 CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "objective", "memory", "sampling", "distributed"}
 RUN = CHOOSE | {"batch", "record", "trainer"}
@@ -23,6 +23,7 @@ ALLOWED = {
     "scratch": set(),
     "intervals": {"errors"},
     "step_line": set(),
+    "noise": {"errors"},
     "model": LEAVES,
     "scoring": LEAVES | {"model"},
     "transforms": LEAVES,
@@ -56,6 +57,7 @@ WITHOUT_TRANSFORMERS = {
     "scratch",
     "intervals",
     "step_line",
+    "noise",
     "sources",
     "selectors",
     "transforms",
