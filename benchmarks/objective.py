@@ -1,13 +1,16 @@
-"""What the mean over sources is worth as the objective, in training at equal wall-clock: writes a part of
-docs/evidence/results.md.
+"""What the mean over sources is worth as the objective, and how large its pool should be, in training at equal
+wall-clock: writes two parts of docs/evidence/results.md.
 
     python benchmarks/small_llama.py --vocabulary 2048 --hidden 128 --blocks 4 --data DATA --output TINY
     python benchmarks/compare.py mathmix --settings benchmarks/compare_objective.yaml --model TINY --rows 4000 \\
         --output FOLDER
-    python benchmarks/objective.py FOLDER
+    python benchmarks/objective.py objective FOLDER
+    python benchmarks/compare.py mathmix --settings benchmarks/compare_pools.yaml --model TINY --rows 4000 \\
+        --output FOLDER
+    python benchmarks/objective.py pools FOLDER
 
-The second trains (`corebatch compare`); the third copies the comparison's lines to `benchmarks/results` and writes the
-page. Without a folder the page is written from the lines that are there.
+The first of each pair trains (`corebatch compare`); the second copies the comparison's lines to `benchmarks/results`
+and writes the page. Without a folder the page is written from the lines that are there.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from pathlib import Path
 
 from corebatch.bench.runs import Comparison, read_comparison
 from corebatch.bench.runs.statistics import Metric, PairedTest, losses, paired_tests
-from following import PAGE, RESULTS, STUDIES, detectable, learning_rates, spread, take
+from following import PAGE, RESULTS, detectable, learning_rates, spread, take
 from following import losses as final_losses
 from pages import table, write_between
 
-LINES = RESULTS / "compare-objective"
+STUDIES = {"objective": RESULTS / "compare-objective", "pools": RESULTS / "compare-pools"}
+SPREAD = {"objective": ("(c)", RESULTS / "compare-following"), "pools": ("(d)", STUDIES["objective"])}
+"""From which earlier study the power is computed beforehand."""
 
 
 def of_arms(comparison: Comparison) -> str:
@@ -105,16 +110,17 @@ def of_source(comparison: Comparison, arm: str, source: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("folder", type=Path, nargs="?", help="of the comparison")
     args = parser.parse_args()
-    take(args.folder, LINES)
-    found = read_comparison(LINES)
-    seeds = len({run.seed for run in found.runs})
+    lines, (where, before) = STUDIES[args.study], SPREAD[args.study]
+    take(args.folder, lines)
+    found = read_comparison(lines)
     power = (
-        "Computed beforehand, from the spread in (c), so many seeds find with power 0.8 a difference by "
-        f"{detectable(read_comparison(STUDIES['following']), seeds)}."
+        f"Computed beforehand, from the spread in {where}, so many seeds find with power 0.8 a difference by "
+        f"{detectable(read_comparison(before), len({run.seed for run in found.runs}))}."
     )
-    write_between(PAGE, "objective", page(found, LINES, power))
+    write_between(PAGE, args.study, page(found, lines, power))
 
 
 if __name__ == "__main__":
