@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from corebatch import __version__
+from corebatch.cli.advise import advise
 from corebatch.cli.bench_gradients import gradients
 from corebatch.cli.bench_step import step
 from corebatch.cli.cache import app as cache
@@ -76,6 +77,7 @@ def demo(
     run(output_dir, console(), steps=steps, seed=seed)
 
 
+app.command(context_settings=_PASS)(advise)
 app.command(context_settings=_PASS)(compare)
 app.command(context_settings=_PASS)(subset)
 app.command()(evaluate)

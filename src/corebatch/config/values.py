@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def read_values(config: Path | None, overrides: Sequence[str] = ()) -> tuple[dic
         _set(values, key.split("."), value, key)
         given.append(key.split(".")[0])
     return values, Origin(str(config) if config is not None else "the command line", lines, given)
+
+
+def with_keys(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config with keys set that are written flat, as in {"coreset.micro_batches": "positions"}. Raises
+    ConfigError: a part of a key is no block in the config."""
+    made = deepcopy(dict(values))
+    for key, value in keys.items():
+        _expand(made, key)
+        _set(made, key.split("."), deepcopy(value), key)
+    return made
 
 
 def parse_overrides(arguments: Sequence[str]) -> Iterable[tuple[str, Any]]:

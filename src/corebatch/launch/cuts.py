@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from corebatch.batch.layout import Cutting
+from corebatch.batch.layout import Cutting, Layout
 from corebatch.batch.pool import Pool
 from corebatch.errors import ConfigError
 from corebatch.mixture import row_lengths
@@ -73,29 +74,11 @@ def saved(coreset: CoresetConfig, lengths: NDArray[np.int32], args: Any, cost: C
         args: the TrainingArguments: rows of a micro-batch, micro-batches of a step, ranks.
         cost: FLOPs of a row of such a width, for a cut by them.
     """
-    rows, asked, world = args.per_device_train_batch_size, args.gradient_accumulation_steps, max(args.world_size, 1)
-    packed = coreset.padding_free is True
-    cutting = Cutting(
-        cut=coreset.cut, world=world, rows=rows, every_row=coreset.pool_factor == 1, stays=False,
-        padding=Padding(token=0), packed=packed, cost=cost,
-    )  # fmt: skip
-    known, place = torch.from_numpy(lengths.astype(np.int64)), torch.arange(rows * asked * world)
-    on_rank = place % (rows * asked)
-    layouts, tokens = [], 0
-    for step in range(STEPS):
-        generator = seeded(coreset.seed, step, "cuts")
-        # Of very many rows hardly one comes twice.
-        ids = torch.randint(len(known), place.shape, generator=generator)
-        if len(known) <= 2**20:
-            ids = torch.randperm(len(known), generator=generator)[place % len(known)]
-        drawn = known[ids]
-        widths = drawn.view(-1, rows).amax(dim=1).repeat_interleave(rows)
-        pool = Pool(
-            ids=ids, sources=torch.zeros_like(ids), lengths=drawn, tokens=drawn, ranks=place // (rows * asked),
-            rows=on_rank, batches=on_rank // rows, widths=widths, eligible=torch.ones_like(ids, dtype=torch.bool),
-        )  # fmt: skip
-        layouts.append(cutting.lay_out(pool, place, asked))
-        tokens += int(drawn.sum())
+    asked = args.gradient_accumulation_steps
+    size = args.per_device_train_batch_size * asked * max(args.world_size, 1)
+    draws = drawn_at_random(len(lengths), size, coreset.seed)
+    layouts = [lay_out(coreset, lengths, rows, args, asked=asked, cost=cost) for rows in draws]
+    tokens = sum(int(lengths[rows.numpy()].sum(dtype=np.int64)) for rows in draws)
     return Saved(
         steps=STEPS,
         tokens=tokens,
@@ -105,3 +88,51 @@ def saved(coreset: CoresetConfig, lengths: NDArray[np.int32], args: Any, cost: C
         largest_plain=max(each.largest_plain for each in layouts),
         parts=max(len(each.pieces[0]) for each in layouts) // asked,
     )
+
+
+def drawn_at_random(rows: int, size: int, seed: int) -> list[Tensor]:
+    """The rows of STEPS steps of `size` each: LongTensor [size], numbers below `rows`."""
+    draws = []
+    for step in range(STEPS):
+        generator = seeded(seed, step, "cuts")
+        # Of very many rows hardly one comes twice.
+        ids = torch.randint(rows, (size,), generator=generator)
+        if rows <= 2**20:
+            ids = torch.randperm(rows, generator=generator)[torch.arange(size) % rows]
+        draws.append(ids)
+    return draws
+
+
+def lay_out(
+    coreset: CoresetConfig,
+    lengths: NDArray[np.int32],
+    rows: Tensor,
+    args: Any,
+    *,
+    asked: int,
+    cost: Callable[[int], float] = float,
+) -> Layout:
+    """The micro-batches of a step that trains some rows of a mixture.
+
+    Args:
+        lengths: tokens of every row of the mixture.
+        rows: LongTensor [M], those that the step trains, in the loader's order.
+        args: the TrainingArguments.
+        asked: micro-batches of a step on each rank, of equally many rows.
+        cost: as for `saved`.
+    """
+    world = max(args.world_size, 1)
+    each = len(rows) // (asked * world)
+    cutting = Cutting(
+        cut=coreset.cut, world=world, rows=each, every_row=coreset.pool_factor == 1, stays=False,
+        padding=Padding(token=0), packed=coreset.padding_free is True, cost=cost,
+    )  # fmt: skip
+    place = torch.arange(len(rows))
+    on_rank = place % (each * asked)
+    drawn = torch.from_numpy(lengths[rows.numpy()].astype(np.int64))
+    widths = drawn.view(-1, each).amax(dim=1).repeat_interleave(each)
+    pool = Pool(
+        ids=rows, sources=torch.zeros_like(rows), lengths=drawn, tokens=drawn, ranks=place // (each * asked),
+        rows=on_rank, batches=on_rank // each, widths=widths, eligible=torch.ones_like(rows, dtype=torch.bool),
+    )  # fmt: skip
+    return cutting.lay_out(pool, place, asked)

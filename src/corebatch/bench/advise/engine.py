@@ -1,0 +1,181 @@
+"""`corebatch advise`: runs every measurement within its share of the minutes, shows and writes what was found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from corebatch.bench.advise import padding
+from corebatch.bench.advise.advice import (
+    Advice,
+    advice_folder,
+    recommended_values,
+    write_advice,
+    write_recommended,
+)
+from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.probe import Probe, make_probe
+from corebatch.config.settings import settings_from
+from corebatch.errors import ConfigError
+from corebatch.model.digest import weights_digest
+from corebatch.model.modes import modes_kept
+from corebatch.record.data_identity import content
+from corebatch.record.model_identity import describe_model
+from corebatch.record.provenance import provenance
+from corebatch.rendering.sheet import table
+from corebatch.seeds import random_states
+from corebatch.text import say
+
+
+@dataclass(frozen=True)
+class AdvicePart:
+    """A measurement.
+
+    Attributes:
+        measure: never raises for what it cannot measure: such a Finding says why.
+        weight: its share of the time that is left, over the weights of all that are still to come.
+    """
+
+    measure: Callable[[Probe], list[Finding]]
+    weight: float = 1.0
+
+
+PARTS: dict[str, AdvicePart] = {
+    "padding": AdvicePart(padding.measure, 2.0),
+}
+"""By name, in the order in which they run."""
+
+
+def advise(
+    values: Mapping[str, Any],
+    where: str,
+    *,
+    minutes: float,
+    checkpoints: Path | None,
+    output: Path | None,
+    console: Console,
+    parts: Mapping[str, AdvicePart] = PARTS,
+) -> Path:
+    """Measures what limits the run of a config, and returns the folder with advice.json and recommended.yaml.
+
+    Args:
+        values: the keys of the config.
+        where: the config's name, for errors.
+        minutes: for all measurements, data and model read included.
+        checkpoints: of a run of the config, or None.
+        output: the folder; None: the config's output_dir with "-advice" behind it.
+
+    Raises:
+        ConfigError: minutes that are not above 0; whatever `train` would refuse of settings, model or data.
+    """
+    if not minutes > 0:
+        raise ConfigError(f"--minutes should be above 0. Found {minutes}.")
+    began = time.monotonic()
+    settings = settings_from(dict(values), where)
+    folder = output if output is not None else advice_folder(settings.training["output_dir"])
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"The advice should go into a folder. Found the file {folder}.")
+    probe = make_probe(settings, seconds=60 * minutes, checkpoints=checkpoints)
+    findings, seconds = measure_all(probe, parts, lambda text: say(console, text))
+    made, taken, left_out = recommended_values(values, findings)
+    closing = sentence(findings, taken)
+    about = {
+        "minutes": minutes,
+        "seconds": {**seconds, "all": round(time.monotonic() - began, 1)},
+        "closing": closing,
+        "recommended": [finding.lever for finding in taken],
+        "left_out": left_out,
+        "model": {**describe_model(probe.model), "digest": weights_digest(probe.model.named_parameters())},
+        "data": {"rows": len(probe.mixture.dataset), **content(probe.mixture.dataset)},
+        **provenance(),
+    }
+    paths = [
+        write_advice(Advice(config=values, findings=findings, about=about), folder),
+        write_recommended(made, taken, folder),
+    ]
+    console.print(table("What limits this run", table_rows(findings)))
+    for text in left_out:
+        say(console, f"Not set in the recommended config: {text}", "yellow")
+    say(console, f"\n{closing}\nIn {paths[0]} and {paths[1]}")
+    return folder
+
+
+def measure_all(
+    probe: Probe, parts: Mapping[str, AdvicePart], tell: Callable[[str], None] = lambda text: None
+) -> tuple[list[Finding], dict[str, float]]:
+    """Runs the measurements until the probe's deadline: what they found, and the seconds that each took. What another
+    package raises in one is told in its place, and the rest goes on."""
+    end, findings, seconds = probe.deadline, list[Finding](), dict[str, float]()
+    for number, (name, part) in enumerate(parts.items()):
+        began = time.monotonic()
+        left, weights = end - began, [each.weight for each in list(parts.values())[number:]]
+        if left <= 0:
+            findings.append(Finding(lever=name, unmeasured="no time was left: give more --minutes"))
+            continue
+        probe.deadline = began + left * part.weight / sum(weights)
+        try:
+            with modes_kept(probe.model), random_states():
+                findings += part.measure(probe)
+        except Exception as error:  # of somebody's model, or of a package: one line of advice is not worth the others
+            findings.append(Finding(lever=name, unmeasured=f"{type(error).__name__}: {error}"))
+        finally:
+            probe.model.zero_grad(set_to_none=True)
+        seconds[name] = round(time.monotonic() - began, 1)
+        tell(f"{name}: {seconds[name]:.0f} s")
+    probe.deadline = end
+    return findings, seconds
+
+
+def table_rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """A row for each finding: lever, factor with its interval, key to set, why."""
+    return [
+        {
+            "lever": finding.lever,
+            "factor": _factor(finding),
+            "of": finding.of if finding.factor is not None else "",
+            "set": ", ".join(f"{key}: {value}" for key, value in finding.arm.items()),
+            "": "recommended" if finding.recommended else "",
+            "why": finding.why if finding.unmeasured is None else f"not measured: {finding.unmeasured}",
+        }
+        for finding in findings
+    ]
+
+
+def _factor(finding: Finding) -> str:
+    if finding.factor is None:
+        return "-"
+    if finding.low is None or finding.high is None:
+        return f"{finding.factor:.2f}"
+    return f"{finding.factor:.2f} ({finding.low:.2f} to {finding.high:.2f})"
+
+
+def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
+    """What to do, in plain words: whether the gradient's noise binds, and the strongest lever."""
+    told = []
+    known = next((f.numbers for f in findings if {"batch", "noise_scale"} <= set(f.numbers)), None)
+    if known is not None and known["noise_scale"] is not None:
+        batch, scale = known["batch"], known["noise_scale"]
+        if batch > scale:
+            told.append(
+                f"A batch of {batch} is above the noise scale of {scale:.3g} rows: make it smaller, selection cannot "
+                "help."
+            )
+        else:
+            told.append(
+                f"A batch of {batch} is below the noise scale of {scale:.3g} rows: noise of the gradient binds, and "
+                "what lowers it at no cost pays."
+            )
+    timed = [finding for finding in taken if finding.factor is not None]
+    if timed:
+        best = min(timed, key=lambda finding: finding.factor or 1.0)
+        told.append(f"The strongest lever is {best.lever}: {_factor(best)} of the {best.of}.")
+    elif taken:
+        told.append(f"Recommended: {', '.join(finding.lever for finding in taken)}.")
+    else:
+        told.append("Nothing that was measured is worth a change: train with the config as it is.")
+    return " ".join(told)

@@ -1,0 +1,277 @@
+"""What padding costs: positions a token of the micro-batches as configured, grouped, regrouped and packed, and the time
+of a step with each, told from micro-batches of the run's own rows that were timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.probe import Probe
+from corebatch.bench.advise.shapes import FEWEST, Dims, Floats, Timed, time_some
+from corebatch.launch.cuts import STEPS, drawn_at_random, lay_out
+from corebatch.mixture import row_lengths
+from corebatch.model.packing import check_packing, packing_unfit
+from corebatch.model.rows import pack_together
+from corebatch.seeds import seeded
+from corebatch.trainer import CoresetConfig
+from corebatch.trainer.first_pool import is_flash
+
+CONFIGURED, GROUPED, PACKED = "as configured", "rows grouped by length", "packed"
+PLAIN, CUT = "plain cut", "cut by positions"
+NO_TIME = "no micro-batch could be timed in its share of the time"
+WORTH = 0.97
+"""A step is recommended to be cut anew if the upper end of its factor's interval is below this."""
+_STRATEGY = any(field.name == "train_sampling_strategy" for field in dataclasses.fields(TrainingArguments))
+BY_LENGTH: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _STRATEGY else {"group_by_length": True}
+"""The Trainer's own grouping; transformers 4 has another key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layouts:
+    """The micro-batches of STEPS steps.
+
+    Attributes:
+        pieces: by step, the rows of each of its micro-batches: numbers in the mixture.
+        dims: by step, rows and positions of each micro-batch.
+        tokens: by step.
+    """
+
+    pieces: Sequence[Sequence[Sequence[int]]]
+    dims: Sequence[Sequence[Dims]]
+    tokens: Floats
+
+    @property
+    def a_token(self) -> float:
+        """Positions a token, over all steps."""
+        return sum(rows * width for step in self.dims for rows, width in step) / float(self.tokens.sum())
+
+    @property
+    def largest(self) -> int:
+        """Positions of the largest micro-batch."""
+        return max(rows * width for step in self.dims for rows, width in step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddingArm:
+    """A way to cut steps.
+
+    Attributes:
+        keys: that it sets.
+        coreset: with these keys set.
+        rows: of a micro-batch, in the mean.
+        grouped: whether steps are of rows of about one length.
+    """
+
+    keys: Mapping[str, Any]
+    coreset: CoresetConfig
+    rows: int
+    grouped: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether micro-batches are rows without padding."""
+        return self.coreset.padding_free is True
+
+
+def measure(probe: Probe) -> list[Finding]:
+    """Positions a token and time of a step: as configured, told; and what other cuts make of it."""
+    coreset, args = probe.settings.coreset, probe.args
+    if coreset.by_length is not None:
+        why = "rows come by length (coreset.by_length), so that little is padded"
+        return [Finding(lever="padding", unmeasured=why)]
+    if max(args.world_size, 1) > 1:
+        return [Finding(lever="padding", unmeasured="it is measured in one process, and this is one of several")]
+    arms = arms_of(coreset, args)
+    lengths = row_lengths(probe.mixture.dataset)
+    laid = {name: laid_out(arm, probe, lengths) for name, arm in arms.items()}
+    configured = laid[CONFIGURED]
+    numbers = {name: round(each.a_token, 4) for name, each in laid.items()}
+    told = f"{configured.a_token:.2f} positions a token as configured, over {STEPS} steps"
+    findings = [Finding(lever="padding", why=told, numbers={"positions_a_token": numbers})]
+    timed: dict[bool, Timed | None] = {}
+    reasons = {False: None, True: _not_packed(probe) if any(arm.packed for arm in arms.values()) else None}
+    for packed in (False, True):
+        some = [laid[name] for name, arm in arms.items() if arm.packed == packed]
+        timed[packed] = _timed(probe, some, packed=packed) if some and reasons[packed] is None else None
+    before, rest = timed[arms[CONFIGURED].packed], probe.known.get("rest", 0.0)
+    if before is None:
+        return [*findings, Finding(lever="cut of a step", unmeasured=NO_TIME)]
+    for name, arm in arms.items():
+        mine = timed[arm.packed]
+        if name == CONFIGURED:
+            continue
+        if mine is None:
+            findings.append(Finding(lever=name, unmeasured=reasons[arm.packed] or NO_TIME))
+            continue
+        factor = factor_of(laid[name], configured, before, own=None if mine is before else mine, rest=rest)
+        findings.append(_finding(name, arm, laid[name], configured, factor, flash=is_flash(probe.model)))
+    return _best_alone(findings)
+
+
+def arms_of(coreset: CoresetConfig, args: Any) -> dict[str, PaddingArm]:
+    """By name, the cut as configured and those that may be had in its place.
+
+    Steps of fewer rows a micro-batch and more micro-batches train the same update: what a cut by positions saves grows
+    with the micro-batches that it may sort rows into.
+    """
+    rows, grouped = args.per_device_train_batch_size, group_by_length(args)
+    arms = {CONFIGURED: PaddingArm(keys={}, coreset=coreset, rows=rows, grouped=grouped)}
+    if not grouped and coreset.sampling is None:
+        arms[GROUPED] = PaddingArm(keys=BY_LENGTH, coreset=coreset, rows=rows, grouped=True)
+    by, key = coreset.cut.by, "coreset.micro_batches"
+    if by != "plain" and coreset.cut.most is None:
+        arms[PLAIN] = PaddingArm(keys={key: "plain"}, coreset=coreset.changed(micro_batches="plain"), rows=rows)
+    cut = coreset if by == "positions" else coreset.changed(micro_batches="positions")
+    own = {} if by == "positions" else {key: "positions"}
+    for divisor in (1, 2, 4):
+        if rows % divisor or (divisor == 1 and not own):
+            continue
+        asked, each = args.gradient_accumulation_steps * divisor, rows // divisor
+        fewer = {"per_device_train_batch_size": each, "gradient_accumulation_steps": asked}
+        name = CUT + (f", {asked} micro-batches of {each}" if divisor > 1 else "")
+        arms[name] = PaddingArm(keys={**own, **(fewer if divisor > 1 else {})}, coreset=cut, rows=each)
+    if coreset.padding_free is not True and cut.cut.multiple == 1:
+        free = cut.changed(padding_free=True)
+        arms[PACKED] = PaddingArm(keys={**own, "coreset.padding_free": True}, coreset=free, rows=rows)
+    return arms
+
+
+def group_by_length(args: Any) -> bool:
+    """Whether the Trainer groups rows by length."""
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    return bool(getattr(args, "group_by_length", False)) or strategy == "group_by_length"
+
+
+def laid_out(arm: PaddingArm, probe: Probe, lengths: Any) -> Layouts:
+    """The micro-batches of STEPS steps of an arm; all arms but grouped ones have the same rows.
+
+    Args:
+        lengths: tokens of every row of the mixture.
+    """
+    size = probe.batch_size
+    draws = (
+        _drawn_grouped(lengths, size, probe.seed) if arm.grouped else drawn_at_random(len(lengths), size, probe.seed)
+    )
+    pieces, dims, tokens = [], [], []
+    for rows in draws:
+        layout = lay_out(arm.coreset, lengths, rows, probe.args, asked=size // arm.rows)
+        numbers = rows.tolist()
+        made = [[numbers[row] for row in piece] for own in layout.pieces for piece in own if piece]
+        pieces.append(made)
+        dims.append([shape(lengths, piece, arm) for piece in made])
+        tokens.append(int(lengths[rows.numpy()].sum(dtype=np.int64)))
+    return Layouts(pieces=pieces, dims=dims, tokens=np.array(tokens, dtype=np.float64))
+
+
+def shape(lengths: Any, piece: Sequence[int], arm: PaddingArm) -> Dims:
+    """Batch rows and positions of a micro-batch of such rows."""
+    own = lengths[list(piece)]
+    if arm.packed:
+        return 1, int(own.sum())
+    multiple = arm.coreset.cut.multiple
+    return len(piece), -(-int(own.max()) // multiple) * multiple
+
+
+def _drawn_grouped(lengths: Any, size: int, seed: int) -> list[Tensor]:
+    """The rows of steps of transformers' grouping by length, spread evenly over an epoch of it."""
+    order = list(LengthGroupedSampler(size, lengths=lengths.tolist(), generator=seeded(seed, "grouped")))
+    steps = max(1, len(order) // size)
+    firsts = [(2 * k + 1) * steps // (2 * STEPS) * size for k in range(STEPS)]
+    return [torch.tensor([order[(first + i) % len(order)] for i in range(size)]) for first in firsts]
+
+
+def _timed(probe: Probe, laid: Sequence[Layouts], *, packed: bool) -> Timed | None:
+    """Times micro-batches of the first steps of each way of cutting."""
+    pieces = sorted({tuple(sorted(piece)) for each in laid for step in each.pieces[:4] for piece in step})
+    rows, flash = [[probe.mixture.dataset[row] for row in piece] for piece in pieces], is_flash(probe.model)
+    made: list[dict[str, Any]] = [
+        pack_together([_tensors(row) for row in piece], flash=flash) if packed else dict(probe.collate(piece))
+        for piece in rows
+    ]
+    weighted = probe.settings.coreset.weighs or probe.settings.coreset.pool_factor > 1
+    return time_some(probe, made, weighted=weighted, seconds=(0.8 if packed else 0.6) * max(probe.seconds_left, 1.0))
+
+
+def _not_packed(probe: Probe) -> str | None:
+    """Why the model cannot be trained on packed rows, or None."""
+    rows = [{key: each.to(probe.device) for key, each in _tensors(probe.sample[i]).items()} for i in range(2)]
+    return packing_unfit(probe.model) or check_packing(probe.model, rows, flash=is_flash(probe.model))
+
+
+def _tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: torch.as_tensor(row[key], dtype=torch.long) for key in ("input_ids", "labels")}
+
+
+def step_seconds(laid: Layouts, timed: Timed, rest: float, without: int | None = None) -> Floats:
+    """Of each step. rest: seconds of a step that are no micro-batch's."""
+    return np.array([float(timed.predict(step, without).sum()) + rest for step in laid.dims])
+
+
+def _finding(
+    name: str,
+    arm: PaddingArm,
+    laid: Layouts,
+    configured: Layouts,
+    factor: tuple[float, float, float],
+    *,
+    flash: bool,
+) -> Finding:
+    told = f"{laid.a_token:.2f} positions a token after {configured.a_token:.2f}; "
+    if arm.grouped:
+        told += "its steps are of rows of one length, so that it is another training"
+    elif name == PLAIN:
+        told += "what the cut that is configured already saves"
+    else:
+        told += "the same update"
+    if arm.packed and not flash:
+        told += "; without flash attention a token meets all of its micro-batch"
+    if len(configured.dims[0]) == 1 == len(laid.dims[0]) and not arm.grouped:
+        told += "; a step is one micro-batch, in which nothing can be sorted"
+    return Finding(
+        lever=name, arm=arm.keys, factor=factor[0], low=factor[1], high=factor[2], why=told,
+        recommended=not arm.grouped and name != PLAIN and factor[2] < WORTH,
+        numbers={"positions_a_token": laid.a_token, "largest": laid.largest},
+    )  # fmt: skip
+
+
+def factor_of(
+    laid: Layouts, configured: Layouts, timed: Timed, *, own: Timed | None = None, rest: float = 0.0
+) -> tuple[float, float, float]:
+    """Time a token over that as configured, with an interval: 95 % over steps by a jackknife over the same steps of
+    both, widened to what comes out when any one of the timed micro-batches is left out.
+
+    Args:
+        own: what its micro-batches are told from, if not from the same ones as those that are configured.
+        rest: seconds of a step that are no micro-batch's.
+    """
+
+    def times(without: int | None = None) -> tuple[Floats, Floats]:
+        mine = step_seconds(laid, own or timed, rest, without if own is None else None)
+        return mine, step_seconds(configured, timed, rest, without)
+
+    def ratio(seconds: Any, before: Any, over: Any, under: Any) -> Any:
+        return (seconds / over) / (before / under)
+
+    whole = [*times(), laid.tokens, configured.tokens]
+    factor = float(ratio(*(each.sum() for each in whole)))
+    over_steps, count = ratio(*(each.sum() - each for each in whole)), len(laid.tokens)
+    half = 1.96 * float(np.sqrt((count - 1) / count * ((over_steps - over_steps.mean()) ** 2).sum()))
+    others = [times(left) for left in range(len(timed.dims)) if len(timed.dims) > FEWEST]
+    found = [factor, *(float(ratio(a.sum(), b.sum(), whole[2].sum(), whole[3].sum())) for a, b in others)]
+    return factor, max(min(found) - half, 1e-6), max(found) + half
+
+
+def _best_alone(findings: Sequence[Finding]) -> list[Finding]:
+    """Of cuts that may be recommended the fastest is: they set the same key."""
+    asked = [finding for finding in findings if finding.recommended and finding.factor is not None]
+    best = min(asked, key=lambda finding: finding.factor or 1.0, default=None)
+    return [dataclasses.replace(each, recommended=each is best) for each in findings]
