@@ -25,6 +25,7 @@ from transformers import (
     set_seed,
 )
 
+from corebatch.optimizers import training_arguments
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 
 VOCABULARY = 48
@@ -131,7 +132,8 @@ def arguments(folder: Path | str, **settings: Any) -> TrainingArguments:
         "use_cpu": True,
         "seed": 3,
     }
-    return TrainingArguments(str(folder), **{**defaults, **settings})
+    values = {"output_dir": str(folder), **defaults, **settings}
+    return training_arguments(TrainingArguments, **values)
 
 
 def trainer(

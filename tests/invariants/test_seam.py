@@ -17,6 +17,8 @@ from training import mixture, run, tiny_model, trainer
         ("get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
+        ("create_optimizer", ["self"]),
+        ("create_scheduler", ["self", "num_training_steps", "optimizer"]),
         ("log", ["self", "logs", "start_time"]),
         ("train", ["self", "resume_from_checkpoint"]),
         ("_set_signature_columns_if_needed", ["self"]),

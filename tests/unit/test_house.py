@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "corebatch"
 LEAVES = {"types", "errors", "options", "files", "seeds", "text", "scratch", "intervals", "step_line", "noise"}
 METHODS = {"scoring", "transforms", "selectors"}
-CHOOSE = LEAVES | {"model"} | METHODS | {"sources", "objective", "memory", "sampling", "distributed"}
+CHOOSE = LEAVES | {"model", "optimizers"} | METHODS | {"sources", "objective", "memory", "sampling", "distributed"}
 RUN = CHOOSE | {"batch", "record", "trainer"}
 ALLOWED = {
     "types": {"errors"},
@@ -24,7 +24,8 @@ ALLOWED = {
     "intervals": {"errors"},
     "step_line": set(),
     "noise": {"errors"},
-    "model": LEAVES,
+    "optimizers": LEAVES,
+    "model": LEAVES | {"optimizers"},
     "scoring": LEAVES | {"model"},
     "transforms": LEAVES,
     "selectors": LEAVES,
@@ -58,6 +59,7 @@ WITHOUT_TRANSFORMERS = {
     "intervals",
     "step_line",
     "noise",
+    "optimizers",
     "sources",
     "selectors",
     "transforms",

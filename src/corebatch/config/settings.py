@@ -16,9 +16,10 @@ from transformers import Trainer, TrainingArguments
 from corebatch.config.coerce import check_number, coerce, members
 from corebatch.config.other_names import other_name
 from corebatch.config.values import place, read_values
-from corebatch.errors import ConfigError
+from corebatch.errors import ConfigError, CorebatchError
 from corebatch.mixture import DatasetSpec, check_processes, parse_specs
 from corebatch.mixture.spec import take_shares
+from corebatch.optimizers import OPTIMIZERS, training_arguments
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
 
@@ -85,7 +86,7 @@ class Settings:
     """Everything that `train` and `validate` need.
 
     Attributes:
-        training: keyword arguments of `transformers.TrainingArguments`.
+        training: keyword arguments of `transformers.TrainingArguments`, by `optimizers.training_arguments`.
         lora: whether adapters are trained.
         overwrite: whether a run in `output_dir` that has no complete checkpoint is begun anew.
     """
@@ -100,9 +101,12 @@ class Settings:
     def training_arguments(self) -> TrainingArguments:
         """Raises ConfigError with transformers' own words if it refuses a value, or for an idle one in `optim_args`."""
         try:
-            args = TrainingArguments(**self.training)
+            args: TrainingArguments = training_arguments(TrainingArguments, **self.training)
+        except CorebatchError:
+            raise
         except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
-            raise ConfigError(f"transformers refuses these training settings: {error}") from error
+            more = f" corebatch has {', '.join(OPTIMIZERS)} beside these." if "OptimizerNames" in str(error) else ""
+            raise ConfigError(f"transformers refuses these training settings: {error}{more}") from error
         check_optim_args(args)
         return args
 
@@ -263,7 +267,7 @@ _NO_VALUE = "?"
 def check_optim_args(args: TrainingArguments) -> None:
     """Raises ConfigError for a name in `optim_args` that the optimizer passes over, or for no list of key=value."""
     given = args.optim_args
-    if not given:
+    if not given or str(args.optim) in OPTIMIZERS:  # whose options were looked at when the arguments were made
         return
     try:
         options = dict(pair.split("=") for pair in str(given).replace(" ", "").split(","))

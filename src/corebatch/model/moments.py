@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from corebatch.errors import UnsupportedModelError
+from corebatch.optimizers.metrics import metric_of
 
 KEY, TORCH_OWN = "exp_avg_sq", "_in_backward_optimizers"
 
@@ -69,20 +70,24 @@ def second_moments(optimizer: Any, coordinates: Sequence[Coordinates] | None) ->
 
 
 def _of_parameter(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
-    """Corrected, of the weight's shape."""
+    """Corrected, of the weight's shape. An optimizer may say itself, by a method `second_moment_of(parameter)`."""
     own = part_of(optimizer, parameter)
+    if hasattr(own, "second_moment_of"):
+        found: Tensor | None = own.second_moment_of(parameter)
+        return found
+    metric = metric_of(own)
     groups = [group for group in own.param_groups if any(p is parameter for p in group["params"])]
     if not groups or "betas" not in groups[0] or "rank" in groups[0]:  # GaLore's moments are of rotated gradients
         raise _none_for_weights(own, groups)
     state = own.state.get(parameter)
     if not state:
         return None
-    if KEY not in state or state[KEY].shape != parameter.shape:
+    if metric is None and (KEY not in state or "step" not in state or state[KEY].shape != parameter.shape):
         raise _none_for_weights(own, groups)
-    moment: Any = state[KEY].detach()
+    moment: Any = state[KEY].detach() if metric is None else metric(state, groups[0]).expand(parameter.shape)
     if hasattr(moment, "full_tensor"):  # sharded by FSDP2; every rank asks for the same ones in the same order
         moment = moment.full_tensor()
-    return moment / (1 - groups[0]["betas"][1] ** float(state["step"]))
+    return moment if metric is not None else moment / (1 - groups[0]["betas"][1] ** float(state["step"]))
 
 
 def _of_deepspeed(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
@@ -96,7 +101,7 @@ def _of_deepspeed(optimizer: Any, parameter: nn.Parameter) -> Tensor | None:
     state = next(iter(own.state.values()), None)
     if not state:
         return None
-    if KEY not in state:
+    if KEY not in state or "step" not in state:
         raise _none_for_weights(own, own.param_groups)
     moment: Tensor = safe_get_full_optimizer_state(parameter, KEY)
     return moment.detach() / (1 - betas.pop()[1] ** float(state["step"]))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -34,19 +34,15 @@ from corebatch.trainer import loading, trials
 from corebatch.trainer.checks import check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.lifecycle import end_run, set_up, start_over, start_run
+from corebatch.trainer.named_parts import NamedParts
 from corebatch.trainer.own_loss import as_the_trainer_wants, check_bases
 from corebatch.trainer.parts import folded, train_parts
 from corebatch.trainer.run import SelectionRun
 from corebatch.trainer.run_control import controlled
 from corebatch.types import ID
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # what the mixin is mixed into
-else:
-    _Base = object
 
-
-class CoresetMixin(_Base):
+class CoresetMixin(NamedParts):
     """Mini-batch coresets for any subclass of `transformers.Trainer`: `class MyTrainer(CoresetMixin, Trainer)`.
 
     Args:

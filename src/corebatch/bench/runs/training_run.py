@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from corebatch.bench.runs.arms import Arm
 from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.bench.runs.from_config import RunData
+from corebatch.optimizers import training_arguments
 from corebatch.record.step_log import LOG
 from corebatch.report.reading import read_steps
 from corebatch.sampling.collating import SourceCollator
@@ -148,7 +149,8 @@ def arguments(arm: Arm, folder: str, schedule: RunPlan) -> TrainingArguments:
         values["learning_rate"] = schedule.learning_rate
     if schedule.adam_beta2 is not None:
         values["adam_beta2"] = schedule.adam_beta2
-    return TrainingArguments(**values)
+    made: TrainingArguments = training_arguments(TrainingArguments, **values)
+    return made
 
 
 def train_arm(

@@ -1,0 +1,9 @@
+"""Optimizers of large batches by name, and the Power scheduler."""
+
+from __future__ import annotations
+
+from corebatch.optimizers.mada import MADA
+from corebatch.optimizers.named import OPTIMIZERS, Name, make_optimizer, takes_betas, training_arguments
+from corebatch.optimizers.power import POWER, PowerLaw
+
+__all__ = ["MADA", "OPTIMIZERS", "POWER", "Name", "PowerLaw", "make_optimizer", "takes_betas", "training_arguments"]
