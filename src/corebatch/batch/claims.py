@@ -69,7 +69,7 @@ class Claims:
         corrections: of rows that are drawn more or less often than they are in the data, or None.
         row_corrections: the same row by row, or None.
         row_weights: float64 [examples of the data set], the values of `weight_column`, or None.
-        steps: optimizer steps of the run, for a schedule.
+        done: the share of the run that came before this step, for a schedule.
         online: the shares of an objective that is online, or None.
     """
 
@@ -79,7 +79,7 @@ class Claims:
         self.corrections: Corrections | None = None
         self.row_corrections: RowCorrections | None = None
         self.row_weights: Tensor | None = None
-        self.steps: int | None = None
+        self.done: float | None = None
         self.online: OnlineObjective | None = None
 
     def check(self) -> None:
@@ -107,7 +107,7 @@ class Claims:
         parts = torch.ones(len(tokens), dtype=torch.float64) if self.objective.by_example else tokens.double()
         if drawn is not None:
             parts = parts * drawn
-        factors = _times(drawn, self._objective(sources, tokens, drawn, step))
+        factors = _times(drawn, self._objective(sources, tokens, drawn))
         if self.row_weights is not None:
             factors = _times(factors, self.row_weights[ids])
         return Claim(factors, parts)
@@ -118,12 +118,12 @@ class Claims:
         found = self.corrections(step) if self.corrections is not None and self.objective.corrects else None
         return None if found is None else _by_source(found, sources)
 
-    def _objective(self, sources: Tensor, tokens: Tensor, drawn: Tensor | None, step: int) -> Tensor | None:
+    def _objective(self, sources: Tensor, tokens: Tensor, drawn: Tensor | None) -> Tensor | None:
         """u_i; None for ones."""
         if self.objective.schedule is None:
             return self._single(self.objective, sources, tokens, drawn)
-        assert self.steps, "the number of steps is known before the first"
-        before, after, share = self.objective.schedule.at(step / self.steps)
+        assert self.done is not None, "how far the run is, is known before its first step"
+        before, after, share = self.objective.schedule.at(self.done)
         other = self._single(after, sources, tokens, drawn, examples=True)
         if share == 1:
             return other

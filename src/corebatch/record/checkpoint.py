@@ -228,7 +228,7 @@ def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     from before them lack."""
     free = ("track_error", "micro_batches", "loss_by_source")
     claimed = dict.fromkeys(("weight_column", "source_tokens", "sampling", "replay", "by_length", "target"))
-    before = {"leftovers": "random", "objective": LOSSES.get(settings.get("loss", "")), **claimed}
+    before = {"leftovers": "random", "budget": "constant", "objective": LOSSES.get(settings.get("loss", "")), **claimed}
     settings = before | {key: value for key, value in settings.items() if key not in free}
     scoring = settings.get("scoring")
     if isinstance(scoring, dict):

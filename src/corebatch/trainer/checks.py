@@ -87,7 +87,7 @@ def asked_by(coreset: CoresetConfig) -> str:
         return f"pool_factor {coreset.pool_factor}"
     if coreset.cut.regroups:
         return f"coreset.micro_batches {coreset.cut.by!r}"
-    for name in ("sampling", "by_length"):
+    for name in ("sampling", "by_length", "budget"):
         if getattr(coreset, name) is not None:
             return f"coreset.{name}"
     return f"coreset.objective {coreset.objective!r}" if coreset.weighs else "coreset.loss_by_source true"
@@ -121,7 +121,7 @@ def check_trained_loss(trainer: Any, model: Any) -> None:
     if model is not None:
         check_normalization(model)
         coreset = trainer.coreset
-        if coreset.pool_factor == 1 and coreset.cut.regroups and not coreset.weighs:
+        if coreset.pool_factor == 1 and (coreset.cut.regroups or coreset.budget) and not coreset.weighs:
             check_counted(trainer, model)
 
 

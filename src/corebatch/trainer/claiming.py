@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from corebatch.batch.budget import make_budget
 from corebatch.batch.target_settings import make_target
 from corebatch.errors import ConfigError
 from corebatch.objective import Objective, check_counting, make_objective, one_objective
+from corebatch.sampling.by_length import make_by_length
 from corebatch.sampling.shares import Sampling, make_sampling
 from corebatch.scoring import LossUnit
 from corebatch.trainer.auto import AUTO
@@ -20,7 +22,8 @@ class ClaimSettings:
     """What the large batch's update should be. Once made, `objective` and `loss` say the same.
 
     Attributes:
-        objective, loss, weight_column, source_tokens, sampling, replay, target: see `corebatch.trainer.CoresetConfig`.
+        objective, loss, weight_column, source_tokens, sampling, by_length, replay, target, budget: see
+            `corebatch.trainer.CoresetConfig`.
     """
 
     objective: Any = AUTO
@@ -30,6 +33,8 @@ class ClaimSettings:
     sampling: Any = None
     replay: Mapping[str, float] | None = None
     target: Any = None
+    by_length: Any = None
+    budget: Any = "constant"
 
     def settle(self) -> None:
         """Raises ConfigError for a bad value, or two that contradict each other.
@@ -55,8 +60,25 @@ class ClaimSettings:
             if isinstance(sampling.shares, Mapping):
                 sampling = replace(sampling, shares={**self.replay, **sampling.shares})
         object.__setattr__(self, "sampling", sampling)
+        object.__setattr__(self, "by_length", make_by_length(self.by_length))
+        if self.by_length is not None and self.sampling is not None:
+            raise ConfigError("coreset.by_length and coreset.sampling both decide on the order of rows. Leave one out.")
+        object.__setattr__(self, "budget", make_budget(self.budget))
+        self._check_budget()
         target = make_target(self.target)
         object.__setattr__(self, "target", None if target is None else target.plain())
+
+    def _check_budget(self) -> None:
+        """Raises ConfigError for a batch that grows beside rows that are planned by steps of one size."""
+        found = "by_length" if self.by_length is not None else ""
+        if self.sampling is not None:
+            found = "sampling.learnt" if self.sampling.learnt is not None else ""
+            found = found or "sampling.shares by a schedule" * self.sampling.changes
+        if self.budget is not None and found:
+            raise ConfigError(
+                f"coreset.budget changes how many rows a step has. Found coreset.{found}, which plans rows for steps "
+                "of one size: leave one of the two out."
+            )
 
     @cached_property
     def claimed(self) -> Objective:

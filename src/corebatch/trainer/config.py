@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
+from corebatch.batch.budget import CONSTANT
 from corebatch.batch.cuts import Cut, make_cut
 from corebatch.batch.feedback import ErrorFeedback, check_feedback
 from corebatch.batch.method import CoresetStep
@@ -15,7 +16,6 @@ from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shorte
 from corebatch.batch.target_settings import make_target
 from corebatch.errors import ConfigError
 from corebatch.options import check_count, hint
-from corebatch.sampling.by_length import ByLength, make_by_length
 from corebatch.sampling.shares import make_sampling
 from corebatch.scoring import Scorer, Tokens, make_scorer
 from corebatch.selectors import Selector, make_selector
@@ -104,6 +104,8 @@ class CoresetConfig(ClaimSettings):
             becomes an objective with these shares. With pool_factor 1 they have their shares of what is drawn.
         target: a mapping of `every` and `rows` for a selector that follows a target (`greats`): at every so-many-th
             step the gradients of so many rows of the Trainer's `target_dataset` are looked at; those are never trained.
+        budget: how many rows a step trains: "constant", as configured; or a batch that grows, "ramp", "noise" or
+            "adadagrad", or a mapping of one to its options (`corebatch.batch.budget`).
         loss_by_source: whether the training loss of each source goes into the record and the log, from the forwards
             that train; "auto": where the step is ours and the data have more than one source. True also where
             everything else is left to the plain Trainer, whose update stays the same bit for bit.
@@ -127,7 +129,6 @@ class CoresetConfig(ClaimSettings):
     micro_batches: str | Mapping[str, Any] | Cut = "auto"
     track_error: int = 0
     loss_by_source: bool | str = "auto"
-    by_length: Mapping[str, Any] | ByLength | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in (("pool_factor", 1, MOST), ("seed", 0, 2**63 - 1), ("track_error", 0, 10**9)):
@@ -148,9 +149,6 @@ class CoresetConfig(ClaimSettings):
                 object.__setattr__(self, name, None)
         self._resolve()
         self.settle()
-        object.__setattr__(self, "by_length", make_by_length(self.by_length))
-        if self.by_length is not None and self.sampling is not None:
-            raise ConfigError("coreset.by_length and coreset.sampling both decide on the order of rows. Leave one out.")
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
         check_feedback(self.feedback)
@@ -205,6 +203,7 @@ class CoresetConfig(ClaimSettings):
         """Whether a step goes through our hands: its rows are chosen, weighed, put together anew or told of by
         source, or they come more or less often."""
         told = self.weighs or self.sampling is not None or self.loss_by_source is True or self.by_length is not None
+        told = told or self.budget is not None
         return told or self.pool_factor > 1 or self.cut.regroups
 
     def _check_every_row(self) -> None:
@@ -317,9 +316,10 @@ class CoresetConfig(ClaimSettings):
         plain = {f.name: plain_values(getattr(self, f.name)) for f in dataclasses.fields(self)}
         short = {"scoring": shortest(self.scoring_settings), "micro_batches": self.cut.plain()}
         sampling = None if self.sampling is None else self.sampling.plain()
-        found = make_by_length(self.by_length)
-        by_length = None if found is None else found.plain()
-        return {**plain, **short, "objective": self.claimed.plain(), "sampling": sampling, "by_length": by_length}
+        by_length = None if self.by_length is None else self.by_length.plain()
+        budget = CONSTANT if self.budget is None else self.budget.plain()
+        orders = {"sampling": sampling, "by_length": by_length, "budget": budget}
+        return {**plain, **short, "objective": self.claimed.plain(), **orders}
 
 
 def _one_choice(coreset: CoresetConfig, strategy: Strategy) -> bool:

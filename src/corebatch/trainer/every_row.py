@@ -28,12 +28,14 @@ def check_counted(trainer: Any, model: Any) -> None:
     Raises:
         LossMismatchError: each micro-batch has a denominator of its own.
     """
-    by = trainer.coreset.cut.by
+    coreset = trainer.coreset
+    what = f"micro_batches {coreset.cut.by!r}" if coreset.cut.regroups else "budget"
     if not trainer.model_accepts_loss_kwargs:
         raise LossMismatchError(
-            f"coreset.micro_batches {by!r} needs a loss over the tokens of the whole step, whichever rows meet in a "
+            f"coreset.{what} needs a loss over the tokens of the whole step, whichever rows meet in a "
             f"micro-batch. Found that the Trainer hands no num_items_in_batch to {type(base_model(model)).__name__}, "
-            "whose loss is then a mean over each micro-batch. Set micro_batches to plain."
+            "whose loss is then a mean over each micro-batch. Set micro_batches to plain, and budget "
+            "to constant."
         )
 
 

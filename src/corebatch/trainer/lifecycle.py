@@ -11,6 +11,7 @@ from corebatch.record.rank_agreement import check_agreement
 from corebatch.record.run_identity import describe_run
 from corebatch.sampling.collating import SourceCollator
 from corebatch.sampling.tags import Names, Sources
+from corebatch.trainer.budget import watch_budget
 from corebatch.trainer.checks import check_settings
 from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
@@ -33,6 +34,7 @@ def set_up(trainer: Any) -> None:
         trainer._compiling = trainer.accelerator
     check_target(trainer)
     start_over(trainer)
+    watch_budget(trainer)
     if not isinstance(trainer.data_collator, SourceCollator):
         trainer._own_collator = trainer.data_collator
     trainer.data_collator = trainer._own_collator

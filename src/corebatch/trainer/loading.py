@@ -24,6 +24,7 @@ from corebatch.sampling.shares import DrawPlan
 from corebatch.sampling.tags import Passes, Sources, has_transform, is_stream, tag
 from corebatch.sampling.units import Units, UnitSampler
 from corebatch.sources import absent_names, small_candidates
+from corebatch.trainer.budget import steps_of_rows
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.counting import make_claims
 from corebatch.trainer.lengths import unit_sampler
@@ -110,7 +111,7 @@ def own_sampler(trainer: Any, replaced: Any) -> SourceSampler | LearntSampler | 
     assert ids is not None, "a plan is made of data with a length"
     if run.learnt is not None:
         return LearntSampler(run.learnt, large=rows, step=lambda: trainer.state.global_step)
-    return SourceSampler(run.draws, ids, large=rows, seed=seed, step=lambda: trainer.state.global_step)
+    return SourceSampler(run.draws, ids, large=rows, seed=seed, step=lambda: steps_of_rows(trainer))
 
 
 def _order_by(trainer: Any) -> str:
@@ -188,6 +189,8 @@ def pool_loader(trainer: Any, make: Callable[[], Any]) -> Any:
             f"{_order_by(trainer)} decides on which rows come. Found a train loader with a sampler of its own: leave "
             "one of the two out."
         )
+    if trainer._run.budget is not None:
+        trainer._run.budget.length = len(loader)
     follow_epochs(loader, lambda: int(trainer.state.epoch or 0))
     return loader
 

@@ -31,6 +31,7 @@ from corebatch.sampling.order import resumable
 from corebatch.sampling.tags import DEFAULT_COLUMN
 from corebatch.scoring import Scores
 from corebatch.trainer import loading, trials
+from corebatch.trainer.budget import ByRows, passed_over, to_draw, to_train
 from corebatch.trainer.checks import check_stream
 from corebatch.trainer.config import CoresetConfig
 from corebatch.trainer.lifecycle import end_run, set_up, start_over, start_run
@@ -42,7 +43,7 @@ from corebatch.trainer.run_control import controlled
 from corebatch.types import ID
 
 
-class CoresetMixin(NamedParts):
+class CoresetMixin(ByRows, NamedParts):
     """Mini-batch coresets for any subclass of `transformers.Trainer`: `class MyTrainer(CoresetMixin, Trainer)`.
 
     Args:
@@ -120,11 +121,12 @@ class CoresetMixin(NamedParts):
         run, recorder, step = self._run, self._recorder, self.state.global_step + 1
         recorder.phases.start()
         run.presence.at(step, "loading")
-        batches, failure = self._draw(epoch_iterator, num_batches, *args)
+        wanted = to_draw(self, num_batches)
+        batches, failure = self._draw(epoch_iterator, wanted, *args)
         recorder.phases.end("load")
         run.presence.at(step, "choosing")
         rows = sum(len(batch[ID]) for batch in batches)
-        counts = run.ranks.report(failure, rows, len(batches), num_batches).T
+        counts = run.ranks.report(failure, rows, len(batches), wanted).T
         rows_by_rank, batches_by_rank, asked_by_rank = counts.tolist()
         if len(set(asked_by_rank)) > 1:
             raise DataError(
@@ -134,8 +136,7 @@ class CoresetMixin(NamedParts):
         if not sum(rows_by_rank):
             return super().get_batch_samples(iter([]), 0, *args)
         given = max(batches_by_rank)
-        # At the end of a stream the plain Trainer trains what there is; a small batch is spread out.
-        asked = num_batches if self.coreset.pool_factor > 1 else given
+        asked = to_train(self, given, num_batches)
         small = run.small_batch(batches, rows_by_rank, given, asked)
         recorder.note(small)
         made, items = super().get_batch_samples(iter(small.micro_batches), len(small.micro_batches), *args)
@@ -146,7 +147,7 @@ class CoresetMixin(NamedParts):
         elif isinstance(items, Tensor):
             items = items.clamp(min=1)  # where nothing is trained the loss is 0, not 0 / 0
         run.weights.begin(made, items)
-        return folded(made, asked), items
+        return folded(made, min(asked, num_batches)), items
 
     def _draw(
         self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any
@@ -156,7 +157,9 @@ class CoresetMixin(NamedParts):
         counts_ranks = getattr(self.args, "average_tokens_across_devices", False)
         self.args.average_tokens_across_devices = False
         try:
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
+            before = passed_over(self)
+            batches, _ = super().get_batch_samples(epoch_iterator, before + num_batches, *args)
+            batches = batches[before:]
             self._run.check_drawn(batches)
         except Exception as error:  # of the user's data set and collator too
             return [], error

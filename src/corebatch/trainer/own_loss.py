@@ -66,6 +66,7 @@ def check_beside(coreset: CoresetConfig, owned: Sequence[str]) -> None:
         (coreset.track_error > 0, f"track_error {coreset.track_error}, which measures gradients of the cross-entropy"),
         (coreset.padding_free is True, "padding_free true, where weights are of tokens and not of rows"),
         (reuses, "scoring.reuse true, which needs the forward that trains to be ours"),
+        (coreset.budget is not None, "budget, by which a loss may come in parts"),
         (coreset.cut.most is not None, f"micro_batches.most {coreset.cut.most}, by which a loss may come in parts"),
     ):
         if owned and bad:

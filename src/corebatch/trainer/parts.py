@@ -37,7 +37,10 @@ def check_parts(trainer: Any) -> None:
     Raises:
         ConfigError: an engine, an optimizer or a method with which a step's parts would not add up.
     """
-    if trainer.coreset.cut.most is None:
+    what = "coreset.micro_batches.most may train a micro-batch in parts"
+    if trainer.coreset.budget is not None:
+        what = "coreset.budget may train more micro-batches than the Trainer's loop asks for"
+    elif trainer.coreset.cut.most is None:
         return
     engine, moved = sharded(trainer), None if trainer.model is None else updates_in_backward(trainer)
     owned = own_methods(trainer, ("training_step",))
@@ -48,18 +51,15 @@ def check_parts(trainer: Any) -> None:
     ):
         if found:
             raise ConfigError(
-                f"coreset.micro_batches.most may train a micro-batch in parts. Found {found}, which {why}. Leave "
-                "`most` out, and lower per_device_train_batch_size where memory runs out."
+                f"{what}. Found {found}, which {why}. Leave it out; a lower per_device_train_batch_size needs less "
+                "memory."
             )
 
 
 def folded(made: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` micro-batches that hold all that were made, a multiple of `count`."""
-    each = len(made) // count
-    if each < 2:
-        return list(made)
-    parts = [made[first : first + each] for first in range(0, len(made), each)]
-    return [{**last, FURTHER: Further(rest)} for *rest, last in parts]
+    """`count` micro-batches that hold all that were made, `count` or more, in their order."""
+    parts = [made[len(made) * k // count : len(made) * (k + 1) // count] for k in range(count)]
+    return [{**last, FURTHER: Further(rest)} if rest else last for *rest, last in parts]
 
 
 def unfolded(batches: Iterable[Any]) -> list[Any]:

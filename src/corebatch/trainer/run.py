@@ -31,6 +31,7 @@ from corebatch.record.saving import Saving, check_writable, saving_failed
 from corebatch.sampling.order import DrawnOrder
 from corebatch.sampling.tags import Passes
 from corebatch.trainer import first_pool
+from corebatch.trainer.budget import run_budget
 from corebatch.trainer.engine import SHARDED, examples_come_again, inner_model, run_dir, sharded
 from corebatch.trainer.every_row import check_first_labels
 from corebatch.trainer.hosts import CHANGED, check_tagged, runs_between, training_weights
@@ -60,6 +61,7 @@ class SelectionRun:
         order: of the epoch's rows, where the Trainer's sampler draws it from the global generator.
         draws: how often sources come, or None where rows come as the Trainer draws them, or by what they have taught.
         learnt: the passes over the rows that are not learnt, or None where all come.
+        budget: what each step draws where the batch grows, or None.
         lengths: the buckets of rows by length, or None where rows come whatever their length.
         limits: what the model can take.
         prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
@@ -77,6 +79,7 @@ class SelectionRun:
         self.method = coreset.step_of_run()
         self.weights, self.passes, self.order = RowWeights(trainer), Passes(), DrawnOrder()
         self.draws, self.learnt, self.lengths = draw_plan(trainer), learnt_passes(trainer), length_buckets(trainer)
+        self.budget = run_budget(trainer, self.ranks.count)
         self.online = OnlineObjective.of(coreset.claimed, coreset.seed)
         taught = not compiled and not self.weights.owned
         most = 1 if self.lengths is None else int(self.lengths.rows.max())
@@ -204,7 +207,7 @@ class SelectionRun:
             step.mean_over = "micro_batch"
         elif not getattr(trainer.args, "average_tokens_across_devices", False):
             step.mean_over = "rank"
-        step.claims.steps = trainer.state.max_steps
+        step.claims.done = number / trainer.state.max_steps if self.budget is None else self.budget.done
         rows = LocalRows(
             batches=batches,
             eligible=may,
@@ -295,7 +298,7 @@ class SelectionRun:
 
     def _others(self) -> dict[str, Stateful]:
         """What else has a state for a checkpoint, by name."""
-        found = {"order": self.order, "online": self.online, "learnt": self.learnt}
+        found = {"order": self.order, "online": self.online, "learnt": self.learnt, "budget": self.budget}
         return {name: each for name, each in found.items() if each is not None}
 
     @contextmanager

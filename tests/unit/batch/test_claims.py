@@ -43,7 +43,7 @@ def pool_of(rows):
 
 def claims_of(value, *, corrected=False, weighed=False):
     made = Claims(make_objective(value))
-    made.counts, made.steps = COUNTS, 10
+    made.counts, made.done = COUNTS, 0.7
     if corrected:
         made.corrections = lambda step: CORRECTIONS
     if weighed:

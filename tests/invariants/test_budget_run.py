@@ -1,0 +1,220 @@
+"""A batch that grows, through the Trainer: the rows, the update, the learning rate, the end, and going on."""
+
+import json
+import math
+import shutil
+from itertools import chain
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from corebatch.errors import CheckpointError, ConfigError
+from corebatch.trainer import CoresetConfig, OptimizerInBackward
+from training import (
+    BY_LENGTH,
+    Collator,
+    mixture,
+    resumed_at,
+    run,
+    same,
+    tiny_model,
+    trainer,
+    weights,
+)
+
+RAMP = {"ramp": {"most": 4, "until": 0.5}}
+EPOCHS = {"max_steps": -1, "num_train_epochs": 2}
+
+
+def coreset(budget=RAMP, **settings):
+    return CoresetConfig(budget=budget, **{"pool_factor": 1, **settings})
+
+
+def lines(folder, name="selection.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def untimed(folder):
+    return [{k: v for k, v in line.items() if k not in ("ms", "memory_mb", "mfu", "seconds")} for line in lines(folder)]
+
+
+class Told(TrainerCallback):
+    """What other callbacks see."""
+
+    def __init__(self):
+        self.epochs, self.ends, self.rates, self.gradients = [], [], [], []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+
+    def on_step_end(self, args, state, control, **_):
+        self.epochs.append(state.epoch)
+
+    def on_epoch_end(self, args, state, control, **_):
+        self.ends.append(state.global_step)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"pool_factor": 2},
+        {"pool_factor": 3, "selector": "random", "micro_batches": "plain"},
+        {"micro_batches": {"by": "positions", "most": 40}},
+        {"objective": "sources", "sampling": {"shares": {"rare": 0.3}}},
+    ],
+    ids=lambda settings: "-".join(settings) or "plain",
+)
+@pytest.mark.parametrize("count", [96, 70])
+def test_a_run_draws_the_rows_of_its_steps_in_fewer(tmp_path, settings, count):
+    made = trainer(tmp_path, tiny_model(), coreset(**settings), train_dataset=mixture(count), **EPOCHS)
+    told = Told()
+    made.add_callback(told)
+    run(made)
+    found, factor = lines(tmp_path), settings.get("pool_factor", 1)
+    drawn = [sorted(line["chosen"] + line["passed"]) for line in lines(tmp_path, "chosen.jsonl")]
+    steps = 2 * math.ceil(count / (8 * factor))
+    assert len(found) < steps
+    assert made.state.global_step == made.state.max_steps == len(found)
+    if "sampling" not in settings:
+        assert sorted(chain(*drawn)) == sorted([*range(count), *range(count)])
+        middle = [line["epoch"] for line in found].index(1.0) + 1
+        assert sorted(chain(*drawn[:middle])) == list(range(count))
+        assert told.ends == [middle, len(found)]
+    sizes = [line["chosen_examples"] for line in found]
+    assert sizes[0] == 8
+    assert 16 < max(sizes) <= 32
+    assert told.epochs == sorted(told.epochs)
+    assert told.epochs[-1] == 2
+    logged = [line["learning_rate"] for line in made.state.log_history if "learning_rate" in line]
+    assert logged == pytest.approx(told.rates)
+    # linear to 0 over the rows, told at whole configured steps
+    at = [0, *(math.floor(epoch * steps / 2 + 1e-9) for epoch in told.epochs[:-1])]
+    assert told.rates == pytest.approx([5e-3 * (1 - place / steps) for place in at], abs=5e-3 / steps)
+    assert made.lr_scheduler.last_epoch == steps
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batches": "positions"}, {"loss": "example_mean"}])
+def test_the_update_is_that_of_all_rows_of_the_step(tmp_path, settings):
+    """Of M_t rows, in float64, as one batch has it."""
+    model = tiny_model(lora=False, dtype=torch.float64)
+    made = trainer(tmp_path, model, coreset(**settings), max_grad_norm=0, optim="sgd", learning_rate=0.0, max_steps=9)
+    told = Told()
+    made.add_callback(told)
+    run(made)
+    rows = [line["chosen"] for line in lines(tmp_path, "chosen.jsonl")]
+    assert len(rows[-2]) > 16
+    for chosen, found in zip(rows, told.gradients, strict=True):
+        model.zero_grad()
+        total, parts = 0.0, 0
+        for number in chosen:
+            batch = Collator()([made.train_dataset[number]])
+            tokens = int((batch["labels"][0, 1:] != -100).sum())
+            unit = tokens if "loss" in settings else 1
+            total, parts = total + model(**batch).loss * tokens / unit, parts + tokens / unit
+        (total / parts).backward()
+        for name, parameter in model.named_parameters():
+            assert float((found[name] - parameter.grad).norm()) <= 2e-6 * float(parameter.grad.norm())
+
+
+def test_the_learning_rate_by_the_square_root(tmp_path):
+    budget = {"ramp": {"most": 4, "until": 0.01, "learning_rate": "sqrt"}}
+    made, told = trainer(tmp_path, coreset=coreset(budget), lr_scheduler_type="constant"), Told()
+    made.add_callback(told)
+    run(made)
+    # 6 configured steps of 8 rows: 8, then 32, then what is left
+    assert [line["chosen_examples"] for line in lines(tmp_path)] == [8, 32, 8]
+    assert told.rates == pytest.approx([5e-3, 1e-2, 5e-3])
+    logged = [line["learning_rate"] for line in made.state.log_history if "learning_rate" in line]
+    assert logged == pytest.approx(told.rates)
+    assert made.optimizer.param_groups[0]["lr"] == 5e-3
+
+
+def test_a_batch_that_may_not_grow_yet_is_the_run_without(tmp_path):
+    """A ramp whose first look is after the end: the same weights, lines and checkpoints' steps."""
+    ran = [
+        run(trainer(tmp_path / name, tiny_model(dropout=0.1), CoresetConfig(budget=budget), train_dataset=mixture(70)))
+        for name, budget in (("with", {"ramp": {"most": 1.01}}), ("without", "constant"))
+    ]
+    assert same(*map(weights, ran))
+    assert untimed(tmp_path / "with") == untimed(tmp_path / "without")
+
+
+@pytest.mark.parametrize(
+    "settings, more",
+    [
+        ({}, {}),
+        ({"pool_factor": 2}, {}),
+        ({"micro_batches": "positions", "sampling": {"temperature": 0.5}}, {}),
+        ({}, BY_LENGTH),
+        ({}, {"dataloader_num_workers": 1}),
+    ],
+    ids=["plain", "pool", "shares", "grouped", "worker"],
+)
+def test_resumed_is_uninterrupted(tmp_path, settings, more):
+    """From every step, with an epoch's short last batch, and with steps that end within what the loop skips."""
+    more = {**EPOCHS, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 2, **more}
+
+    def made(folder):
+        model = tiny_model(dropout=0.1)
+        more_settings = {"save_strategy": "steps", "save_steps": 1, **more}
+        return trainer(folder, model, coreset(**settings), train_dataset=mixture(40), **more_settings)
+
+    whole = run(made(tmp_path / "whole"))
+    steps = whole.state.global_step
+    at = range(1, steps) if not more.get("dataloader_num_workers") else (2,)
+    for step in at:
+        killed, resumed = resumed_at(step, tmp_path / "whole", made)
+        assert resumed.state.global_step == resumed.state.max_steps == steps
+        assert same(weights(whole), weights(resumed))
+        assert untimed(tmp_path / "whole") == untimed(killed)
+        assert (tmp_path / "whole" / "chosen.jsonl").read_text() == (killed / "chosen.jsonl").read_text()
+        logs = [[line.get("loss") for line in each.state.log_history if "loss" in line] for each in (whole, resumed)]
+        assert logs[0] == logs[1]
+        assert whole.lr_scheduler.last_epoch == resumed.lr_scheduler.last_epoch
+        shutil.rmtree(killed)
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 50}
+    steps = run(trainer(tmp_path, coreset=coreset(), **settings)).state.global_step
+    assert (tmp_path / f"checkpoint-{steps}").is_dir()
+    again = trainer(tmp_path, coreset=coreset(), **settings)
+    assert again.train(resume_from_checkpoint=True).global_step == steps
+    assert f"All {steps} steps are done" in caplog.text
+    with pytest.raises(CheckpointError, match="has drawn the rows of 6 steps, more than the 5 that the run is to make"):
+        run(trainer(tmp_path, coreset=coreset(), **{**settings, "max_steps": 5}), resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "settings, more, message",
+    [
+        ({"by_length": {}}, {}, "coreset.budget changes how many rows a step has. Found coreset.by_length"),
+        ({"sampling": {"learnt": "by_size"}}, {}, "Found coreset.sampling.learnt"),
+        (
+            {"sampling": {"shares": [{"until": 0.5, "is": {"rare": 0.1}}, {"is": {"rare": 0.5}}]}},
+            {},
+            "Found coreset.sampling.shares by a schedule",
+        ),
+        ({}, {"train_dataset": mixture().to_iterable_dataset()}, "coreset.budget spreads .* Found a stream"),
+        (
+            {},
+            {
+                "gradient_accumulation_steps": 1,
+                "extra": {"optimizer_cls_and_kwargs": (OptimizerInBackward, {"lr": 1e-3})},
+            },
+            "coreset.budget may train more micro-batches than .* Found OptimizerInBackward",
+        ),
+    ],
+)
+def test_what_it_does_not_go_with(tmp_path, settings, more, message):
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path, tiny_model(), coreset(**settings), **more)
+
+
+def test_a_checkpoint_of_another_budget_is_another_runs(tmp_path):
+    run(trainer(tmp_path, coreset=coreset(), save_strategy="steps", save_steps=2))
+    with pytest.raises(CheckpointError, match=r"budget was \{'ramp': .* and is 'constant'"):
+        run(trainer(tmp_path, coreset=coreset("constant", loss_by_source=True)), resume_from_checkpoint=True)
