@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from corebatch.bench.advise import padding
+from corebatch.bench.advise import costs, padding, scoring
 from corebatch.bench.advise.advice import (
     Advice,
     advice_folder,
@@ -46,7 +46,9 @@ class AdvicePart:
 
 
 PARTS: dict[str, AdvicePart] = {
-    "padding": AdvicePart(padding.measure, 2.0),
+    "costs": AdvicePart(costs.measure, 3.0),
+    "padding": AdvicePart(padding.measure, 1.0),
+    "scoring": AdvicePart(scoring.measure, 0.5),
 }
 """By name, in the order in which they run."""
 

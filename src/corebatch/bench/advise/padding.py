@@ -84,37 +84,57 @@ class PaddingArm:
 
 def measure(probe: Probe) -> list[Finding]:
     """Positions a token and time of a step: as configured, told; and what other cuts make of it."""
-    coreset, args = probe.settings.coreset, probe.args
-    if coreset.by_length is not None:
-        why = "rows come by length (coreset.by_length), so that little is padded"
+    if (why := untold(probe)) is not None:
         return [Finding(lever="padding", unmeasured=why)]
-    if max(args.world_size, 1) > 1:
-        return [Finding(lever="padding", unmeasured="it is measured in one process, and this is one of several")]
-    arms = arms_of(coreset, args)
-    lengths = row_lengths(probe.mixture.dataset)
-    laid = {name: laid_out(arm, probe, lengths) for name, arm in arms.items()}
+    arms, laid = laid_arms(probe)
     configured = laid[CONFIGURED]
     numbers = {name: round(each.a_token, 4) for name, each in laid.items()}
     told = f"{configured.a_token:.2f} positions a token as configured, over {STEPS} steps"
     findings = [Finding(lever="padding", why=told, numbers={"positions_a_token": numbers})]
-    timed: dict[bool, Timed | None] = {}
-    reasons = {False: None, True: _not_packed(probe) if any(arm.packed for arm in arms.values()) else None}
-    for packed in (False, True):
-        some = [laid[name] for name, arm in arms.items() if arm.packed == packed]
-        timed[packed] = _timed(probe, some, packed=packed) if some and reasons[packed] is None else None
+    timed = {packed: times(probe, packed=packed) for packed in (False, True)}
     before, rest = timed[arms[CONFIGURED].packed], probe.known.get("rest", 0.0)
-    if before is None:
-        return [*findings, Finding(lever="cut of a step", unmeasured=NO_TIME)]
+    if not isinstance(before, Timed):
+        return [*findings, Finding(lever="cut of a step", unmeasured=before)]
     for name, arm in arms.items():
         mine = timed[arm.packed]
         if name == CONFIGURED:
             continue
-        if mine is None:
-            findings.append(Finding(lever=name, unmeasured=reasons[arm.packed] or NO_TIME))
+        if not isinstance(mine, Timed):
+            findings.append(Finding(lever=name, unmeasured=mine))
             continue
         factor = factor_of(laid[name], configured, before, own=None if mine is before else mine, rest=rest)
         findings.append(_finding(name, arm, laid[name], configured, factor, flash=is_flash(probe.model)))
     return _best_alone(findings)
+
+
+def untold(probe: Probe) -> str | None:
+    """Why the micro-batches of steps cannot be told from rows' lengths, or None."""
+    if probe.settings.coreset.by_length is not None:
+        return "rows come by length (coreset.by_length), so that little is padded"
+    if max(probe.args.world_size, 1) > 1:
+        return "it is measured in one process, and this is one of several"
+    return None
+
+
+def laid_arms(probe: Probe) -> tuple[dict[str, PaddingArm], dict[str, Layouts]]:
+    """The ways to cut steps and their micro-batches, by name; made once."""
+    if "arms" not in probe.known:
+        arms, lengths = arms_of(probe.settings.coreset, probe.args), row_lengths(probe.mixture.dataset)
+        probe.known["arms"] = arms, {name: laid_out(arm, probe, lengths) for name, arm in arms.items()}
+    found: tuple[dict[str, PaddingArm], dict[str, Layouts]] = probe.known["arms"]
+    return found
+
+
+def times(probe: Probe, *, packed: bool) -> Timed | str:
+    """Micro-batches of the first steps of all ways of cutting, timed once; or why they could not be."""
+    key = f"times, packed {packed}"
+    if key not in probe.known:
+        arms, laid = laid_arms(probe)
+        some = [laid[name] for name, arm in arms.items() if arm.packed == packed]
+        why = _not_packed(probe) if packed and some else None
+        probe.known[key] = why or (_timed(probe, some, packed=packed) if some else None) or NO_TIME
+    found: Timed | str = probe.known[key]
+    return found
 
 
 def arms_of(coreset: CoresetConfig, args: Any) -> dict[str, PaddingArm]:
@@ -198,7 +218,7 @@ def _timed(probe: Probe, laid: Sequence[Layouts], *, packed: bool) -> Timed | No
         for piece in rows
     ]
     weighted = probe.settings.coreset.weighs or probe.settings.coreset.pool_factor > 1
-    return time_some(probe, made, weighted=weighted, seconds=(0.8 if packed else 0.6) * max(probe.seconds_left, 1.0))
+    return time_some(probe, made, weighted=weighted, seconds=0.5 * max(probe.seconds_left, 1.0))
 
 
 def _not_packed(probe: Probe) -> str | None:

@@ -34,6 +34,7 @@ class Probe:
         mixture: all rows of `datasets`, tokenised.
         sample: `datasets.Dataset` of at most SAMPLE of its rows, drawn at random without replacement, in random order;
             the columns are input_ids, labels, source and length.
+        order: their numbers in the mixture.
         collate: makes a padded batch of rows.
         checkpoints: folders, by their steps.
         seed: of whatever is drawn.
@@ -49,6 +50,7 @@ class Probe:
     sample: Any
     collate: PaddingCollator
     device: torch.device
+    order: Sequence[int] = ()
     checkpoints: Sequence[Path] = ()
     seed: int = 0
     deadline: float = float("inf")
@@ -103,7 +105,7 @@ def make_probe(settings: Settings, *, seconds: float = float("inf"), checkpoints
     rows = torch.randperm(len(mixture.dataset), generator=seeded(args.seed, "advise")).tolist()[:SAMPLE]
     return Probe(
         settings=settings, args=args, model=model, tokenizer=tokenizer, mixture=mixture,
-        sample=mixture.dataset.select(rows), collate=PaddingCollator(tokenizer), device=args.device,
+        sample=mixture.dataset.select(rows), order=rows, collate=PaddingCollator(tokenizer), device=args.device,
         checkpoints=found, seed=int(args.seed), deadline=deadline,
     )  # fmt: skip
 

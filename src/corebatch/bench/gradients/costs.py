@@ -98,11 +98,11 @@ def measure_costs(
     device = population.batches[0]["input_ids"].device
     with _as_training(model, device):
         for name, arm in arms.items():
-            with _checkpointing(model, name == "checkpointing"):
+            with checkpointing_set(model, name == "checkpointing"):
                 arm.score(model, timed[: 2 * ROWS_AT_A_TIME])
         for _ in range(rounds):
             for name, arm in arms.items():
-                with _checkpointing(model, name == "checkpointing"):
+                with checkpointing_set(model, name == "checkpointing"):
                     finish(device)
                     start = time.perf_counter()
                     arm.score(model, timed)
@@ -163,7 +163,8 @@ def _as_training(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+def checkpointing_set(model: Any, wanted: bool) -> Iterator[None]:
+    """Activation checkpointing as wanted; afterwards as it was."""
     inner = base_model(model)
     before = any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
     if before != wanted:

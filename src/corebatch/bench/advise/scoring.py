@@ -1,0 +1,113 @@
+"""What scoring would cost: forwards of the pool's rows by the trainer's own code, beside the time of a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corebatch.batch.strategies import shortest
+from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.probe import Probe
+from corebatch.bench.gradients.methods import Method
+from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, PopulationScoring
+from corebatch.bench.gradients.way import Way
+from corebatch.errors import CorebatchError
+from corebatch.model.flops import finish
+from corebatch.model.modes import modes_kept
+
+ROWS = 64
+"""Rows of the sample that are scored, at most."""
+FEWEST = 8
+OWN = "as configured"
+WAYS: dict[str, tuple[str, Way]] = {
+    "scoring by gradients of the last layer": ("last_layer", Way()),
+    "scoring by losses": ("loss", Way()),
+    "scoring by the first blocks alone": ("last_layer", Way("first_blocks")),
+}
+"""Levers, each with a scorer and a way of scoring."""
+
+
+def measure(probe: Probe) -> list[Finding]:
+    """The time of a step that scores its pool, over that of a step as configured."""
+    coreset, step = probe.settings.coreset, probe.known.get("step")
+    if step is None:
+        return [Finding(lever="scoring", unmeasured="the time of a step is not known")]
+    pool = probe.batch_size * max(coreset.pool_factor, 2)
+    configured = _configured(probe)
+    found = _row_seconds(probe, WAYS if configured is None else {**WAYS, OWN: configured})
+    known = found.pop(OWN, None)
+    own = known * pool * configured[1].price() if configured is not None and isinstance(known, float) else 0.0
+    findings = []
+    for name, seconds in found.items():
+        if isinstance(seconds, str):
+            findings.append(Finding(lever=name, unmeasured=seconds))
+            continue
+        scorer, way = WAYS[name]
+        keys: dict[str, Any] = {"coreset.scorer": scorer, "coreset.selector": "importance", "coreset.scoring": way.name}
+        if coreset.pool_factor == 1:
+            keys["coreset.pool_factor"] = 2
+        told = f"{1000 * seconds:.3g} ms a row, {seconds * pool:.3g} s for a pool of {pool}; a step takes {step:.3g} s"
+        numbers = {"row_seconds": seconds, "pool": pool, "step_seconds": step, "configured_seconds": own}
+        factor = (max(step - own, 0.0) + seconds * pool) / step
+        findings.append(Finding(lever=name, arm=keys, factor=factor, why=told, numbers=numbers))
+    return findings
+
+
+def _configured(probe: Probe) -> tuple[str, Way] | None:
+    """Scorer and way of the config, where it runs forwards to choose."""
+    coreset = probe.settings.coreset
+    if coreset.pool_factor == 1:
+        return None
+    strategy, step = coreset.resolve_scoring(probe.args.num_train_epochs > 1), coreset.build()
+    if not (step.scores and step.scorer.needs_forward) or strategy.way == "none":
+        return None
+    short = shortest(strategy)
+    options = {} if isinstance(short, str) else {key: short[key] for key in short if key not in ("way", "rows")}
+    return step.scorer.name, Way(strategy.way, options)
+
+
+def _row_seconds(probe: Probe, wanted: Mapping[str, tuple[str, Way]]) -> dict[str, float | str]:
+    """Of each, seconds of a row's scoring, or why they are not known."""
+    count = min(ROWS, len(probe.sample))
+    rows = sorted(range(count), key=lambda i: probe.sample[i]["length"])
+    parts = [rows[i : i + ROWS_AT_A_TIME] for i in range(0, count, ROWS_AT_A_TIME)]
+    population = Population.of([probe.batch([probe.sample[i] for i in part]) for part in parts])
+    found: dict[str, float | str] = {}
+    for place, (name, (scorer, way)) in enumerate(wanted.items()):
+        share = max(probe.seconds_left, 0.0) / (len(wanted) - place)
+        try:
+            found[name] = _seconds(probe, population, scorer, way, share)
+        except CorebatchError as error:
+            found[name] = str(error)
+    return found
+
+
+def _seconds(probe: Probe, population: Population, scorer: str, way: Way, share: float) -> float:
+    """Of a row, the least of up to three times; where all rows do not go into the share, of FEWEST of them."""
+    end = time.monotonic() + share
+    method = Method(scorer, "importance", way=way if way.strategy.own_forward else Way())
+    scoring = PopulationScoring(method.coreset(probe.seed, ROWS_AT_A_TIME), population)
+    some = torch.linspace(0, len(population) - 1, min(FEWEST, len(population))).round().long()
+    with modes_kept(probe.model), probe.autocast():
+        scoring.score(probe.model, some)  # what a first forward sets up
+        best = _once(probe, scoring, some) / len(some)
+        if best * len(population) > end - time.monotonic():
+            return best
+        best = float("inf")
+        for _ in range(3):
+            best = min(best, _once(probe, scoring, torch.arange(len(population))) / len(population))
+            if time.monotonic() > end:
+                break
+    return best
+
+
+def _once(probe: Probe, scoring: PopulationScoring, rows: Tensor) -> float:
+    finish(probe.device)
+    began = time.perf_counter()
+    scoring.score(probe.model, rows)
+    finish(probe.device)
+    return time.perf_counter() - began
