@@ -25,7 +25,7 @@ class PowerLaw:
 
     Attributes:
         highest: the learning rate that is never exceeded.
-        a, b: of the law; the paper has 4.6 and -0.51 for models under muP, whose rows have 4,096 tokens.
+        a, b: of the law; the paper has 4.6 and -0.51 for models under muP.
         tokens_per_step: on average.
     """
 
