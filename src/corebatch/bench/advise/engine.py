@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from corebatch.bench.advise import costs, padding, scoring
+from corebatch.bench.advise import costs, learnt, padding, scoring, sources, spread
 from corebatch.bench.advise.advice import (
     Advice,
     advice_folder,
@@ -49,6 +49,9 @@ PARTS: dict[str, AdvicePart] = {
     "costs": AdvicePart(costs.measure, 3.0),
     "padding": AdvicePart(padding.measure, 1.0),
     "scoring": AdvicePart(scoring.measure, 0.5),
+    "sources": AdvicePart(sources.measure, 3.0),  # the gradients of rows, for those below as well
+    "choice of rows": AdvicePart(spread.measure, 2.0),
+    "learnt rows": AdvicePart(learnt.measure),
 }
 """By name, in the order in which they run."""
 

@@ -26,7 +26,7 @@ Shape suffixes: P population, N large batch, M small batch, D trained parameters
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -87,20 +87,24 @@ class Past:
 
 
 def per_example_gradients(snapshot: Snapshot) -> Tensor:
-    """[P, D]: gradients of each row's summed token loss by everything that is trained; one backward a row."""
+    """[P, D]: gradients of each row's summed token loss by everything that is trained."""
+    return torch.stack([gradient for _, gradient in gradients_of_rows(snapshot)])
+
+
+def gradients_of_rows(snapshot: Snapshot) -> Iterator[tuple[float, Tensor]]:
+    """Of each row its summed token loss, and the gradient [D] of that by everything that is trained; one backward a
+    row. Raises InputError: nothing is trained."""
     model = snapshot.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("The model should have trained parameters. Found none.")
-    rows = []
     for batch in snapshot.batches:
         for number in range(len(batch["input_ids"])):
             row = {key: value[number : number + 1] for key, value in batch.items()}
             width = int(row["attention_mask"].sum()) if "attention_mask" in row else row["input_ids"].shape[1]
             row = {key: value[:, :width] for key, value in row.items()}
             loss, _ = weighted_loss(model, model, row, torch.ones(1, device=row["input_ids"].device))
-            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
-    return torch.stack(rows)
+            yield float(loss.detach()), torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
 
 def measure(
@@ -175,16 +179,37 @@ def _of_method(
         scores: by `Method.forward`; what is missing is added.
     """
     past = None if method.remembered is None else memories[method.remembered]
+    memory, pool = None if past is None else past.memory, judge.series.pools_TN[0]
+    chooses = chooses_of(method, snapshot, judge.population, pool, budgets[0], memory, scores, judge.seed)
+    return [judge.measure(method, chooses, budget, None if past is None else past.age) for budget in budgets]
+
+
+def chooses_of(
+    method: Method,
+    snapshot: Snapshot,
+    population: Population,
+    pool_N: Tensor,
+    budget: int,
+    memory: FeatureMemory | None,
+    scores: dict[str, Scores],
+    seed: int,
+) -> Chooses:
+    """A method on a population, scored where its steps look at scores.
+
+    Args:
+        pool_N, budget: of a step.
+        memory: what a method that remembers knows.
+        scores: by `Method.forward`; what is missing is added.
+    """
     scorer, _ = method.build()  # one, which will have seen the model; all else is made anew for every series
-    settings = replace(method.coreset(judge.seed), scorer=scorer, scorer_options={})
-    make = partial(PopulationScoring, settings, judge.population, None if past is None else past.memory)
+    settings = replace(method.coreset(seed), scorer=scorer, scorer_options={})
+    make = partial(PopulationScoring, settings, population, memory)
     arm, given = make(), None
-    if arm.looks_at_scores(judge.series.pools_TN[0], budgets[0]):
+    if arm.looks_at_scores(pool_N, budget):
         if method.forward not in scores:
             scores[method.forward] = arm.score(snapshot.model)
         given = in_few_columns(scores[method.forward]) if arm.by_inner_products else scores[method.forward]
-    chooses = Chooses(make=make, scores=given, loss=method.loss, moments=_feature_moments(method, arm, snapshot))
-    return [judge.measure(method, chooses, budget, None if past is None else past.age) for budget in budgets]
+    return Chooses(make=make, scores=given, loss=method.loss, moments=_feature_moments(method, arm, snapshot))
 
 
 def _check_sizes(population: Population, large: int, budgets: Sequence[int], draws: int) -> None:

@@ -1,0 +1,170 @@
+"""How long a run takes to the same loss if the rows of its steps come, or are chosen, in another way.
+
+A step of rate e along a gradient with squared error E lowers the loss by e |G|^2 - e^2 H (|G|^2 + E) / 2, in a
+quadratic whose curvature is alike along G and along the noise (McCandlish et al. 2018, arXiv 1812.06162, equations 2.5
+to 2.9). E is tr Sigma / B for B independent rows. At the rate that is best for the config as it is the second term is
+half of the first; another way to come to the rows has another E, and at that rate takes 1 / (2 - q) times the steps,
+
+    q = (1 + r scale / B) / (1 + r' scale / B)        r = E B / tr Sigma: 1 for plain rows
+
+and where q is above 1, q times, at a rate that is made smaller. (At a rate made larger it would be q below 1 as well:
+that is the law of their equation 2.11, and more than a config with its own rate sees.) The time has the cost of a step
+as a second factor. So where B is above the scale no way of choosing helps, whatever r is. The scale is that of the
+moment at which it was measured.
+
+An error is a quadratic form in the rows' gradients. With y_i = u_i g_i over the mean size, x_i = y_i - l_i G (a step's
+gradient is a ratio, `corebatch.noise`), and coefficients c_i of what a step makes of the rows less what it should,
+E = sum_ij E[c_i c_j] y_i y_j: of a choice out of a pool with y, of what comes by chance with x.
+
+Shape suffixes: P rows that were measured, K windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.probe import Probe
+from corebatch.bench.advise.row_gradients import RowGradients
+from corebatch.errors import InputError
+from corebatch.noise import Noise, noise_of_rows
+from corebatch.seeds import seeded
+
+OF = "seconds to the same loss"
+LEAST = 0.97
+"""A factor whose interval ends above is nothing to change a config for."""
+GROUPS = 32
+WINDOW = 10
+"""Steps over which a choice's errors are averaged first: what it makes up for later is no error, and bias stays."""
+T95 = 2.04  # Student's 97.5 % point for that many groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A way in which a step comes to its rows.
+
+    Attributes:
+        cost: of a step, in any unit.
+        rates: float64 [P], how much more often than others a row is drawn, of mean 1; its weight undoes that.
+        pool: rows that are drawn for one that is trained.
+        chosen_PP: float64, B E[c_i c_j] of the choice out of the pool; None: all are trained.
+        spread: standard error of the choice's error by chance, as a share of it.
+    """
+
+    cost: float
+    rates: Tensor
+    pool: float = 1.0
+    chosen_PP: Tensor | None = None
+    spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """A time factor to the same loss, and its 95 % interval by a jackknife over groups of rows.
+
+    Attributes:
+        error, error_before: r of both ways.
+        scale: the noise scale, in rows.
+    """
+
+    factor: float
+    low: float
+    high: float
+    error: float
+    error_before: float
+    scale: float
+
+    def why(self, batch: int) -> str:
+        """The numbers in half a sentence."""
+        binds = "is far below" if 4 * batch < self.scale else "is near" if batch < self.scale else "is above"
+        error = f"the squared error of a step's gradient is {self.error / self.error_before:.2f} times as large"
+        return f"{error}, and the batch of {batch} {binds} the noise scale of {self.scale:.3g} rows"
+
+    def numbers(self, batch: int) -> dict[str, Any]:
+        """For advice.json."""
+        scale = None if math.isinf(self.scale) else self.scale
+        return {"rows_of_a_step": batch, "scale": scale, "error": self.error, "error_before": self.error_before}
+
+
+def plain(cost: float, rows: int) -> Arrival:
+    """Rows as they are in the data."""
+    return Arrival(cost=cost, rates=torch.ones(rows, dtype=torch.float64))
+
+
+def chosen(cost: float, off_TP: Tensor, budget: int, pool: float, gram_PP: Tensor) -> Arrival:
+    """Of coefficients that were seen in a series of steps: those of the estimates less those of the large batches."""
+    windows = len(off_TP) // WINDOW
+    off_KP = off_TP[: windows * WINDOW].view(windows, WINDOW, -1).mean(dim=1)
+    errors_K = ((off_KP @ gram_PP) * off_KP).sum(dim=1)
+    return Arrival(
+        cost=cost, rates=torch.ones(off_TP.shape[1], dtype=torch.float64), pool=pool,
+        chosen_PP=budget * WINDOW * off_KP.T @ off_KP / windows,
+        spread=float(errors_K.std() / errors_K.mean()) / math.sqrt(windows),
+    )  # fmt: skip
+
+
+def residuals(gram_PP: Tensor, sizes: Tensor) -> Tensor:
+    """float64 [P]: |x_i|^2."""
+    own, along = sizes / sizes.sum(), gram_PP.sum(dim=1)
+    return (gram_PP.diagonal() - 2 * own * along + own.square() * along.sum()).clamp(min=0)
+
+
+def relative_error(way: Arrival, gram_PP: Tensor, sizes: Tensor, kept: Tensor, noise: Noise) -> float:
+    """r of a way, by some of the rows (LongTensor) and their noise."""
+    share, gram = len(way.rates) / len(kept), gram_PP[kept][:, kept]
+    error = float((residuals(gram, sizes[kept]) / way.rates[kept]).sum()) / (len(kept) - 1) / way.pool
+    if way.chosen_PP is not None:
+        second = way.chosen_PP[kept][:, kept]
+        within = float((second.diagonal() * gram.diagonal()).sum())
+        error += share * within + share**2 * (float((second * gram).sum()) - within)
+    return error * (len(kept) / float(sizes[kept].sum())) ** 2 / noise.trace
+
+
+def worth(way: Arrival, before: Arrival, rows: RowGradients, batch: int) -> Worth:
+    """Of one way over another.
+
+    Args:
+        batch: rows that a step trains.
+
+    Raises:
+        InputError: gradients that are all alike.
+    """
+    gram_PP, sizes, count = rows.gram_PP, rows.sizes, len(rows.sizes)
+    order = torch.randperm(count, generator=seeded(0, "groups")) % min(GROUPS, count)
+
+    def measured(kept: Tensor) -> tuple[float, float, float, float]:
+        noise = noise_of_rows(gram_PP[kept][:, kept], sizes[kept])
+        if not noise.trace > 0:
+            raise InputError("the gradients of all rows are alike")
+        one, other = (relative_error(each, gram_PP, sizes, kept, noise) for each in (way, before))
+        terms = [error if math.isinf(noise.scale) else 1 + error * noise.scale / batch for error in (one, other)]
+        q = terms[0] / terms[1]
+        return math.log(way.cost / before.cost * (q if q > 1 else 1 / (2 - q))), one, other, noise.scale
+
+    whole, error, error_before, scale = measured(torch.arange(count))
+    without = torch.tensor([measured((order != group).nonzero()[:, 0])[0] for group in range(int(order.max()) + 1)])
+    variance = float((without - without.mean()).square().sum()) * (len(without) - 1) / len(without)
+    off = T95 * math.sqrt(variance + way.spread**2 + before.spread**2)
+    low, high = math.exp(whole - off), math.exp(whole + off)
+    return Worth(
+        factor=math.exp(whole), low=low, high=high, error=error, error_before=error_before, scale=scale
+    )  # fmt: skip
+
+
+def gain(probe: Probe, found: Sequence[Finding], *surely: str) -> list[Finding]:
+    """The findings, the best of them recommended if its interval ends below LEAST, and these numbers of it lie there.
+
+    At most one lever on the noise of a step is recommended: two would lower what is there but once, and cost twice.
+    """
+    timed = [one for one in found if one.factor is not None and one.high is not None]
+    good = [one for one in timed if max(one.high or 0.0, 0.0, *(one.numbers[name] for name in surely)) < LEAST]
+    best = min(good, key=lambda one: one.factor or math.inf, default=None)
+    if best is None or probe.known.setdefault("lever on noise", best.lever) != best.lever:
+        return list(found)
+    return [replace(one, recommended=one is best) for one in found]

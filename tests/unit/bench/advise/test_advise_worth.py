@@ -1,0 +1,122 @@
+"""Time factors of ways to come to a step's rows: against draws, against what is known, and their intervals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.worth import Arrival, chosen, gain, plain, residuals, worth
+from corebatch.errors import InputError
+from corebatch.noise import noise_of_rows
+from corebatch.seeds import seeded
+
+ROWS, COLUMNS = 96, 24
+
+
+def measured(signal: float = 0.5, seed: int = 0) -> Any:
+    """Rows of gradients with a common part, of which a quarter are four times as long as the others, and sizes."""
+    generator = seeded(seed, "test")
+    lengths = torch.ones(ROWS, dtype=torch.float64)
+    lengths[: ROWS // 4] = 4
+    noise = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
+    gradients = lengths[:, None] * noise + signal
+    sizes = 0.5 + torch.rand(ROWS, generator=generator, dtype=torch.float64)
+    sizes = sizes / sizes.mean()
+    return SimpleNamespace(gram_PP=gradients @ gradients.T, sizes=sizes, gradients=gradients, lengths=lengths)
+
+
+def squared_errors(rows: Any, rates: Tensor, batch: int, draws: int) -> float:
+    """Mean |step's gradient - what it claims|^2 of rows that are drawn by rates, with weights 1 / rate: by drawing."""
+    picks = torch.multinomial(rates / rates.sum(), draws * batch, replacement=True, generator=seeded(1, "draws"))
+    weights = (1 / rates)[picks].view(draws, batch)
+    sums = (weights[:, :, None] * rows.gradients[picks].view(draws, batch, -1)).sum(dim=1)
+    means = sums / (weights * rows.sizes[picks].view(draws, batch)).sum(dim=1, keepdim=True)
+    claimed = rows.gradients.sum(dim=0) / rows.sizes.sum()
+    return float((means - claimed).square().sum(dim=1).mean())
+
+
+def test_errors_of_drawn_rows_are_those_of_draws() -> None:
+    rows, rates = measured(), torch.ones(ROWS, dtype=torch.float64)
+    rates[: ROWS // 4] = 4
+    rates = rates / rates.mean()
+    way = Arrival(cost=1.0, rates=rates)
+    found = worth(way, plain(1.0, ROWS), rows, 48)
+    seen = squared_errors(rows, rates, 48, 2000) / squared_errors(rows, torch.ones_like(rates), 48, 2000)
+    assert found.error_before == pytest.approx(1)
+    assert found.error == pytest.approx(seen, rel=0.05)
+    assert found.error == pytest.approx(0.645, abs=0.05), "long rows are drawn as much more often as they are longer"
+
+
+def test_errors_of_chosen_rows_are_those_that_were_seen() -> None:
+    """M of N at random: the error of the choice and that of the pool are together that of M rows."""
+    rows, generator, steps, large, budget = measured(signal=0.0), seeded(2, "test"), 4000, 24, 8
+    off = torch.zeros(steps, ROWS, dtype=torch.float64)
+    for step in range(steps):
+        order = torch.randperm(ROWS, generator=generator)
+        off[step, order[:budget]] += 1 / budget
+        off[step, order[:large]] -= 1 / large
+    way = chosen(1.0, off, budget, large / budget, rows.gram_PP)
+    found = worth(way, plain(1.0, ROWS), rows, budget)
+    assert found.error == pytest.approx(1, abs=0.06)
+    assert found.factor == pytest.approx(1, abs=0.06)
+    assert 0 < way.spread < 0.1
+
+
+def test_a_batch_above_the_scale_gains_nothing_and_one_far_below_as_the_errors_say() -> None:
+    rates = torch.ones(ROWS, dtype=torch.float64)
+    rates[: ROWS // 4] = 4
+    way, rows = Arrival(cost=1.0, rates=rates / rates.mean()), measured(signal=20.0)
+    scale = noise_of_rows(rows.gram_PP, rows.sizes).scale
+    found = worth(way, plain(1.0, ROWS), rows, 64)
+    assert found.scale == pytest.approx(scale)
+    assert scale < 1
+    assert found.factor == pytest.approx(1, abs=0.02)
+    assert "is above the noise scale" in found.why(64)
+    rows = measured(signal=0.0)
+    found = worth(way, plain(1.0, ROWS), rows, 1)
+    assert found.factor == pytest.approx(1 / (2 - found.error), rel=0.02)
+    assert found.low < found.factor < found.high < 1
+    dear = worth(Arrival(cost=3.0, rates=way.rates), plain(1.0, ROWS), rows, 1)
+    assert dear.factor == pytest.approx(3 * found.factor)
+    back = worth(plain(1.0, ROWS), way, rows, 1)
+    assert back.factor == pytest.approx(1 / found.error, rel=0.02), "at a rate that is made smaller"
+
+
+def test_intervals_hold_what_many_rows_say() -> None:
+    rates = torch.ones(ROWS, dtype=torch.float64)
+    rates[: ROWS // 4] = 4
+    way = Arrival(cost=1.0, rates=rates / rates.mean())
+    found = [worth(way, plain(1.0, ROWS), measured(seed=seed), 4) for seed in range(20)]
+    middle = math.exp(sum(math.log(one.factor) for one in found) / len(found))
+    assert sum(one.low < middle < one.high for one in found) >= 17
+    assert max(one.high / one.low for one in found) < 2
+
+
+def test_gradients_that_are_all_alike_have_no_worth() -> None:
+    rows = SimpleNamespace(
+        gram_PP=torch.ones(8, 8, dtype=torch.float64), sizes=torch.ones(8, dtype=torch.float64)
+    )  # fmt: skip
+    assert residuals(rows.gram_PP, rows.sizes).abs().max() < 1e-12
+    with pytest.raises(InputError, match="of all rows are alike"):
+        worth(plain(1.0, 8), plain(1.0, 8), rows, 4)  # type: ignore[arg-type]
+
+
+def test_one_lever_on_noise_is_recommended_and_none_that_may_lose(tmp_path: Path) -> None:
+    def finding(lever: str, factor: float, high: float, other: float = 0.0) -> Finding:
+        return Finding(lever=lever, arm={"x": 1}, factor=factor, low=0.1, high=high, numbers={"other": other})
+
+    probe: Any = SimpleNamespace(known={})
+    sure, better, unsure = finding("sure", 0.8, 0.9), finding("better", 0.7, 0.8), finding("unsure", 0.3, 1.1)
+    halved = finding("halved", 0.2, 0.3, other=1.0)
+    told = Finding(lever="told")
+    found = gain(probe, [told, sure, better, unsure, halved], "other")
+    assert [one.lever for one in found if one.recommended] == ["better"]
+    assert not any(one.recommended for one in gain(probe, [sure]))
+    assert not any(one.recommended for one in gain(SimpleNamespace(known={}), [unsure]))  # type: ignore[arg-type]
