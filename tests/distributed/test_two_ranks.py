@@ -21,6 +21,12 @@ def test_two_ranks_train_what_one_does(trained, method):
     assert largest_difference(*states) < bound
 
 
+@pytest.mark.parametrize("method", ["uneven_grown", "uneven_grown_every_row"])
+def test_a_batch_grows_alike(trained, method):
+    (one, _), _ = both(trained, "ddp", tuple(METHODS), method)
+    assert max(line["chosen_examples"] for line in one) > 16
+
+
 @pytest.mark.parametrize("method", SINGLE)
 def test_eight_steps_in_float32(trained, method):
     (one, two), states = both(trained, "ddp", tuple(SINGLE), method)

@@ -60,6 +60,14 @@ METHODS = {
         CoresetConfig(scoring={"way": "remembered", "unknown": "score"}, padding_free=True),
         {"rows": 35, "num_train_epochs": 3, "max_steps": -1, "kind": "gpt2"},
     ),
+    "uneven_grown": (
+        CoresetConfig(budget={"ramp": {"most": 3}}),
+        {"rows": 35, "num_train_epochs": 4, "max_steps": -1},
+    ),
+    "uneven_grown_every_row": (
+        CoresetConfig(budget={"ramp": {"most": 3, "learning_rate": "sqrt"}}, pool_factor=1, objective="sources"),
+        {"rows": 36, "num_train_epochs": 2, "max_steps": -1, "kind": "gpt2"},
+    ),
     "cut_plain": (CoresetConfig(micro_batches="plain"), {}),
     "cut_by_length": (CoresetConfig(micro_batches="length"), {}),
     "cut_by_flops": (CoresetConfig(micro_batches="flops", padding_free=True), {}),

@@ -260,6 +260,32 @@ def test_a_run_that_fails_is_a_line_and_is_tried_again(
         compare({**values, "learning_rate": 0.1})
 
 
+def test_a_batch_that_grows_has_the_rows_of_the_others(compare: Any, values: dict[str, Any]) -> None:
+    ramp = {"ramp": {"most": 3, "until": 0.4}}
+    values["compare"] |= {
+        "arms": ["plain_sorted@steps", "random@steps", "steady@steps"], "seeds": 1, "tune": {"enabled": False},
+        "extra_arms": {"steady": {"coreset": {"budget": "constant"}}}, "tasks": [],
+    }  # fmt: skip
+    values["coreset"] |= {"budget": ramp}
+    found = compare(values)
+    folder = Path(values["output_dir"])
+    plan = {arm["method"]: arm["coreset"]["budget"] for arm in json.loads((folder / "plan.json").read_text())["arms"]}
+    assert plan == {"coreset": ramp, "random": ramp, "plain_small": "constant", "steady": "constant"}
+    runs = {run["method"]: run for run in lines(folder, "runs.jsonl")}
+    grown, steady = runs["coreset"], runs["steady"]
+    assert grown["updates"] == runs["random"]["updates"] < 6
+    assert steady["updates"] == 6
+    for key in ("steps", "rows_drawn", "tokens_drawn", "order"):
+        assert grown[key] == steady[key]
+    assert steady["rows_trained"] <= grown["rows_trained"]
+    assert grown["flops"] == pytest.approx(steady["flops"], rel=0.05)
+    assert grown["curve"][-1]["step"] == 6
+    assert len(grown["curve"]) == 2
+    assert [(mark.kind, mark.text, mark.excludes) for mark in found.marks if mark.arm.startswith("coreset")] == [
+        ("updates", f"its batch grew: the rows of 6 steps in {grown['updates']} updates", False)
+    ]
+
+
 def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tmp_path: Path) -> None:
     console = Console(quiet=True)
     cases: list[tuple[dict[str, Any], str]] = [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from corebatch.batch.budget import CONSTANT
 from corebatch.errors import ConfigError, CorebatchError
 from corebatch.launch.subset_settings import SubsetSettings
 from corebatch.options import hint
@@ -120,7 +121,7 @@ OBJECTIVE_ARMS = ("plain_weighted_sorted", "plain_sources_sorted")
 """By default as well where the objective is another than the plain Trainer's."""
 _CLAIM = ("objective", "weight_column", "source_tokens", "sampling", "replay")
 """Keys of the user's block that say what the update should be, and which rows come for it."""
-_KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches", *_CLAIM)
+_KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches", "budget", *_CLAIM)
 """Keys of the user's block that every method has in common, where it can have them."""
 
 SUBSET_WEIGHT = "subset_weight"
@@ -299,7 +300,7 @@ def _arm(method: ComparedMethod, budget: Budget, coreset: CoresetConfig, trainin
         accumulation *= coreset.pool_factor
     if method.plain:
         cut = coreset.cut if coreset.cut.by != "plain" else "positions"
-        values |= {"pool_factor": 1, "micro_batches": cut if method.unsorted else "plain"}
+        values |= {"pool_factor": 1, "budget": CONSTANT, "micro_batches": cut if method.unsorted else "plain"}
     try:
         chosen = CoresetConfig.from_dict({**values, **method.coreset})
         if method.weighs_rows and chosen.weight_column is None:

@@ -178,6 +178,7 @@ class Run:
         planned: the allowance as the line states it: steps, rows_drawn, rows_trained.
         seconds: by the ratios that were measured side by side; comparable.
         wall_seconds: what it took; noisy, shown nowhere beside others.
+        steps: of the configured rows. updates: optimizer steps that were made of them; fewer where the batch grows.
         order: running hash of the drawn examples after every 64 of them.
         not_finite: losses that are NaN or infinite, by name.
     """
@@ -189,6 +190,7 @@ class Run:
     error: str | None = None
     planned: Mapping[str, int] = field(default_factory=dict)
     steps: int | None = None
+    updates: int | None = None
     rows_drawn: int | None = None
     rows_trained: int | None = None
     tokens_drawn: int | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
+from corebatch.batch.budget import CONSTANT
 from corebatch.bench.runs.arms import Arm
 from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.bench.runs.from_config import RunData
@@ -24,6 +25,7 @@ from corebatch.report.reading import read_steps
 from corebatch.sampling.collating import SourceCollator
 from corebatch.scratch import temporary_folder
 from corebatch.trainer import CoresetTrainer
+from corebatch.trainer.budget import steps_of_rows
 from corebatch.trainer.parts import unfolded
 
 ORDER_EVERY = 64
@@ -32,8 +34,10 @@ ORDER_EVERY = 64
 
 @dataclass(kw_only=True)
 class Counts:
-    """What a run drew, scored and trained. Tokens are counted without padding."""
+    """What a run drew, scored and trained. Tokens are counted without padding. `updates`: optimizer steps, of which a
+    batch that grows makes fewer out of the rows of as many configured steps."""
 
+    updates: int = 0
     rows_drawn: int = 0
     rows_trained: int = 0
     tokens_drawn: int = 0
@@ -85,12 +89,15 @@ class _CountingTrainer(CoresetTrainer):
 
 
 class _Curve(TrainerCallback):
-    def __init__(self, at: Sequence[int], measure: Callable[[int], None]) -> None:
-        self.at, self.measure = set(at), measure
+    """Measures once the rows of so many configured steps are trained. `position`: gives how many were."""
+
+    def __init__(self, at: Sequence[int], measure: Callable[[int], None], position: Callable[[], int]) -> None:
+        self.at, self.measure, self.position, self.before = at, measure, position, 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step in self.at:
-            self.measure(state.global_step)
+        before, self.before = self.before, self.position()
+        if any(before < point <= self.before for point in self.at):
+            self.measure(self.before)
 
 
 class _Begins(TrainerCallback):
@@ -159,12 +166,17 @@ def train_arm(
     schedule: RunPlan,
     *,
     dataset: Any = None,
-    callbacks: Callable[[Any], list[TrainerCallback]] | None = None,
+    callbacks: Callable[[Any, Callable[[], int]], list[TrainerCallback]] | None = None,
 ) -> tuple[Any, Counts]:
-    """The trained model and what was counted."""
+    """The trained model and what was counted. `callbacks`: made of the model, and of what gives the number of
+    configured steps whose rows were drawn."""
     set_seed(schedule.seed)
     model = data.make_model()
     watched = _Watched(data.collate)
+
+    def position() -> int:
+        return steps_of_rows(trainer)
+
     with temporary_folder("corebatch-compare-") as folder:
         trainer: Any = _CountingTrainer(
             model=model,
@@ -174,7 +186,7 @@ def train_arm(
             processing_class=data.tokenizer,
             coreset=dataclasses.replace(arm.coreset, seed=schedule.seed),
             target_dataset=None if arm.coreset.target is None else data.target,
-            callbacks=[_Begins(watched), *(callbacks(model) if callbacks is not None else ())],
+            callbacks=[_Begins(watched), *(callbacks(model, position) if callbacks is not None else ())],
         )
         trainer.target_collator = SourceCollator(data.collate, arm.coreset.source_column)
         trainer.remove_callback(PrinterCallback)
@@ -186,11 +198,11 @@ def train_arm(
             counts.tokens_scored = sum(line.tokens_scored or 0 for line in lines)
         else:
             counts.rows_drawn = counts.rows_trained
-        reached = int(trainer.state.global_step)
+        reached, counts.updates = position(), int(trainer.state.global_step)
     counts.tokens_drawn = sum(tokens for _, tokens in watched.rows[: counts.rows_drawn])
     counts.order = watched.order(counts.rows_drawn)
     if reached != schedule.steps:
-        raise RuntimeError(f"The run should have {schedule.steps} steps. Found {reached}.")
+        raise RuntimeError(f"The run should have the rows of {schedule.steps} steps. Found those of {reached}.")
     return model, counts
 
 
@@ -207,12 +219,12 @@ def run_arm(
     curve: list[dict[str, Any]] = []
     before = time.perf_counter()
 
-    def measure(model: Any) -> list[TrainerCallback]:
+    def measure(model: Any, position: Callable[[], int]) -> list[TrainerCallback]:
         def at(step: int) -> None:
             cost = {"step": step, "seconds": seconds.of(step), "flops": flops.of(step)}
             curve.append({**cost, **data.curve.loss(model)})
 
-        return [_Curve(points(steps, evaluations), at)]
+        return [_Curve(points(steps, evaluations), at, position)]
 
     model, counts = train_arm(arm, data, schedule, callbacks=measure)
     final = data.final.loss(model)
@@ -241,9 +253,10 @@ def tune_arm(arm: Arm, data: RunData, schedule: RunPlan) -> dict[str, Any]:
 def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple[float, float]:
     """Seconds of a step, first pass and later, on a part of the data."""
     stamps = _Stamps(device)
+    arm = _constant(arm)
     steps, epoch = _rehearsal(arm, rows)
     rehearsal = RunPlan(steps=steps, seed=0)
-    train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda _: [stamps])
+    train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda *_: [stamps])
     return step_seconds(stamps.times, epoch, remembers(arm))
 
 
@@ -256,11 +269,17 @@ def count_flops(arm: Arm, data: RunData, rows: Sequence[int]) -> tuple[float, fl
         def on_step_end(self, *_: Any, **__: Any) -> None:
             found.append(counter.get_total_flops())
 
+    arm = _constant(arm)
     steps, epoch = _rehearsal(arm, rows)
     with counter:
         rehearsal = RunPlan(steps=steps, seed=0)
-        train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda _: [Reads()])
+        train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda *_: [Reads()])
     return step_seconds(found, epoch, remembers(arm))
+
+
+def _constant(arm: Arm) -> Arm:
+    """The arm with steps of the configured rows, by which rows are accounted for in a batch that grows too."""
+    return dataclasses.replace(arm, coreset=arm.coreset.changed(budget=CONSTANT))
 
 
 def _rehearsal(arm: Arm, rows: Sequence[int]) -> tuple[int, int]:

@@ -66,6 +66,8 @@ def _alone(plan: ComparisonPlan, run: Run, first: Run) -> Iterator[_Reason]:
     if arm is not None:
         yield from _allowance(plan, arm, run)
         yield from _rates(arm, run)
+    if run.steps is not None and run.updates not in (None, run.steps):
+        yield "updates", f"its batch grew: the rows of {run.steps:,} steps in {run.updates:,} updates", False
     yield from _tokens(arm, run)
     yield from _provenance(run, first)
 
