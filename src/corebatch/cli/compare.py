@@ -13,6 +13,7 @@ from corebatch.bench.runs.engine import Setup
 from corebatch.bench.runs.engine import compare as run_comparison
 from corebatch.bench.runs.from_config import Parts, reference_steps
 from corebatch.bench.runs.processes import Processes
+from corebatch.bench.runs.promises import promises_of
 from corebatch.config.building import load_tokenizer, read_mixture
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
@@ -47,6 +48,7 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
     if rows < drawn:
         raise ConfigError(f"The data should hold a large batch of {drawn} rows at least. Found {rows}.")
     folder = Path(settings.training["output_dir"])
+    promises, without_arm = promises_of(parts)
     setup = Setup(
         arms=arms,
         settings=parts.own,
@@ -59,6 +61,8 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
         console=console,
         metric=parts.metric,
         shares=shares,
+        promises=promises,
+        without_arm=without_arm,
     )
     run_comparison(setup)
     show(folder, console)

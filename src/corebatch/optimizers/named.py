@@ -94,9 +94,9 @@ def training_arguments(kind: Callable[..., Any], **values: Any) -> Any:
 _NAMES: dict[str, Collection[str]] = {"optim": OPTIMIZERS, "lr_scheduler_type": (POWER,)}
 
 
-def takes_betas(args: Any) -> bool:
-    """Whether the optimizer looks at `adam_beta2`; those of transformers' that do not pass over it."""
-    spec = OPTIMIZERS.get(str(args.optim))
+def takes_betas(optim: str) -> bool:
+    """Whether the optimizer takes `adam_beta2`; those of transformers that do not look at it pass over it."""
+    spec = OPTIMIZERS.get(optim)
     return spec is None or spec.adam[1] is not None
 
 

@@ -16,6 +16,8 @@ import torch
 import yaml
 from rich.console import Console
 
+from corebatch.bench.advise.advice import Advice, advice_folder, write_advice
+from corebatch.bench.advise.finding import Finding
 from corebatch.bench.runs import jobs, read_comparison
 from corebatch.bench.runs.arms import DEFAULT_ARMS, SUBSET_WEIGHT
 from corebatch.bench.runs.folder import alone
@@ -87,6 +89,35 @@ def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict
         return read_comparison(command.compare(values, "config.yaml", Console(quiet=True)))
 
     return run
+
+
+def test_what_advice_expected_stands_beside_what_was_measured(compare: Any, values: dict[str, Any]) -> None:
+    own = {**values["compare"], "arms": ["plain_small"], "extra_arms": {}, "seeds": 1, "tune": {"enabled": False}}
+    values = {**values, "compare": {**own, "tasks": []}}
+
+    def advise(factor: float) -> None:
+        found = Finding(lever="all rows", arm={"coreset.pool_factor": 1}, factor=factor)
+        write_advice(Advice(config=values, findings=[found], about={}), advice_folder(values["output_dir"]))
+
+    advise(0.9)
+    found = compare(values)
+    (promise,) = found.plan.promises
+    assert (promise.arm, promise.against, promise.factor) == ("plain_small@wall_clock", "coreset@wall_clock", 0.9)
+    text = (found.folder / "comparison.md").read_text().replace("\\", "")
+    row = "| all rows | plain_small@wall_clock | coreset@wall_clock | seconds a step | 0.90 | 0.80 | 0.89 |"
+    assert row in text  # 1.0 / 1.25 seconds
+    advise(0.8)
+    assert compare(values).plan.promises == (promise,)  # it is not changed once there are runs
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_beta_is_tuned_for_no_optimizer_that_has_none(values: dict[str, Any], enabled: bool) -> None:
+    own = {"extra_arms": {"lars": {"training": {"optim": "lars"}}}, "tune": {"adam_beta2": [0.9], "enabled": enabled}}
+    if not enabled:
+        assert Parts.of({**values, "compare": own}, "config.yaml")
+        return
+    with pytest.raises(ConfigError, match=r"'lars' has none\. Found it in the arm lars@wall_clock"):
+        Parts.of({**values, "compare": own}, "config.yaml")
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:

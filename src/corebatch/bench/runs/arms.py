@@ -127,7 +127,7 @@ _KEPT = ("pool_factor", "seed", "source_column", "padding_free", "micro_batches"
 SUBSET_WEIGHT = "subset_weight"
 """The column of a subset's weights, where the data have none of their own to multiply."""
 
-_SET_BY_COMPARISON = ("learning_rate", "adam_beta2", "max_steps", "num_train_epochs", "seed", "data_seed", "output_dir")
+SET_BY_COMPARISON = ("learning_rate", "adam_beta2", "max_steps", "num_train_epochs", "seed", "data_seed", "output_dir")
 """Training arguments that no arm has of its own."""
 
 
@@ -251,10 +251,10 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
                 f"compare.extra_arms.{name} has the keys {', '.join(keys)}. Found {key!r}.{hint(key, keys)}"
             )
     training = dict(values.get("training") or {})
-    for key in _SET_BY_COMPARISON:
+    for key in SET_BY_COMPARISON:
         if key in training:
             raise ConfigError(
-                f"compare.extra_arms.{name}.training should leave {', '.join(_SET_BY_COMPARISON)} to the comparison, "
+                f"compare.extra_arms.{name}.training should leave {', '.join(SET_BY_COMPARISON)} to the comparison, "
                 f"which tunes rates and fixes steps and seeds for all arms. Found {key!r}."
             )
     own, large = values.get("coreset") or {}, bool(values.get("large", False))

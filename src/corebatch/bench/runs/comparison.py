@@ -80,6 +80,27 @@ class PlannedArm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What `corebatch advise` expected of an arm.
+
+    Attributes:
+        lever: what it calls what the arm does.
+        arm, against: names of arms; `against` is the config as it came in.
+        of: what the factor is of, as "seconds a step".
+        factor: of the arm over the other.
+        low, high: its interval, or None.
+    """
+
+    lever: str
+    arm: str
+    against: str
+    of: str
+    factor: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPlan:
     """`plan.json`: what was fixed before any run.
 
@@ -89,6 +110,7 @@ class ComparisonPlan:
         metric: the mean that the reference's objective is about, and that it is tested by first; empty in plans that
             were made before there was a choice.
         shares: of sources, by the name of each mean in BY_SHARES that runs were measured by.
+        promises: what advice expected of arms, read before the first run; `without_arm`: levers that no arm pulls.
     """
 
     reference: str = "coreset"
@@ -98,6 +120,8 @@ class ComparisonPlan:
     arms: tuple[PlannedArm, ...]
     metric: str = ""
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    promises: tuple[Promise, ...] = ()
+    without_arm: tuple[str, ...] = ()
     tuning: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

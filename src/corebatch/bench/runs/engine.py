@@ -4,6 +4,7 @@ at once, and what has its line is not done again."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from corebatch.bench.runs.arms import REFERENCE, Arm, by_method
+from corebatch.bench.runs.comparison import Promise
 from corebatch.bench.runs.costs import MethodCost, StepCost, side_by_side
 from corebatch.bench.runs.folder import PLAN, RUNS, SUBSETS, TIMING, alone, append, begin, read_lines
 from corebatch.bench.runs.jobs import FlopsJob, RunJob, SubsetRowsJob, TimeJob, outcome
@@ -37,6 +39,7 @@ class Setup:
         folder: where everything goes.
         metric: the held-out mean that the reference's objective is about.
         shares: of the sources, by the name of each mean that has shares of its own.
+        promises, without_arm: see ComparisonPlan.
     """
 
     arms: Sequence[Arm]
@@ -50,6 +53,8 @@ class Setup:
     console: Console
     metric: str
     shares: Mapping[str, Mapping[str, float]]
+    promises: Sequence[Promise] = ()
+    without_arm: Sequence[str] = ()
 
     @property
     def methods(self) -> dict[str, Arm]:
@@ -195,6 +200,7 @@ def write_plan(
         "train_rows": setup.rows,
         "metric": setup.metric,
         "shares": dict(setup.shares),
+        **_promised(setup),
         "arms": arms,
         "tuning": {
             **dataclasses.asdict(setup.settings.tune),
@@ -206,6 +212,16 @@ def write_plan(
         **provenance(),
     }
     write_json(setup.folder / PLAN, plan)
+
+
+def _promised(setup: Setup) -> dict[str, Any]:
+    """What advice expects, or once there are runs what it expected before them: a promise is not changed after."""
+    before = setup.folder / PLAN
+    if before.exists() and read_lines(setup.folder / RUNS):
+        plan = json.loads(before.read_text(encoding="utf-8"))
+        return {key: plan[key] for key in ("promises", "without_arm") if key in plan}
+    promises = [dataclasses.asdict(promise) for promise in setup.promises]
+    return {"promises": promises, "without_arm": list(setup.without_arm)}
 
 
 def _run(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int], tuned: Mapping[str, Tuned]) -> None:

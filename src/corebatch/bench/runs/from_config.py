@@ -16,13 +16,14 @@ from torch import Tensor
 from corebatch.batch.online import OnlineObjective
 from corebatch.bench.runs.arms import DEFAULT_ARMS, OBJECTIVE_ARMS, Arm, make_arms
 from corebatch.bench.runs.held_out_means import Shares, kept_and_target, mean_of, shares_of
-from corebatch.bench.runs.settings import CompareSettings
+from corebatch.bench.runs.settings import CompareSettings, TuneSettings
 from corebatch.bench.runs.subsets import job_of
 from corebatch.config.building import load_model, load_tokenizer, read_mixture, read_target
 from corebatch.config.settings import Settings, settings_from
 from corebatch.errors import ConfigError
 from corebatch.evaluation import HeldoutLoss, evaluate, heldout_loss, parse_task
 from corebatch.mixture import Mixture, PaddingCollator
+from corebatch.optimizers import takes_betas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Parts:
             raise ConfigError(f"{where}: coreset.pool_factor should be at least 2, or nothing is chosen. Found 1.")
         for arm in arms:
             _check_held_out(arm, where)
+            _check_tuned(arm, own.tune, where)
             if arm.method.subset is not None:
                 job_of(arm, settings)
         metric = mean_of(objective)
@@ -78,6 +80,15 @@ def _check_held_out(arm: Arm, where: str) -> None:
         raise ConfigError(
             f"{where}: a comparison measures by its held-out rows, which no arm may follow. Found the objective online "
             f"{online.method.name} in the arm {arm.name}."
+        )
+
+
+def _check_tuned(arm: Arm, tune: TuneSettings, where: str) -> None:
+    optim = str(arm.training.get("optim", ""))
+    if tune.enabled and tune.adam_beta2 is not None and not takes_betas(optim):
+        raise ConfigError(
+            f"{where}: compare.tune.adam_beta2 is tuned for every arm, and optim {optim!r} has none. Found it in the "
+            f"arm {arm.name}: leave one of them out."
         )
 
 

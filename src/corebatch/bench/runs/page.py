@@ -12,6 +12,7 @@ from rich.table import Table
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
 from corebatch.bench.runs.comparison import AXES, Comparison
+from corebatch.bench.runs.kept_promises import promises_sheet
 from corebatch.bench.runs.statistics import losses, metrics, paired_tests
 from corebatch.rendering import page
 from corebatch.rendering.formats import NOTHING, count
@@ -61,6 +62,7 @@ def render(comparison: Comparison) -> str:
         comparison=comparison,
         sheets=sheets,
         marks=sheets.marks(comparison),
+        promises=promises_sheet(comparison),
         plan=[
             ("The question", [*sheets.budgets(comparison), *sheets.flat(plan.settings)]),
             ("Tuning", sheets.flat(plan.tuning)),
@@ -123,6 +125,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
         sheets.losses(comparison),
         *sheets.tests(comparison),
         *sheets.reaches(comparison)[:1],
+        promises_sheet(comparison),
         sheets.marks(comparison),
     ]
     found = without_repeats(part for part in parts if part is not None)
@@ -139,7 +142,10 @@ def _sentences(comparison: Comparison) -> Table:
     return table
 
 
-_TEXTS = ("arm", "baseline", "source", "method", "budget", "role", "effect", "reason", "verdict")
+_TEXTS = (
+    *("arm", "lever", "against", "of", "baseline", "source"),
+    *("method", "budget", "role", "effect", "reason", "verdict"),
+)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -159,6 +165,7 @@ def markdown(comparison: Comparison) -> str:
         "## Time to the loss of each baseline",
         *(map(_sheet, without_repeats(reaches)) if reaches else [NO_TESTS]),
         _sheet(sheets.reach_of_all(comparison)),
+        *_section("## Expected by the advice", promises_sheet(comparison)),
         "## Sources",
         _sheet(sheets.sources(comparison)) or "No run has a loss by source.",
         "## Marked and missing runs",
@@ -175,6 +182,10 @@ def markdown(comparison: Comparison) -> str:
 
 
 NO_TESTS = "The plan has no reference arm with a baseline beside it."
+
+
+def _section(title: str, sheet: Sheet | None) -> list[str]:
+    return [] if sheet is None else [title, _sheet(sheet)]
 
 
 def _sheet(sheet: Sheet | None) -> str:

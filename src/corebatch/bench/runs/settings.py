@@ -59,6 +59,8 @@ class CompareSettings:
         kept: sources whose held-out loss is to be kept while others are trained for: the mean over them ("kept") and
             that over all others ("target") stand beside the other means. Empty: those that are replayed.
         tasks: evaluated at the end of each run; written as for `corebatch evaluate`.
+        advice: an advice.json, or its folder: the report has what it expected beside what was measured. None: the one
+            that `corebatch advise` wrote for this config, if there is one of this model and these data.
         processes: side by side; None: one a GPU, or one.
         devices: indices of GPUs; None: all.
         threads: of each process on CPU; None: the cores over the processes.
@@ -76,6 +78,7 @@ class CompareSettings:
     timing_rounds: int = 3
     kept: tuple[str, ...] = ()
     tasks: tuple[Any, ...] = ()
+    advice: str | None = None
     processes: int | None = None
     devices: tuple[int, ...] | None = None
     threads: int | None = None
@@ -115,6 +118,8 @@ class CompareSettings:
         for name in ("processes", "threads", "final_rows"):
             if getattr(self, name) is not None:
                 check_count(f"compare.{name}", getattr(self, name), more=", or none")
+        if self.advice is not None and not isinstance(self.advice, str):
+            raise ConfigError(f"compare.advice should be a path. Found {self.advice!r}.")
         if not isinstance(self.extra_arms, Mapping):
             raise ConfigError(f"compare.extra_arms should be a block of arms. Found {self.extra_arms!r}.")
         if tune.metric and tune.metric not in MEANS:
