@@ -19,7 +19,7 @@ from corebatch.config.values import place, read_values
 from corebatch.errors import ConfigError, CorebatchError
 from corebatch.mixture import DatasetSpec, check_processes, parse_specs
 from corebatch.mixture.spec import take_shares
-from corebatch.optimizers import OPTIMIZERS, training_arguments
+from corebatch.optimizers import OPTIMIZERS, POWER, training_arguments
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
 
@@ -105,7 +105,8 @@ class Settings:
         except CorebatchError:
             raise
         except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError, OSError) as error:
-            more = f" corebatch has {', '.join(OPTIMIZERS)} beside these." if "OptimizerNames" in str(error) else ""
+            own = {"OptimizerNames": OPTIMIZERS, "SchedulerType": (POWER,)}
+            more = "".join(f" corebatch has {', '.join(own[k])} beside these." for k in own if k in str(error))
             raise ConfigError(f"transformers refuses these training settings: {error}{more}") from error
         check_optim_args(args)
         return args

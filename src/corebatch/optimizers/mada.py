@@ -103,9 +103,8 @@ class MADA(Optimizer):
 
     def _learnt(self) -> list[float]:
         """The coefficients of the step that comes; what a weight keeps is brought to after the step before."""
-        first = self.param_groups[0]
+        first, slopes = self.param_groups[0], list[Tensor]()
         before = torch.tensor(first["coefficients"], dtype=torch.float64)
-        slope = torch.zeros_like(before)
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state.get(p)
@@ -113,14 +112,17 @@ class MADA(Optimizer):
                     continue
                 wide = torch.promote_types(p.dtype, torch.float32)
                 with torch.enable_grad():
-                    known = before.to(p.device, wide).requires_grad_()
+                    known = before.to(wide).to(p.device).requires_grad_()
                     u, after, _ = advanced(state["moments"], state["gradient"], state["step"], known, group["eps"])
                     if p.grad is not None:
                         (found,) = torch.autograd.grad((u * p.grad).sum(dtype=wide), known)
-                        slope -= group["lr_before"] * found.to(slope)
+                        slopes.append(-group["lr_before"] * found)
                 state["moments"], state["gradient"] = tuple(each.detach() for each in after), None
-        rates = torch.tensor([first["beta_rate"]] * 2 + [first["rate"]] * 4, dtype=torch.float64)
-        moved = (before - rates * slope).tolist()
+        if not slopes:
+            return before.tolist()
+        slope = torch.stack([each.to(slopes[0]) for each in slopes]).sum(dim=0)  # read by the host once
+        rates = [first["beta_rate"]] * 2 + [first["rate"]] * 4
+        moved = [x - rate * s for x, rate, s in zip(before.tolist(), rates, slope.tolist(), strict=True)]
         return [min(max(x, low), high) for x, low, high in zip(moved, LOWEST, HIGHEST, strict=True)]
 
     def second_moment_of(self, parameter: nn.Parameter) -> Tensor | None:

@@ -46,7 +46,8 @@ class NamedParts(_Base):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The parent's. Raises ConfigError: the schedule power, and nobody says how many tokens a step has."""
-        if str(getattr(self.args.lr_scheduler_type, "value", "")) != POWER or self.lr_scheduler is not None:
+        kind = self.args.lr_scheduler_type
+        if str(getattr(kind, "value", kind)) != POWER or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         args, options = self.args, check_power(self.args)
         rows = args.gradient_accumulation_steps * self._train_batch_size * self.accelerator.num_processes

@@ -92,22 +92,24 @@ def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict
 
 
 def test_what_advice_expected_stands_beside_what_was_measured(compare: Any, values: dict[str, Any]) -> None:
-    own = {**values["compare"], "arms": ["plain_small"], "extra_arms": {}, "seeds": 1, "tune": {"enabled": False}}
-    values = {**values, "compare": {**own, "tasks": []}}
+    own = {**values["compare"], "arms": ["plain_small"], "seeds": 1, "tune": {"enabled": False}, "tasks": []}
+    values = {**values, "compare": {**own, "extra_arms": {"mada": {"training": {"optim": "mada"}}}}}
 
     def advise(factor: float) -> None:
-        found = Finding(lever="all rows", arm={"coreset.pool_factor": 1}, factor=factor)
-        write_advice(Advice(config=values, findings=[found], about={}), advice_folder(values["output_dir"]))
+        arms = {"all rows": {"coreset.pool_factor": 1}, "another optimizer": {"optim": "mada"}}
+        found = [Finding(lever=lever, arm=arm, factor=factor) for lever, arm in arms.items()]
+        write_advice(Advice(config=values, findings=found, about={}), advice_folder(values["output_dir"]))
 
     advise(0.9)
     found = compare(values)
-    (promise,) = found.plan.promises
+    promise, other = found.plan.promises
+    assert other.arm == "mada@wall_clock"
     assert (promise.arm, promise.against, promise.factor) == ("plain_small@wall_clock", "coreset@wall_clock", 0.9)
     text = (found.folder / "comparison.md").read_text().replace("\\", "")
     row = "| all rows | plain_small@wall_clock | coreset@wall_clock | seconds a step | 0.90 | 0.80 | 0.89 |"
     assert row in text  # 1.0 / 1.25 seconds
     advise(0.8)
-    assert compare(values).plan.promises == (promise,)  # it is not changed once there are runs
+    assert compare(values).plan.promises == (promise, other)  # it is not changed once there are runs
 
 
 @pytest.mark.parametrize("enabled", [True, False])

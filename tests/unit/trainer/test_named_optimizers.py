@@ -116,6 +116,8 @@ def test_a_config_names_them_and_a_word_that_is_none_gets_both_lists(tmp_path):
     assert args.to_dict()["optim"] == "lamb"
     with pytest.raises(ConfigError, match="corebatch has adan, adopt, lamb"):
         settings_from({**values, "optim": "lamp"}, "config").training_arguments()
+    with pytest.raises(ConfigError, match="corebatch has power beside these"):
+        settings_from({**values, "lr_scheduler_type": "powre"}, "config").training_arguments()
     with pytest.raises(ConfigError, match="'lars' has no adam_beta1"):
         settings_from({**values, "optim": "lars", "adam_beta1": 0.8}, "config").training_arguments()
 

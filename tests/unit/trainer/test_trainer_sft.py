@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from corebatch.errors import ConfigError, DataError, LossMismatchError
+from corebatch.optimizers import training_arguments
 from corebatch.trainer import CoresetConfig, CoresetMixin, CoresetSFTTrainer
 
 pytestmark = [
@@ -40,7 +41,7 @@ def made(kind, folder, tokenizer, coreset=None, target=None, **settings):
     extra = {} if kind is SFTTrainer else {"coreset": coreset, "target_dataset": target}
     return kind(
         model=tiny_model(),
-        args=SFTConfig(str(folder), **args),
+        args=training_arguments(SFTConfig, output_dir=str(folder), **args),
         train_dataset=mixture(96),
         eval_dataset=mixture(8, seed=5),
         processing_class=tokenizer,
@@ -62,6 +63,14 @@ def test_every_row_put_together_anew_is_the_plain_sft_trainer(tmp_path, tokenize
     for before, after in zip(plain.state.log_history[:-1], ours.state.log_history[:-1], strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
         assert after["num_tokens"] == before["num_tokens"]
+
+
+def test_an_optimizer_and_a_schedule_by_name(tmp_path, tokenizer):
+    schedule = {"lr_scheduler_type": "power", "lr_scheduler_kwargs": {"a": 1.0, "decay": 0.5}}
+    trainer = made(CoresetSFTTrainer, tmp_path, tokenizer, CoresetConfig(), optim="mada", **schedule)
+    trainer.train()
+    assert type(trainer.optimizer.optimizer).__name__ == "MADA"
+    assert trainer.lr_scheduler.get_last_lr() == [0.0, 0.0]  # it has fallen to its end
 
 
 def test_a_target_of_tokenised_rows_is_followed(tmp_path, tokenizer):
