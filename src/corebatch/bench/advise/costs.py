@@ -50,19 +50,24 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
     told = ""
     if isinstance(timed, Timed):
         laid = padding.laid_arms(probe)[1][padding.CONFIGURED]
-        seconds = float(padding.step_seconds(laid, timed, 0.0).mean())
+        seconds = float(padding.step_seconds(laid, timed).mean())
         numbers["told_seconds"] = seconds
         told = f"{_spoken(seconds)} of forward and backward, told from {len(timed.dims)} micro-batches"
         if 2 * seconds > probe.seconds_left:  # one step to begin with and one to measure, which may be longer
             probe.known["step"] = seconds
             return Finding(lever=lever, why=f"{told}; a whole step does not go into the time", numbers=numbers)
-    made = make_steps(probe)
+    laid_out = padding.group_by_length(probe.args) and isinstance(timed, Timed)
+    made = make_steps(probe, padding.rows_of(probe, padding.CONFIGURED) if laid_out else ())
     if not made.seconds:
         return Finding(lever=lever, unmeasured="the run makes no second step", numbers=numbers)
     probe.known |= {"rest": made.rest, "step": statistics.mean(made.seconds), "optimizer_bytes": made.optimizer_bytes}
     numbers |= _numbers(made)
     if isinstance(timed, Timed):
-        numbers["predicted_train_seconds"] = statistics.mean(float(timed.predict(d).sum()) for d in made.dims)
+        if made.short is not None:
+            more = (made.short - float(timed.predict(made.short_dims).sum())) / len(made.short_dims)
+            probe.known["call"] = max(0.0, more)
+        told_of = [timed.predict(dims) + probe.known.get("call", 0.0) for dims in made.dims]
+        numbers["predicted_train_seconds"] = statistics.mean(float(each.sum()) for each in told_of)
     numbers |= _flops(probe, made)
     return Finding(lever=lever, why="; ".join(_words(probe, numbers)), numbers=numbers)
 
@@ -173,12 +178,12 @@ def peak_bytes(probe: Probe, dims: Dims) -> int:
     gc.collect()
     if probe.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(probe.device)
-        train_once(probe, batch, weighted=_weighted(probe))
+        train_once(probe, batch)
         return int(torch.cuda.max_memory_allocated(probe.device))
     live = LiveBytes()
     live.track([*probe.model.parameters(), *probe.model.buffers()])
     with live:
-        train_once(probe, batch, weighted=_weighted(probe))
+        train_once(probe, batch)
     return live.peak_bytes
 
 
@@ -191,10 +196,6 @@ def _batch(probe: Probe, dims: Dims) -> dict[str, Any]:
 
 def _wide(values: Sequence[int], width: int) -> list[int]:
     return [values[i % len(values)] for i in range(width)]
-
-
-def _weighted(probe: Probe) -> bool:
-    return probe.settings.coreset.weighs or probe.settings.coreset.pool_factor > 1
 
 
 def device_bytes(probe: Probe) -> int:
@@ -228,7 +229,7 @@ def _checkpointing(probe: Probe, dims: Dims) -> list[Finding]:
         took = {}
         for on in (True, False):
             with checkpointing_set(probe.model, on):
-                took[on] = train_once(probe, batch, weighted=_weighted(probe))
+                took[on] = train_once(probe, batch)
         ratios.append(took[False] / took[True])
     train, rest = statistics.median(ratios), probe.known.get("rest", 0.0)
     share = 1 - rest / probe.known["step"] if probe.known.get("step") else 1.0

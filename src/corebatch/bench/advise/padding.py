@@ -92,7 +92,8 @@ def measure(probe: Probe) -> list[Finding]:
     told = f"{configured.a_token:.2f} positions a token as configured, over {STEPS} steps"
     findings = [Finding(lever="padding", why=told, numbers={"positions_a_token": numbers})]
     timed = {packed: times(probe, packed=packed) for packed in (False, True)}
-    before, rest = timed[arms[CONFIGURED].packed], probe.known.get("rest", 0.0)
+    before = timed[arms[CONFIGURED].packed]
+    more = {key: probe.known.get(key, 0.0) for key in ("rest", "call")}
     if not isinstance(before, Timed):
         return [*findings, Finding(lever="cut of a step", unmeasured=before)]
     for name, arm in arms.items():
@@ -102,7 +103,7 @@ def measure(probe: Probe) -> list[Finding]:
         if not isinstance(mine, Timed):
             findings.append(Finding(lever=name, unmeasured=mine))
             continue
-        factor = factor_of(laid[name], configured, before, own=None if mine is before else mine, rest=rest)
+        factor = factor_of(laid[name], configured, before, own=None if mine is before else mine, **more)
         findings.append(_finding(name, arm, laid[name], configured, factor, flash=is_flash(probe.model)))
     return _best_alone(findings)
 
@@ -123,6 +124,12 @@ def laid_arms(probe: Probe) -> tuple[dict[str, PaddingArm], dict[str, Layouts]]:
         probe.known["arms"] = arms, {name: laid_out(arm, probe, lengths) for name, arm in arms.items()}
     found: tuple[dict[str, PaddingArm], dict[str, Layouts]] = probe.known["arms"]
     return found
+
+
+def rows_of(probe: Probe, name: str) -> list[int]:
+    """The rows of a way's steps, in the loader's order where it is a plain cut: numbers in the mixture."""
+    laid = laid_arms(probe)[1][name]
+    return [row for step in laid.pieces for piece in step for row in piece]
 
 
 def times(probe: Probe, *, packed: bool) -> Timed | str:
@@ -217,8 +224,7 @@ def _timed(probe: Probe, laid: Sequence[Layouts], *, packed: bool) -> Timed | No
         pack_together([_tensors(row) for row in piece], flash=flash) if packed else dict(probe.collate(piece))
         for piece in rows
     ]
-    weighted = probe.settings.coreset.weighs or probe.settings.coreset.pool_factor > 1
-    return time_some(probe, made, weighted=weighted, seconds=0.5 * max(probe.seconds_left, 1.0))
+    return time_some(probe, made, seconds=0.5 * max(probe.seconds_left, 1.0))
 
 
 def _not_packed(probe: Probe) -> str | None:
@@ -231,9 +237,11 @@ def _tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(row[key], dtype=torch.long) for key in ("input_ids", "labels")}
 
 
-def step_seconds(laid: Layouts, timed: Timed, rest: float, without: int | None = None) -> Floats:
-    """Of each step. rest: seconds of a step that are no micro-batch's."""
-    return np.array([float(timed.predict(step, without).sum()) + rest for step in laid.dims])
+def step_seconds(
+    laid: Layouts, timed: Timed, *, rest: float = 0.0, call: float = 0.0, without: int | None = None
+) -> Floats:
+    """Of each step. rest: of a step, what is no micro-batch's; call: of a micro-batch, what the trainer's loop adds."""
+    return np.array([float((timed.predict(step, without) + call).sum()) + rest for step in laid.dims])
 
 
 def _finding(
@@ -264,19 +272,19 @@ def _finding(
 
 
 def factor_of(
-    laid: Layouts, configured: Layouts, timed: Timed, *, own: Timed | None = None, rest: float = 0.0
+    laid: Layouts, configured: Layouts, timed: Timed, *, own: Timed | None = None, rest: float = 0.0, call: float = 0.0
 ) -> tuple[float, float, float]:
     """Time a token over that as configured, with an interval: 95 % over steps by a jackknife over the same steps of
     both, widened to what comes out when any one of the timed micro-batches is left out.
 
     Args:
         own: what its micro-batches are told from, if not from the same ones as those that are configured.
-        rest: seconds of a step that are no micro-batch's.
+        rest, call: as for `step_seconds`.
     """
 
     def times(without: int | None = None) -> tuple[Floats, Floats]:
-        mine = step_seconds(laid, own or timed, rest, without if own is None else None)
-        return mine, step_seconds(configured, timed, rest, without)
+        mine = step_seconds(laid, own or timed, rest=rest, call=call, without=without if own is None else None)
+        return mine, step_seconds(configured, timed, rest=rest, call=call, without=without)
 
     def ratio(seconds: Any, before: Any, over: Any, under: Any) -> Any:
         return (seconds / over) / (before / under)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from corebatch.batch.strategies import shortest
 from corebatch.bench.advise.finding import Finding
 from corebatch.bench.advise.probe import Probe
+from corebatch.bench.advise.shapes import train_once
 from corebatch.bench.gradients.methods import Method
 from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, PopulationScoring
 from corebatch.bench.gradients.way import Way
@@ -32,15 +34,17 @@ WAYS: dict[str, tuple[str, Way]] = {
 
 
 def measure(probe: Probe) -> list[Finding]:
-    """The time of a step that scores its pool, over that of a step as configured."""
+    """The time of a token that a step trains where it scores its pool, over that as configured."""
     coreset, step = probe.settings.coreset, probe.known.get("step")
     if step is None:
         return [Finding(lever="scoring", unmeasured="the time of a step is not known")]
     pool = probe.batch_size * max(coreset.pool_factor, 2)
-    configured = _configured(probe)
+    configured, chooses = _configured(probe), coreset.pool_factor > 1
     found = _row_seconds(probe, WAYS if configured is None else {**WAYS, OWN: configured})
     known = found.pop(OWN, None)
     own = known * pool * configured[1].price() if configured is not None and isinstance(known, float) else 0.0
+    scorable = any(isinstance(seconds, float) for seconds in found.values())
+    train = max(step - own, 0.0) * (_weighted(probe) if scorable and not chooses else 1.0)
     findings = []
     for name, seconds in found.items():
         if isinstance(seconds, str):
@@ -48,13 +52,20 @@ def measure(probe: Probe) -> list[Finding]:
             continue
         scorer, way = WAYS[name]
         keys: dict[str, Any] = {"coreset.scorer": scorer, "coreset.selector": "importance", "coreset.scoring": way.name}
-        if coreset.pool_factor == 1:
-            keys["coreset.pool_factor"] = 2
+        if not chooses:
+            keys |= {"coreset.pool_factor": 2, "coreset.micro_batches": coreset.cut.plain()}
         told = f"{1000 * seconds:.3g} ms a row, {seconds * pool:.3g} s for a pool of {pool}; a step takes {step:.3g} s"
         numbers = {"row_seconds": seconds, "pool": pool, "step_seconds": step, "configured_seconds": own}
-        factor = (max(step - own, 0.0) + seconds * pool) / step
-        findings.append(Finding(lever=name, arm=keys, factor=factor, why=told, numbers=numbers))
+        factor = (train + seconds * pool) / step
+        findings.append(Finding(lever=name, arm=keys, factor=factor, of="seconds a token", why=told, numbers=numbers))
     return findings
+
+
+def _weighted(probe: Probe) -> float:
+    """Time of a forward and backward with weights, of which logits are computed at labels alone, over that without."""
+    batch = probe.batch([probe.sample[i % len(probe.sample)] for i in range(probe.args.per_device_train_batch_size)])
+    taken = [[train_once(probe, batch, weights=on) for on in (True, False)] for _ in range(3)]
+    return statistics.median(weighted / plain for weighted, plain in taken)
 
 
 def _configured(probe: Probe) -> tuple[str, Way] | None:

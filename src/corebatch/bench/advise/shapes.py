@@ -76,18 +76,23 @@ def nonnegative(matrix: Floats, wanted: Floats) -> Floats:
     return found
 
 
-def train_once(probe: Probe, batch: Mapping[str, Any], *, weighted: bool) -> float:
+def weighted(probe: Probe) -> bool:
+    """Whether the config's loss is the weighted one."""
+    return probe.settings.coreset.weighs or probe.settings.coreset.pool_factor > 1
+
+
+def train_once(probe: Probe, batch: Mapping[str, Any], *, weights: bool | None = None) -> float:
     """Seconds of a forward and a backward as a step makes them, in training mode; gradients are let go of.
 
     Args:
         batch: a micro-batch with labels, on the device.
-        weighted: whether the loss is the weighted one, which computes logits at labels alone.
+        weights: whether the loss is the weighted one, which computes logits at labels alone; None: as the config's.
     """
     probe.model.train()
     finish(probe.device)
     began = time.perf_counter()
     with probe.autocast():
-        if weighted:
+        if weighted(probe) if weights is None else weights:
             loss, _ = weighted_loss(
                 probe.model, probe.model, batch, torch.ones_like(batch["labels"], dtype=torch.float32)
             )
@@ -100,7 +105,7 @@ def train_once(probe: Probe, batch: Mapping[str, Any], *, weighted: bool) -> flo
     return took
 
 
-def time_some(probe: Probe, batches: Sequence[Mapping[str, Any]], *, weighted: bool, seconds: float) -> Timed | None:
+def time_some(probe: Probe, batches: Sequence[Mapping[str, Any]], *, seconds: float) -> Timed | None:
     """Times micro-batches, small and large ones, in turn; as many and as often as go into the seconds, or None where
     FEWEST of them do not.
 
@@ -109,8 +114,8 @@ def time_some(probe: Probe, batches: Sequence[Mapping[str, Any]], *, weighted: b
     """
     end = time.monotonic() + seconds
     order = sorted(batches, key=lambda batch: batch["labels"].numel())
-    train_once(probe, _on_device(probe, order[0]), weighted=weighted)  # what a first call sets up
-    first = train_once(probe, _on_device(probe, order[0]), weighted=weighted)
+    train_once(probe, _on_device(probe, order[0]))  # what a first call sets up
+    first = train_once(probe, _on_device(probe, order[0]))
     mean = first * sum(batch["labels"].numel() for batch in order) / len(order) / order[0]["labels"].numel()
     count = int((end - time.monotonic()) / (2 * mean))
     if count < FEWEST and FEWEST * mean > end - time.monotonic():
@@ -122,7 +127,7 @@ def time_some(probe: Probe, batches: Sequence[Mapping[str, Any]], *, weighted: b
         for place in range(count)[:: 1 if number % 2 else -1]:
             if number and time.monotonic() > end:
                 break
-            took = train_once(probe, _on_device(probe, chosen[place]), weighted=weighted)
+            took = train_once(probe, _on_device(probe, chosen[place]))
             best[place] = min(best[place], took)
     dims = [(int(batch["labels"].shape[0]), int(batch["labels"].shape[1])) for batch in chosen]
     return Timed(dims, best)

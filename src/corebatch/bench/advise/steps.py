@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +24,11 @@ from corebatch.scratch import temporary_folder
 from corebatch.trainer.parts import unfolded
 
 MOST = 3
-"""Steps that are measured, at most, after one in which what is made once is made."""
+"""Steps that are measured, at most."""
 NOT_OF_A_MEASUREMENT: dict[str, Any] = {
     **{"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "eval_on_start": False},
     **{"load_best_model_at_end": False, "push_to_hub": False, "report_to": [], "disable_tqdm": True},
-    **{"resume_from_checkpoint": None, "max_steps": 1 + MOST},
+    "resume_from_checkpoint": None,
 }
 """Keys of TrainingArguments that are set otherwise than in the config."""
 
@@ -41,7 +41,9 @@ class StepTimes:
         seconds: of each.
         load, train, optimizer: seconds of each: until its micro-batches are there (drawn, scored, chosen, put
             together); forward and backward; the update of the weights.
-        dims: rows and positions of each one's micro-batches.
+        short: seconds of forward and backward of a step of the shortest row, before them; None where there was none.
+        short_dims: rows and positions of that step's micro-batches.
+        dims: of those of each.
         tokens: attended, of each.
         optimizer_bytes: of the optimizer's state.
     """
@@ -50,6 +52,8 @@ class StepTimes:
     load: list[float] = field(default_factory=list)
     train: list[float] = field(default_factory=list)
     optimizer: list[float] = field(default_factory=list)
+    short: float | None = None
+    short_dims: list[Dims] = field(default_factory=list)
     dims: list[list[Dims]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     optimizer_bytes: int = 0
@@ -88,8 +92,8 @@ class _Advised(_Sequential, TrainerBySource):
 class _Marks(TrainerCallback):
     """Marks the moments of a step; ends training when the time is over."""
 
-    def __init__(self, probe: Probe) -> None:
-        self.probe, self.made = probe, StepTimes()
+    def __init__(self, probe: Probe, in_order: bool) -> None:
+        self.probe, self.made, self.in_order = probe, StepTimes(), in_order
         self.last = self.begun = self.trained = self.moved = 0.0
 
     def _now(self) -> float:
@@ -107,7 +111,9 @@ class _Marks(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         now, made = self._now(), self.made
-        if state.global_step > 1:
+        if state.global_step == 2 and self.in_order:
+            made.short = self.trained - self.begun
+        elif state.global_step > 1:
             made.seconds.append(now - self.last)
             made.load.append(self.begun - self.last)
             made.train.append(self.trained - self.begun)
@@ -128,10 +134,15 @@ def _state_bytes(optimizer: Any) -> int:
     )
 
 
-def make_steps(probe: Probe) -> StepTimes:
-    """Makes one step of the shortest row and then some as the config would, and puts the weights back.
+def make_steps(probe: Probe, rows: Sequence[int] = (), steps: int = MOST) -> StepTimes:
+    """Makes two steps of the shortest row, the first of which makes what is made once, then some as the config would,
+    and puts the weights back.
 
-    Where another one than the Trainer decides on the order of rows, the first step is of rows as they come.
+    Where another one than the Trainer decides on the order of rows, one step of rows as they come is made before.
+
+    Args:
+        rows: numbers in the mixture, in the loader's order; by default the sample's.
+        steps: that are measured, at most.
 
     Raises:
         CorebatchError: what `train` would raise.
@@ -142,11 +153,13 @@ def make_steps(probe: Probe) -> StepTimes:
     if in_order:
         drawn = probe.batch_size * coreset.pool_factor
         shortest = int(row_lengths(dataset).argmin())
-        rows = [probe.order[i % len(probe.order)] for i in range(MOST * drawn)]
-        dataset = dataset.select([shortest] * drawn + rows)
-    marks = _Marks(probe)
+        order = rows or probe.order
+        dataset = dataset.select([shortest] * (2 * drawn) + [order[i % len(order)] for i in range(steps * drawn)])
+    before = 2 if in_order else 1
+    marks = _Marks(probe, in_order)
     with temporary_folder("corebatch-advise-") as folder, weights_kept(probe.model):
-        args = TrainingArguments(**{**settings.training, **NOT_OF_A_MEASUREMENT, "output_dir": folder})
+        own = {**NOT_OF_A_MEASUREMENT, "max_steps": before + steps, "output_dir": folder}
+        args = TrainingArguments(**{**settings.training, **own})
         trainer: Any = _Advised(
             model=probe.model,
             args=args,
@@ -162,9 +175,9 @@ def make_steps(probe: Probe) -> StepTimes:
         trainer.remove_callback(ProgressCallback)
         trainer.train()
     made = marks.made
-    for dims, tokens in trainer.counted[1 : 1 + len(made.seconds)]:
-        made.dims.append(dims)
-        made.tokens.append(tokens)
+    counted = trainer.counted[before : before + len(made.seconds)]
+    made.dims, made.tokens = [dims for dims, _ in counted], [tokens for _, tokens in counted]
+    made.short_dims = trainer.counted[1][0] if in_order else []
     return made
 
 

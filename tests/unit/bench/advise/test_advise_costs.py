@@ -79,7 +79,7 @@ CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in NAME
 
 def test_checkpointing_that_is_not_needed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = tiny_probe(tmp_path, **{CHECKPOINTING: True})
-    monkeypatch.setattr(costs, "train_once", lambda probe, batch, *, weighted: 1.5 if switched(probe) else 1.0)
+    monkeypatch.setattr(costs, "train_once", lambda probe, batch: 1.5 if switched(probe) else 1.0)
     probe.known |= {"step": 10.0, "rest": 4.0}
     found = costs._checkpointing(probe, (4, 60))[0]
     assert found.factor == pytest.approx(0.4 + 0.6 / 1.5)
@@ -102,13 +102,13 @@ def test_scoring_is_told_beside_a_step(
     monkeypatch.setattr(scoring, "_once", lambda probe, scoring, rows: 0.01 * len(rows))
     assert scoring.measure(probe)[0].unmeasured == "the time of a step is not known"
     probe.known["step"] = 1.0
+    monkeypatch.setattr(scoring, "train_once", lambda probe, batch, *, weights: 0.8 if weights else 1.0)
     values = advised_config(tmp_path, coreset=coreset)
     *found, early = scoring.measure(probe)
     assert "below the number of blocks of the model, 2" in str(early.unmeasured)
     assert len(found) == 2
     for finding in found:
-        own = 0.0 if coreset["pool_factor"] == 1 else 0.01 * pool
-        assert finding.factor == pytest.approx(1 - own + 0.01 * pool)
+        assert finding.factor == pytest.approx(0.8 + 0.01 * pool if coreset["pool_factor"] == 1 else 1)
         assert settings_from(with_keys(values, finding.arm), "the test").coreset.pool_factor > 1
         assert not finding.recommended
 
