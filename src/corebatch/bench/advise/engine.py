@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from corebatch.bench.advise import costs, learnt, padding, scoring, sources, spread
 from corebatch.bench.advise.advice import (
@@ -27,9 +28,12 @@ from corebatch.model.modes import modes_kept
 from corebatch.record.data_identity import content
 from corebatch.record.model_identity import describe_model
 from corebatch.record.provenance import provenance
-from corebatch.rendering.sheet import table
+from corebatch.rendering.sheet import Sheet, rich_table
 from corebatch.seeds import random_states
 from corebatch.text import say
+
+MOST_SHOWN = 60
+"""Characters of a value in the table."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def advise(
         write_advice(Advice(config=values, findings=findings, about=about), folder),
         write_recommended(made, taken, folder),
     ]
-    console.print(table("What limits this run", table_rows(findings)))
+    console.print(advice_table(findings, taken))
     for text in left_out:
         say(console, f"Not set in the recommended config: {text}", "yellow")
     say(console, f"\n{closing}\nIn {paths[0]} and {paths[1]}")
@@ -136,19 +140,30 @@ def measure_all(
     return findings, seconds
 
 
-def table_rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """A row for each finding: lever, factor with its interval, key to set, why."""
-    return [
-        {
-            "lever": finding.lever,
-            "factor": _factor(finding),
-            "of": finding.of if finding.factor is not None else "",
-            "set": ", ".join(f"{key}: {value}" for key, value in finding.arm.items()),
-            "": "recommended" if finding.recommended else "",
-            "why": finding.why if finding.unmeasured is None else f"not measured: {finding.unmeasured}",
-        }
-        for finding in findings
-    ]
+def advice_table(findings: Sequence[Finding], taken: Sequence[Finding]) -> Table:
+    """A row for each finding: lever, factor with its interval, why, and the key to set; a star where it is set."""
+    sheet = Sheet(
+        title="What limits this run",
+        header=("", "lever", "factor", "of", "set", "why"),
+        rows=tuple(
+            (
+                "*" if finding in taken else "",
+                finding.lever,
+                _factor(finding),
+                finding.of if finding.factor is not None else "",
+                ", ".join(f"{key}: {_short(value)}" for key, value in finding.arm.items()),
+                finding.why if finding.unmeasured is None else f"not measured: {finding.unmeasured}",
+            )
+            for finding in findings
+        ),
+        caption="* is set in recommended.yaml",
+    )
+    return rich_table(sheet, sheet.header, unbroken=("", "factor"), header_style="bold")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 def _factor(finding: Finding) -> str:
