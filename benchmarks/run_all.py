@@ -67,6 +67,8 @@ def main() -> None:
     commands.append([*feedback, "--output", args.output / "feedback.jsonl", *(["--quick"] if quick else [])])
     ablations = [python, HERE / "ablations.py", "--model", model, "--data", data]
     commands.append([*ablations, "--output", args.output / "ablations.jsonl", *(["--quick"] if quick else [])])
+    advice = [python, HERE / "advice.py", "--small-llama", model, "--data", data]
+    commands.append([*advice, "--output", args.output / "advice.jsonl", *(["--quick"] if quick else [])])
     for command in commands:
         words = [str(word) for word in command]
         print("+", *words, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,10 +81,13 @@ def advise(
         output: the folder; None: the config's output_dir with "-advice" behind it.
 
     Raises:
-        ConfigError: minutes that are not above 0; whatever `train` would refuse of settings, model or data.
+        ConfigError: minutes that are not above 0; several processes; whatever `train` would refuse of settings, model
+            or data.
     """
     if not minutes > 0:
         raise ConfigError(f"--minutes should be above 0. Found {minutes}.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("advise measures in one process. Found several: start it without a launcher.")
     began = time.monotonic()
     settings = settings_from(dict(values), where)
     folder = output if output is not None else advice_folder(settings.training["output_dir"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from corebatch.bench.advise.finding import Finding
 from corebatch.bench.advise.probe import Probe
-from corebatch.bench.advise.shapes import FEWEST, Dims, Floats, Timed, time_some
+from corebatch.bench.advise.shapes import FEWEST, Dims, Floats, Timed, terms, time_some
 from corebatch.launch.cuts import STEPS, drawn_at_random, lay_out
 from corebatch.mixture import row_lengths
 from corebatch.model.packing import check_packing, packing_unfit
@@ -48,6 +49,11 @@ class Layouts:
     pieces: Sequence[Sequence[Sequence[int]]]
     dims: Sequence[Sequence[Dims]]
     tokens: Floats
+
+    @cached_property
+    def terms(self) -> Floats:
+        """By step, the sum over its micro-batches of what coefficients of their time multiply: [STEPS, 3]."""
+        return np.stack([terms(step).sum(axis=0) for step in self.dims])
 
     @property
     def a_token(self) -> float:
@@ -229,7 +235,10 @@ def _timed(probe: Probe, laid: Sequence[Layouts], *, packed: bool) -> Timed | No
 
 def _not_packed(probe: Probe) -> str | None:
     """Why the model cannot be trained on packed rows, or None."""
-    rows = [{key: each.to(probe.device) for key, each in _tensors(probe.sample[i]).items()} for i in range(2)]
+    rows = [
+        {key: each.to(probe.device) for key, each in _tensors(probe.sample[i]).items()}
+        for i in range(min(2, len(probe.sample)))
+    ]
     return packing_unfit(probe.model) or check_packing(probe.model, rows, flash=is_flash(probe.model))
 
 
@@ -241,7 +250,8 @@ def step_seconds(
     laid: Layouts, timed: Timed, *, rest: float = 0.0, call: float = 0.0, without: int | None = None
 ) -> Floats:
     """Of each step. rest: of a step, what is no micro-batch's; call: of a micro-batch, what the trainer's loop adds."""
-    return np.array([float((timed.predict(step, without) + call).sum()) + rest for step in laid.dims])
+    found: Floats = laid.terms @ timed.coefficients(without) + call * laid.terms[:, 0] + rest
+    return found
 
 
 def _finding(

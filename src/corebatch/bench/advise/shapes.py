@@ -44,17 +44,18 @@ class Timed:
     def coefficients(self, without: int | None = None) -> Floats:
         """c [3]; `without`: leaves one micro-batch out, to see how much hangs on it."""
         kept = [i for i in range(len(self.dims)) if i != without]
-        terms = _terms([self.dims[i] for i in kept])
+        known = terms([self.dims[i] for i in kept])
         seconds = np.array([self.seconds[i] for i in kept])
-        return nonnegative(terms / seconds[:, None], np.ones(len(kept)))
+        return nonnegative(known / seconds[:, None], np.ones(len(kept)))
 
     def predict(self, dims: Sequence[Dims], without: int | None = None) -> Floats:
         """Seconds of micro-batches of such shapes."""
-        found: Floats = _terms(dims) @ self.coefficients(without)
+        found: Floats = terms(dims) @ self.coefficients(without)
         return found
 
 
-def _terms(dims: Sequence[Dims]) -> Floats:
+def terms(dims: Sequence[Dims]) -> Floats:
+    """What each coefficient multiplies: [K, 3]."""
     rows, widths = np.array(dims, dtype=np.float64).reshape(-1, 2).T
     return np.stack([np.ones_like(rows), rows * widths, rows * widths**2], axis=1)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
@@ -154,7 +155,8 @@ def make_steps(probe: Probe, rows: Sequence[int] = (), steps: int = MOST) -> Ste
         drawn = probe.batch_size * coreset.pool_factor
         shortest = int(row_lengths(dataset).argmin())
         order = rows or probe.order
-        dataset = dataset.select([shortest] * (2 * drawn) + [order[i % len(order)] for i in range(steps * drawn)])
+        taken = [shortest] * (2 * drawn) + [order[i % len(order)] for i in range(steps * drawn)]
+        dataset = Dataset.from_dict(dataset[taken])
     before = 2 if in_order else 1
     marks = _Marks(probe, in_order)
     with temporary_folder("corebatch-advise-") as folder, weights_kept(probe.model):
