@@ -69,14 +69,33 @@ def noise_of_parts(squared_parts: Sequence[float], shares: Sequence[float], squa
     """
     if len(squared_parts) != len(shares):
         raise InputError(f"Each part should have a share. Found {len(squared_parts)} parts, {len(shares)} shares.")
-    if sum(share > 0 for share in shares) < 2 or rows < 2:
-        raise InputError(f"Noise is told by two parts and two rows at least. Found shares {shares}, rows {rows}.")
-    if min(shares) < 0 or not math.isclose(sum(shares), 1, rel_tol=1e-6):
+    if min(shares, default=0) < 0 or not math.isclose(sum(shares), 1, rel_tol=1e-6):
         raise InputError(f"Shares should be at least 0 and sum to 1. Found {shares}.")
-    if not all(map(math.isfinite, (*squared_parts, squared_whole))):
-        raise InputError(f"Squared lengths should be finite. Found {squared_parts} in {squared_whole}.")
-    signal = (squared_whole - math.fsum(squared_parts)) / (1 - math.fsum(share**2 for share in shares))
+    return noise_of_sums(math.fsum(squared_parts), math.fsum(share**2 for share in shares), squared_whole, rows)
+
+
+def noise_of_sums(squared_parts: float, squared_shares: float, squared_whole: float, rows: int) -> Noise:
+    """The same from sum_j |s_j|^2 and sum_j p_j^2, which ranks can add up.
+
+    Raises:
+        InputError: one part or one row alone, a length that is not finite.
+    """
+    if not squared_shares < 1 - 1e-9 or rows < 2:
+        raise InputError(
+            f"Noise is told by two parts and two rows at least. Found {rows} rows in parts whose squared shares sum to "
+            f"{squared_shares:g}."
+        )
+    if not (math.isfinite(squared_parts) and math.isfinite(squared_whole)):
+        raise InputError(f"Squared lengths should be finite. Found {squared_parts} of parts, {squared_whole} of all.")
+    signal = (squared_whole - squared_parts) / (1 - squared_shares)
     return Noise(signal=signal, trace=rows * (squared_whole - signal), rows=rows)
+
+
+def length(gradient: Tensor) -> Tensor:
+    """|gradient|, a scalar, row by row: a sum of many millions of squares loses small ones in float32."""
+    values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+    rows = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32) if values.ndim > 1 else values
+    return torch.linalg.vector_norm(rows, dtype=torch.float32)
 
 
 def noise_of_rows(gram_NN: Tensor, sizes_N: Tensor | None = None) -> Noise:

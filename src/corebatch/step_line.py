@@ -68,6 +68,9 @@ class StepLine:
         carried: with error feedback, the length of the sum of errors after the step, in mean norms of a row.
         reuse_mb: what scoring kept for training, in megabytes.
         gradient_error: where the step's gradients were compared.
+        noise_signal, noise_trace: estimates by this step of the gradient's squared length, and of the variance of one
+            row, where they were measured. noise_scale: the rows of which both are equal, by running averages of both;
+            None while the signal does not show.
         padding_scored, padding_trained: share of the positions that hold no token.
         train_loss: the loss that was minimised, with weights (nats per token).
         mfu: model FLOPs utilisation: FLOPs that the model needs over what the devices could do in the time (share).
@@ -111,6 +114,9 @@ class StepLine:
     carried: float | None = None
     reuse_mb: float | None = None
     gradient_error: GradientError | None = None
+    noise_signal: float | None = None
+    noise_trace: float | None = None
+    noise_scale: float | None = None
     padding_scored: float | None = None
     padding_trained: float | None = None
     train_loss: float | None = None

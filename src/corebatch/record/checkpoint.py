@@ -226,7 +226,7 @@ def _of_the_run(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that may change on the way: how scoring uses memory, as its error advises, and what
     is only measured, how rows are cut into micro-batches, which leaves the update as it is; with keys that checkpoints
     from before them lack."""
-    free = ("track_error", "micro_batches", "loss_by_source")
+    free = ("track_error", "micro_batches", "loss_by_source", "noise_scale")
     claimed = dict.fromkeys(("weight_column", "source_tokens", "sampling", "replay", "by_length", "target"))
     before = {"leftovers": "random", "budget": "constant", "objective": LOSSES.get(settings.get("loss", "")), **claimed}
     settings = before | {key: value for key, value in settings.items() if key not in free}

@@ -105,7 +105,9 @@ class Recorder(TrainerCallback):
         self._loss = None
         if self.losses:
             loss, trained = torch.stack(self.losses).sum(), self._trainer._run.step.losses
+            noise: Tensor = self._trainer._run.noise.message(loss.device)
             of_rows = loss.new_zeros(0) if trained is None else trained.message(loss.device)
+            of_rows = torch.cat([noise.to(of_rows), of_rows]) if len(of_rows) else noise
             unwritten = loss.new_tensor([float(self._log.failure is not None)])
             numbers = torch.cat([loss.reshape(1).to(of_rows.dtype), unwritten.to(of_rows.dtype), of_rows])
             if self._trainer.accelerator.num_processes > 1:
@@ -114,8 +116,9 @@ class Recorder(TrainerCallback):
             if failures:
                 self.raise_unwritten()
             self._loss = total / self._trainer.accelerator.num_processes
+            self._trainer._run.noise.settle(each[: len(noise)])
             if trained is not None:
-                trained.settle(each)
+                trained.settle(each[len(noise) :])
             if not math.isfinite(self._loss):
                 self.flush()
                 raise NonFiniteError(
@@ -156,6 +159,7 @@ class Recorder(TrainerCallback):
             values |= losses.line(self._trainer._run.method.source_names)
             rows["losses"] = losses.rows
         rows["passed"] = self.passed
+        values |= self._trainer._run.noise.line()
         line = TimedLine(values, self.phases, self._seconds_at_peak(self.step), rows)
         self.step, self.losses = None, []
         self._since_log.append(line)
@@ -213,6 +217,8 @@ class Recorder(TrainerCallback):
             means |= _mean("effective_sample_size", [step.effective_sample_size for step in steps], 5)
             means["weight_max"] = max(step.weight_max or 0.0 for step in steps)
         means |= _mean("carried", [step.carried for step in steps], 5)
+        scales = [step.noise_scale for step in steps if step.noise_scale is not None]
+        means |= _mean("noise/scale", [*scales[-1:]], 6)
         measured = [step.gradient_error for step in steps if step.gradient_error is not None]
         for key in ("error", "cosine", "length"):
             means |= _mean(f"gradient_{key}", [getattr(found, key) for found in measured], 6)

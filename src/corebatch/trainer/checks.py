@@ -90,7 +90,9 @@ def asked_by(coreset: CoresetConfig) -> str:
     for name in ("sampling", "by_length", "budget"):
         if getattr(coreset, name) is not None:
             return f"coreset.{name}"
-    return f"coreset.objective {coreset.objective!r}" if coreset.weighs else "coreset.loss_by_source true"
+    if coreset.weighs:
+        return f"coreset.objective {coreset.objective!r}"
+    return "coreset.loss_by_source true" if coreset.loss_by_source is True else "coreset.noise_scale"
 
 
 def check_trained_loss(trainer: Any, model: Any) -> None:

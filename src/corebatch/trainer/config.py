@@ -22,6 +22,7 @@ from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
 from corebatch.trainer.auto import AUTO, is_auto, resolved
 from corebatch.trainer.claiming import ClaimSettings
+from corebatch.trainer.noise import NoiseSettings
 from corebatch.trainer.online import check_followed
 from corebatch.trainer.recipes import plain_values, recipe
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier
@@ -40,7 +41,7 @@ def ScoringConfig(*, way: str = "auto", **options: Any) -> Strategy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoresetConfig(ClaimSettings):
+class CoresetConfig(ClaimSettings, NoiseSettings):
     """How the small batch is chosen. `CoresetConfig()` is the recommended setting.
 
     Attributes:
@@ -50,10 +51,9 @@ class CoresetConfig(ClaimSettings):
         scorer: a name in `corebatch.scoring.SCORERS`, an instance, or "auto": `label_counts`, which needs no forward,
             and `last_layer` where a selector, a way of scoring, scorer_options, normalise or sparsify is named. Once
             made, a config holds what "auto" stands for, here and below.
-        scorer_options: keyword arguments of a scorer given by name.
+        scorer_options, selector_options: keyword arguments of one given by name.
         selector: a name in `corebatch.selectors.SELECTORS`, an instance, or "auto": `balanced` on `label_counts` or
             with feedback, else `cube`.
-        selector_options: keyword arguments of a selector given by name.
         normalise: "optimizer" (scale by the live optimizer's second moments), "sgd", "muon", "adam" (CoLM's map with a
             history of its own; for uniform selectors), an instance, or none.
         sparsify: "topk" (CoLM's, per source; for uniform selectors), "projection", an integer h (topk with h
@@ -107,8 +107,10 @@ class CoresetConfig(ClaimSettings):
         budget: how many rows a step trains: "constant", as configured; or a batch that grows, "ramp", "noise" or
             "adadagrad", or a mapping of one to its options (`corebatch.batch.budget`).
         loss_by_source: whether the training loss of each source goes into the record and the log, from the forwards
-            that train; "auto": where the step is ours and the data have more than one source. True also where
-            everything else is left to the plain Trainer, whose update stays the same bit for bit.
+            that train; "auto": where the step is ours and the data have several sources. True also where everything
+            else is left to the plain Trainer, whose update stays the same bit for bit.
+        noise_scale: whether the gradient's noise goes there (`corebatch.trainer.noise`), of every step, or every
+            so-many-th; "auto": every tenth, where the step is ours and it can be told.
     """
 
     pool_factor: int = 2
@@ -158,6 +160,7 @@ class CoresetConfig(ClaimSettings):
                 "coreset.padding_free true, where nothing is padded."
             )
         self._check_every_row()
+        self.check_noise_scale()
         if self.leftovers not in get_args(Leftovers):
             raise ConfigError(f"coreset.leftovers should be random or smallest. Found {self.leftovers!r}.")
         step = self.build()  # an unknown name, option or combination is an error here, before anything is loaded
@@ -203,7 +206,7 @@ class CoresetConfig(ClaimSettings):
         """Whether a step goes through our hands: its rows are chosen, weighed, put together anew or told of by
         source, or they come more or less often."""
         told = self.weighs or self.sampling is not None or self.loss_by_source is True or self.by_length is not None
-        told = told or self.budget is not None
+        told = told or self.budget is not None or self.asks_for_noise
         return told or self.pool_factor > 1 or self.cut.regroups
 
     def _check_every_row(self) -> None:

@@ -17,6 +17,7 @@ from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.in_backward import check_in_backward
 from corebatch.trainer.learnt import LearntWatch
+from corebatch.trainer.noise import check_noise
 from corebatch.trainer.online import OnlineWatch
 from corebatch.trainer.own_loss import LossWatch
 from corebatch.trainer.parts import check_parts
@@ -46,6 +47,7 @@ def set_up(trainer: Any) -> None:
         trainer.data_collator = SourceCollator(trainer._own_collator, trainer.coreset.source_column)
         check_settings(trainer, trainer.coreset, trainer._run.method)
         check_parts(trainer)
+        check_noise(trainer)
         check_tracking(trainer.coreset.track_error, in_backward=check_in_backward(trainer), sharded=sharded(trainer))
         if trainer._recorder is None:
             trainer._recorder = writer.Recorder(trainer, check=check_chosen)

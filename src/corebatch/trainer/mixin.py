@@ -147,6 +147,7 @@ class CoresetMixin(ByRows, NamedParts):
         elif isinstance(items, Tensor):
             items = items.clamp(min=1)  # where nothing is trained the loss is 0, not 0 / 0
         run.weights.begin(made, items)
+        run.noise.begin(made, len(small.chosen))
         return folded(made, min(asked, num_batches)), items
 
     def _draw(

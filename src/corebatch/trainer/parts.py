@@ -76,15 +76,17 @@ def train_parts(trainer: Any, model: Any, inputs: Any, train: Callable[[Any], Te
         train: the Trainer's training step.
     """
     further = inputs.pop(FURTHER, None) if isinstance(inputs, dict) else None
-    losses = []
+    losses, noise = [], trainer._run.noise
     for part in () if further is None else further.batches:
         with trainer.accelerator.no_sync(model=model), _memory_told(part):
             losses.append(train(part))
+        noise.end_part()
         trainer.current_flos += float(trainer.floating_point_ops(part))
         if hasattr(trainer, "_track_num_input_tokens"):  # transformers 4 counts in its loop
             trainer._track_num_input_tokens(part)
     with _memory_told(inputs):
         loss = train(inputs)
+    noise.end_part(last=trainer.accelerator.sync_gradients)
     return torch.stack([*losses, loss]).sum() if losses else loss
 
 

@@ -40,6 +40,7 @@ from corebatch.trainer.learnt import check_skip, learnt_passes
 from corebatch.trainer.lengths import length_buckets
 from corebatch.trainer.loading import draw_plan, eligible, padding, tagged
 from corebatch.trainer.loss_probe import AGAIN, check_later
+from corebatch.trainer.noise import NoiseMeter
 from corebatch.trainer.own_loss import RowWeights
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class SelectionRun:
         learnt: the passes over the rows that are not learnt, or None where all come.
         budget: what each step draws where the batch grows, or None.
         lengths: the buckets of rows by length, or None where rows come whatever their length.
+        noise: measures the noise of the gradient.
         limits: what the model can take.
         prepared, compared, in_backward: whether the first pool was looked at; whether the model's loss was compared
             with ours; whether weights move inside backward.
@@ -106,6 +108,7 @@ class SelectionRun:
         # In evaluation mode blocks keep their activations: then one row at a time.
         rows = 1 if getattr(trainer.args, "gradient_checkpointing", False) else trainer._train_batch_size
         self.step.tracking = ErrorTracking(loss=coreset.unit, seed=coreset.seed, rows=rows)
+        self.noise = NoiseMeter(trainer)
         self.limits: RowLimits | None = None
         self.prepared = self.compared = self.in_backward = False
         self.identity: dict[str, Any] | None = None
@@ -115,6 +118,7 @@ class SelectionRun:
     def close(self) -> None:
         """Takes hooks off the model, and lets go of the loader."""
         self.passes.end()
+        self.noise.close()
         if self.scoring.trained is not None:
             self.scoring.trained.close()
 
@@ -146,7 +150,8 @@ class SelectionRun:
         follows = followed(self.method) if trainer.coreset.pool_factor > 1 else POOL
         if follows != POOL:
             found["method_note"] = f"What is trained follows {follows}."
-        return {**found, "scored": self.scored, "claimed": self.claimed, "follows": follows}
+        told = {"scored": self.scored, "claimed": self.claimed, "follows": follows, "noise": self.noise.in_words()}
+        return {**found, **told}
 
     @property
     def claimed(self) -> str:
@@ -298,7 +303,8 @@ class SelectionRun:
 
     def _others(self) -> dict[str, Stateful]:
         """What else has a state for a checkpoint, by name."""
-        found = {"order": self.order, "online": self.online, "learnt": self.learnt, "budget": self.budget}
+        found = {"order": self.order, "online": self.online, "learnt": self.learnt, "budget": self.budget,
+                 "noise": self.noise.running}  # fmt: skip
         return {name: each for name, each in found.items() if each is not None}
 
     @contextmanager

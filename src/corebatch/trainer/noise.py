@@ -1,0 +1,288 @@
+"""Measures the noise of the gradient while training, from gradients that are there anyway.
+
+The lengths of each micro-batch's own gradients are taken by hooks on the trained parameters, before they are
+accumulated and before ranks exchange them; that of the whole once they are, before it is clipped. Only lengths are
+taken, no copy. `corebatch.noise.noise_of_sums` makes estimates of both, which are smoothed over steps.
+
+It needs a step's rows to be independent. Rows that were chosen jointly are not: how far they make up for each other
+cannot be told from what rows have in common. Nor can it be told by gradients of other steps: weights have moved along
+those, so that the gradient that is left is against them. There `coreset.track_error` tells it at its steps, from the
+rows that were drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corebatch.errors import ConfigError, InputError
+from corebatch.noise import Noise, RunningNoise, length, noise_of_sums
+from corebatch.selectors import Selector
+from corebatch.selectors.importance import Importance
+from corebatch.selectors.random import Random
+from corebatch.trainer.auto import AUTO, is_auto
+from corebatch.trainer.engine import sharded
+from corebatch.trainer.in_backward import updates_in_backward
+from corebatch.types import IGNORED
+
+logger = logging.getLogger(__name__)
+
+EVERY = 10
+"""Steps from one measurement to the next, where it is left to us."""
+FEWEST, FEWEST_SORTED = 2, 4
+"""Micro-batches of a step: of rows in random order, and of rows that are sorted by length, which have means of their
+own, so that the signal comes out too small, by the less the more micro-batches there are."""
+DIGITS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSettings:
+    """Whether the noise of the gradient is measured; `CoresetConfig` has it.
+
+    Attributes:
+        noise_scale: see `corebatch.trainer.CoresetConfig`.
+    """
+
+    noise_scale: bool | int | str = AUTO
+
+    def check_noise_scale(self) -> None:
+        """Raises ConfigError unless it is true, false, auto or a number of steps."""
+        value = self.noise_scale
+        if not (isinstance(value, bool) or is_auto(value) or (isinstance(value, int) and value > 0)):
+            raise ConfigError(
+                f"coreset.noise_scale should be true, false, auto or a number of steps of at least 1. Found {value!r}."
+            )
+
+    @property
+    def asks_for_noise(self) -> bool:
+        """Whether it has to be measured, and not only where it can be."""
+        return not is_auto(self.noise_scale) and self.noise_scale is not False
+
+
+def check_noise(trainer: Any) -> None:
+    """Raises ConfigError where noise is asked for that cannot be measured."""
+    coreset = trainer.coreset
+    if coreset.asks_for_noise and not coreset.track_error and (found := why_not(trainer)) is not None:
+        cure = "Leave it out" if coreset.pool_factor == 1 else "Leave it out, or set coreset.track_error"
+        raise ConfigError(
+            f"coreset.noise_scale {str(coreset.noise_scale).lower()} measures the gradient's noise by micro-batches "
+            f"of a step, whose rows are independent. Found {found}. {cure}."
+        )
+
+
+def why_not(trainer: Any) -> str | None:
+    """Why the noise of the gradient cannot be measured, in words; None if it can."""
+    coreset = trainer.coreset
+    if (engine := sharded(trainer)) is not None:
+        return f"{engine}, which divides gradients over ranks"
+    if trainer.model is not None and (moved := updates_in_backward(trainer)) is not None:
+        return f"{moved}, which leaves no gradient of the whole step"
+    if coreset.by_length is not None:
+        return "coreset.by_length, whose steps have rows of one length each"
+    if coreset.pool_factor > 1 and (found := _joint(trainer)) is not None:
+        return f"{found}, which chooses rows jointly"
+    count = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    if coreset.cut.most is None and count < _fewest(coreset):
+        kind = ", sorted by length, of which it takes" if coreset.cut.regroups else ", of which it takes"
+        return f"{count} micro-batches a step{kind} {_fewest(coreset)}"
+    return None
+
+
+def _fewest(coreset: Any) -> int:
+    return FEWEST_SORTED if coreset.cut.regroups else FEWEST
+
+
+def _joint(trainer: Any) -> str | None:
+    """What makes the chosen rows depend on each other."""
+    coreset, run = trainer.coreset, trainer._run
+    selector: Selector = run.method.selector
+    way = run.scoring.strategy.way
+    for bad, found in (
+        (coreset.feedback is not None, f"coreset.feedback {coreset.feedback}"),
+        (not isinstance(selector, Random | Importance) or getattr(selector, "calibrate", False), selector.name),
+        (coreset.small_sources is not None, "coreset.small_sources"),
+        (coreset.replay is not None, "coreset.replay"),
+        (way in ("every", "remembered", "two_phase"), f"coreset.scoring {way}"),
+    ):
+        if bad:
+            return found if found.startswith("coreset.") else f"selector {found}"
+    return None
+
+
+class NoiseMeter:
+    """Measures at every so-many-th step.
+
+    Attributes:
+        every: so many; 0 is never.
+        running: the average over steps.
+        found: what the last step gave; None where it did not measure, or could not.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        setting = trainer.coreset.noise_scale
+        self.every = EVERY if is_auto(setting) else int(setting)
+        self.running = RunningNoise()
+        self.found: Noise | None = None
+        self._trainer, self._told = trainer, False
+        self._measures = False
+        self._handles: list[Any] = []
+        self._parameters: list[Tensor] = []
+        self._norms: list[Tensor | None] = []
+        self._squares: list[Tensor] = []
+        self._extents = torch.zeros(0)
+        self._whole: Tensor | None = None
+        self._twice, self._rows = False, 0
+
+    def begin(self, made: Sequence[Mapping[str, Any]], rows: int) -> None:
+        """A step begins.
+
+        Args:
+            made: this rank's micro-batches, in the order in which they are trained.
+            rows: of all ranks.
+
+        Raises:
+            ConfigError: noise was asked for, and the optimizer or the engine does not let it be measured.
+        """
+        self.close()
+        self._whole, self._squares, self._twice, self._measures = None, [], False, False
+        self.found = self._trainer._run.step.tracking.take_noise() if self.every else None
+        if self.found is not None:
+            self.running.update(self.found)
+            return
+        self._measures = bool(self.every) and (self._trainer.state.global_step + 1) % self.every == 0
+        if not self._measures or not self._can():
+            return
+        self._extents, self._rows = torch.stack([_extent(batch) for batch in made]), rows
+        trained = self._trainer._run.model().parameters()
+        self._parameters = [parameter for parameter in trained if parameter.requires_grad]
+        self._norms = [None] * len(self._parameters)
+        for place, parameter in enumerate(self._parameters):
+            self._handles.append(parameter.register_hook(partial(self._see, place)))
+
+    def _can(self) -> bool:
+        """Whether parts of this step tell the noise; where they never do, it is not asked again."""
+        check_noise(self._trainer)
+        if (reason := why_not(self._trainer)) is not None:
+            self._measures = False
+            self.every = self.every if self._trainer.coreset.track_error else 0
+            self._tell(f"found {reason}", logging.INFO)
+        return self._measures
+
+    def _see(self, place: int, gradient: Tensor) -> None:
+        self._twice = self._twice or self._norms[place] is not None
+        self._norms[place] = length(gradient)
+
+    def end_part(self, *, last: bool = False) -> None:
+        """A micro-batch was trained. `last`: gradients are those of the whole step now, and of all ranks."""
+        if not self._handles:
+            return
+        self._squares.append(_squared(self._norms))
+        self._norms = [None] * len(self._parameters)
+        if last:
+            gradients = [each.grad for each in self._parameters]
+            self._whole = _squared(None if each is None else length(each) for each in gradients)
+            self.close()
+
+    def message(self, device: torch.device) -> Tensor:
+        """What `settle` wants the sum over ranks of, [6], the same length on every rank: the squared lengths of parts
+        and of the whole, extents and their squares, how many parts have any, and whether something is amiss."""
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        if not self._measures:
+            return torch.zeros(0, dtype=wide, device=device)
+        count = self._trainer.accelerator.num_processes
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        unit = 1.0 if scaler is None else 1 / scaler.get_scale() ** 2  # of fp16's scaled loss
+        squares = torch.stack(self._squares).to(device, wide) if self._squares else torch.zeros(1, device=device)
+        whole = torch.zeros((), device=device) if self._whole is None else self._whole.to(device, wide)
+        amiss = self._twice or self._whole is None or len(self._squares) != len(self._extents)
+        shares = self._shares(self._extents.to(device, wide))
+        return torch.stack(
+            [
+                squares.sum().to(wide) * unit / count**2,  # ranks' gradients are averaged
+                whole.to(wide) * unit / count,
+                shares.sum(),
+                shares.square().sum(),
+                (shares > 0).sum().to(wide),
+                shares.new_tensor(float(amiss)),
+            ]
+        )
+
+    def _shares(self, extents: Tensor) -> Tensor:
+        """[J] in proportion to the share of the update that each micro-batch has in expectation."""
+        mean_over = self._trainer._run.step.mean_over
+        if self._trainer._run.weights.given or mean_over == "step":
+            return extents
+        if mean_over == "rank":
+            return extents / extents.sum().clamp(min=1)
+        return (extents > 0).to(extents)
+
+    def settle(self, numbers: Sequence[float]) -> None:
+        """The step has been run on every rank. `numbers`: the sum of all ranks' messages."""
+        if not numbers:
+            return
+        parts, whole, total, squared, count, amiss = numbers
+        if amiss:
+            self._tell("a parameter has several gradients in one backward, or a micro-batch was trained otherwise")
+        elif count < _fewest(self._trainer.coreset):
+            self._tell(f"a step has {count:.0f} micro-batches, of which it takes {_fewest(self._trainer.coreset)}")
+        elif math.isfinite(parts) and math.isfinite(whole):  # not where fp16's scale is too large
+            try:
+                self.found = noise_of_sums(parts, squared / total**2, whole, self._rows)
+            except InputError as error:
+                self._tell(str(error))
+            else:
+                self.running.update(self.found)
+
+    def line(self) -> dict[str, float | None]:
+        """The fields of the record's line."""
+        if not self._measures and self.found is None:
+            return {}
+        found, scale = self.found, self.running.scale
+        known: tuple[float | None, ...] = (None, None, None)
+        if found is not None:
+            known = found.signal, found.trace, None if scale is None or math.isinf(scale) else scale
+        rounded = (None if value is None else float(f"{value:.{DIGITS}g}") for value in known)
+        return dict(zip(("noise_signal", "noise_trace", "noise_scale"), rounded, strict=True))
+
+    def in_words(self) -> str:
+        """Whether it is measured, for the run's record."""
+        if not self.every:
+            return "not measured"
+        if (reason := why_not(self._trainer)) is None:
+            return f"measured at every step whose number {self.every} divides"
+        every = self._trainer.coreset.track_error
+        drawn = f"; measured by the rows drawn at every step whose number {every} divides" if every else ""
+        return f"not measured by what is trained: {reason}{drawn}"
+
+    def close(self) -> None:
+        """Takes hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _tell(self, reason: str, level: int = logging.WARNING) -> None:
+        if self._trainer.is_world_process_zero() and not self._told:
+            logger.log(level, "The noise scale of the gradient is not measured: %s.", reason.rstrip("."))
+        self._told = True
+
+
+def _extent(batch: Mapping[str, Any]) -> Tensor:
+    """What a micro-batch claims: its trained tokens, each times the weight of its row."""
+    trained, weights = (batch["labels"][:, 1:] != IGNORED).float(), batch.get("loss_weights")
+    if weights is None:
+        return trained.sum()
+    return (trained * (weights[:, None] if weights.ndim == 1 else weights[:, 1:])).sum()
+
+
+def _squared(lengths: Iterable[Tensor | None]) -> Tensor:
+    known = [each for each in lengths if each is not None]
+    if not known:
+        return torch.zeros(())
+    return torch.stack([each.to(known[0].device) for each in known]).square().sum()
