@@ -94,8 +94,9 @@ def noise_of_sums(squared_parts: float, squared_shares: float, squared_whole: fl
 def length(gradient: Tensor) -> Tensor:
     """|gradient|, a scalar, row by row: a sum of many millions of squares loses small ones in float32."""
     values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-    rows = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32) if values.ndim > 1 else values
-    return torch.linalg.vector_norm(rows, dtype=torch.float32)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(values, dim=-1, dtype=wide) if values.ndim > 1 else values
+    return torch.linalg.vector_norm(rows, dtype=wide)
 
 
 def noise_of_rows(gram_NN: Tensor, sizes_N: Tensor | None = None) -> Noise:

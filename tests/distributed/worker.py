@@ -85,7 +85,7 @@ METHODS = {
         {"extra": {"eval_dataset": held_out(32)}, "per_device_eval_batch_size": 2},
     ),
     "every_row": (CoresetConfig(pool_factor=1, micro_batches="positions"), {"kind": "gpt2"}),
-    "every_row_told": (CoresetConfig(pool_factor=1, loss_by_source=True), {"kind": "gpt2"}),
+    "every_row_told": (CoresetConfig(pool_factor=1, loss_by_source=True, noise_scale=2), {"kind": "gpt2"}),
     # 35 rows, of which two are of the source that half of the draws are of
     "shares": (
         CoresetConfig(sampling={"shares": {"rare": 0.5}}),
@@ -267,6 +267,9 @@ def main(job: dict[str, Any], rank: int) -> None:
                 "loss_by_source",
                 "loss_tokens",
                 "drawn_loss_by_source",
+                "noise_signal",
+                "noise_trace",
+                "noise_scale",
             )
             short = [{key: line.get(key) for key in kept} for line in lines]
             for line, ids in zip(short, choices, strict=True):

@@ -200,12 +200,9 @@ class ErrorTracking:
                     if gradient is not None:
                         whole += gradient
                 if extents_P is not None:
-                    lengths = [length(gradient) for gradient in found if gradient is not None]
-                    squares = (
-                        float(torch.stack(lengths).double().square().sum()),
-                        float(extents_P[positions[part]].sum()) ** 2,
-                    )
-                    self._sums += torch.tensor(squares, dtype=torch.float64)
+                    lengths = torch.stack([length(gradient) for gradient in found if gradient is not None])
+                    extent = extents_P[positions[part]].sum()
+                    self._sums += torch.stack([lengths.cpu().double().square().sum(), extent.square()])
         return total
 
 
