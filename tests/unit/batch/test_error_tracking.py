@@ -13,7 +13,8 @@ from corebatch.seeds import seeded
 from corebatch.trainer import CoresetConfig, OptimizerInBackward
 from training import mixture, run, same, tiny_model, trainer, weights
 
-TIMED = ("ms", "memory_mb", "mfu", "seconds", "gradient_error")
+NOISE = ("noise_signal", "noise_trace", "noise_scale")
+TIMED = ("ms", "memory_mb", "mfu", "seconds", "gradient_error", *NOISE)
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 REUSE = {"way": "full", "reuse": True}
 CASES = {
@@ -50,7 +51,8 @@ def test_training_is_bit_for_bit_what_it_is_without(tmp_path, case):
     assert torch.equal(plain[1], tracked[1])
     assert plain[2:] == tracked[2:]
     assert ["gradient_error" in line for line in lines(tmp_path / "3")] == [step % 3 == 0 for step in range(1, 9)]
-    assert not any("gradient_error" in line for line in lines(tmp_path / "0"))
+    assert not any("gradient_error" in line or "noise_scale" in line for line in lines(tmp_path / "0"))
+    assert ["noise_trace" in line for line in lines(tmp_path / "3")] == [step % 3 == 0 for step in range(1, 9)]
     assert ["track" in line["ms"] for line in lines(tmp_path / "3")] == [step % 3 == 0 for step in range(1, 9)]
     (logged,) = [entry for entry in made.state.log_history if entry["step"] == 3 and "loss" in entry]
     (line,) = [line for line in lines(tmp_path / "3") if line["step"] == 3]

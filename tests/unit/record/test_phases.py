@@ -193,6 +193,7 @@ class Run:
                 model=lambda: self.model,
                 record=lambda: {"model": "tiny"},
                 step=SimpleNamespace(losses=None),
+                noise=SimpleNamespace(message=lambda _: torch.zeros(0), settle=lambda _: None, line=dict),
             ),
             train_dataset=None,
             coreset=None,
