@@ -35,9 +35,17 @@ def measure(probe: Probe) -> list[Finding]:
     timed: Timed | str = padding.untold(probe) or padding.times(probe, packed=packed)
     findings = [_time(probe, timed)]
     largest = _largest(probe)
-    findings.append(_memory(probe, largest))
-    findings += _checkpointing(probe, largest)
+    some = fitting(largest, timed, probe.seconds_left / 3)  # counting bytes on a CPU slows a step
+    findings.append(_memory(probe, some))
+    again = fitting(largest, timed, probe.seconds_left / 8)
+    findings += _checkpointing(probe, largest, again)
     return findings
+
+
+def fitting(dims: Dims, timed: Timed | str, seconds: float) -> Dims:
+    """A micro-batch of as many of these rows, one at least, as are told to be trained in so many seconds."""
+    told = float(timed.predict([dims])[0]) if isinstance(timed, Timed) else 0.0
+    return (max(1, int(dims[0] * min(1.0, max(seconds, 0.0) / told))) if told > 0 else dims[0]), dims[1]
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------
@@ -88,7 +96,8 @@ def _words(probe: Probe, numbers: dict[str, Any]) -> list[str]:
     step = numbers["step_seconds"]
     shares = {"train": "forward and backward", "load": "loading and choosing", "optimizer": "optimizer"}
     told = ", ".join(f"{words} {numbers[f'{key}_seconds'] / step:.0%}" for key, words in shares.items())
-    found = [f"{_spoken(step)} in {numbers['steps']} steps: {told}"]
+    compiled = ", not compiled" if probe.args.torch_compile else ""
+    found = [f"{_spoken(step)} in {numbers['steps']} steps{compiled}: {told}"]
     if "predicted_train_seconds" in numbers:
         found.append(f"forward and backward were told to take {_spoken(numbers['predicted_train_seconds'])}")
     if numbers.get("peak_share") is not None:
@@ -151,7 +160,7 @@ def _predicted(probe: Probe, dims: Dims, *, checkpointing: bool) -> Memory:
 
 
 def _memory(probe: Probe, dims: Dims) -> Finding:
-    """Bytes of a forward and backward of the largest micro-batch, predicted on a model without weights and measured."""
+    """Bytes of a forward and backward of a micro-batch, predicted on a model without weights and measured."""
     memory = _predicted(probe, dims, checkpointing=checkpointed(probe))
     state = probe.known.get("optimizer_bytes") or memory.optimizer
     total, lever = device_bytes(probe) / MB, "memory"
@@ -213,18 +222,22 @@ def checkpointed(probe: Probe) -> bool:
     return bool(getattr(probe.args, "activation_checkpointing", None) or probe.args.gradient_checkpointing)
 
 
-def _checkpointing(probe: Probe, dims: Dims) -> list[Finding]:
-    """What leaving it out is worth, where it is on; nothing where it is off and not needed."""
+def _checkpointing(probe: Probe, largest: Dims, some: Dims) -> list[Finding]:
+    """What leaving it out is worth, where it is on; nothing where it is off.
+
+    Args:
+        largest: the micro-batch that would have to fit into memory.
+        some: the one that is timed.
+    """
     if not checkpointed(probe):
         return []
     lever = "no activation checkpointing"
-    needed = _predicted(probe, dims, checkpointing=False)
+    needed = _predicted(probe, largest, checkpointing=False)
     fits = needed.activations is not None and needed.total < FULL * device_bytes(probe)
     told = f"{needed.total / MB:,.0f} MB predicted without it, of the device's {device_bytes(probe) / MB:,.0f} MB"
     if not fits:
         return [Finding(lever=lever, unmeasured=f"{told}: it is needed, or nothing is known")]
-    half = max(1, dims[0] // 2), dims[1]
-    batch, ratios = _batch(probe, half), []
+    batch, ratios = _batch(probe, some), []
     for _ in range(3):
         took = {}
         for on in (True, False):

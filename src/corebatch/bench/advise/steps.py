@@ -29,7 +29,8 @@ MOST = 3
 NOT_OF_A_MEASUREMENT: dict[str, Any] = {
     **{"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "eval_on_start": False},
     **{"load_best_model_at_end": False, "push_to_hub": False, "report_to": [], "disable_tqdm": True},
-    "resume_from_checkpoint": None,
+    **{"resume_from_checkpoint": None, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None},
+    "torch_compile": False,  # which would take longer than all else
 }
 """Keys of TrainingArguments that are set otherwise than in the config."""
 

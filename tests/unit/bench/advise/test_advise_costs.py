@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from corebatch.bench.advise import costs, scoring
+from corebatch.bench.advise.shapes import Timed
 from corebatch.bench.advise.steps import MOST, make_steps
 from corebatch.config.settings import settings_from
 from corebatch.config.values import with_keys
@@ -42,6 +43,21 @@ def test_steps_are_those_of_the_run_and_leave_no_trace(tmp_path: Path, coreset: 
 def test_a_run_that_draws_by_itself_is_measured_in_its_own_order(tmp_path: Path) -> None:
     probe = tiny_probe(tmp_path, coreset={"pool_factor": 1, "sampling": {"temperature": 0.5}})
     assert len(make_steps(probe).seconds) == MOST
+
+
+def test_what_a_run_does_beside_training_is_no_part_of_a_measurement(tmp_path: Path) -> None:
+    keys = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "load_best_model_at_end": True}
+    keys |= {"lr_scheduler_type": "reduce_lr_on_plateau", "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+    held_out = [{"path": str(tmp_path / "train.jsonl")}]
+    probe = tiny_probe(tmp_path, **keys, eval_datasets=held_out, torch_compile=True)
+    assert len(make_steps(probe, steps=1).seconds) == 1
+    assert (
+        "1 steps, not compiled"
+        in costs._words(
+            probe,
+            {"step_seconds": 1.0, "steps": 1, "train_seconds": 1.0, "load_seconds": 0.0, "optimizer_seconds": 0.0},
+        )[0]
+    )
 
 
 def test_costs_tell_time_by_phase_and_memory(tmp_path: Path) -> None:
@@ -81,13 +97,21 @@ def test_checkpointing_that_is_not_needed_is_told(tmp_path: Path, monkeypatch: p
     probe = tiny_probe(tmp_path, **{CHECKPOINTING: True})
     monkeypatch.setattr(costs, "train_once", lambda probe, batch: 1.5 if switched(probe) else 1.0)
     probe.known |= {"step": 10.0, "rest": 4.0}
-    found = costs._checkpointing(probe, (4, 60))[0]
+    found = costs._checkpointing(probe, (4, 60), (2, 60))[0]
     assert found.factor == pytest.approx(0.4 + 0.6 / 1.5)
     assert found.recommended
     assert found.arm == {CHECKPOINTING: False}
     assert switched(probe)
     monkeypatch.setattr(costs, "device_bytes", lambda _: 1000)
-    assert "it is needed" in str(costs._checkpointing(probe, (4, 60))[0].unmeasured)
+    assert "it is needed" in str(costs._checkpointing(probe, (4, 60), (2, 60))[0].unmeasured)
+
+
+def test_what_is_measured_of_memory_goes_into_the_time() -> None:
+    timed = Timed([(1, 10), (2, 10), (4, 10)], [1.0, 2.0, 4.0])
+    assert costs.fitting((8, 10), timed, 100.0) == (8, 10)
+    assert costs.fitting((8, 10), timed, 3.5) == (3, 10)
+    assert costs.fitting((8, 10), timed, -1.0) == (1, 10)
+    assert costs.fitting((8, 10), "not timed", 1.0) == (8, 10)
 
 
 def switched(probe: Any) -> bool:
