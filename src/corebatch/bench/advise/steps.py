@@ -15,6 +15,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from corebatch.bench.advise.probe import Probe
+from corebatch.bench.advise.row_gradients import weights_kept
 from corebatch.bench.advise.shapes import Dims
 from corebatch.config.building import SOURCE_COLUMN, read_target
 from corebatch.launch.held_out import TrainerBySource
@@ -160,7 +161,7 @@ def make_steps(probe: Probe, rows: Sequence[int] = (), steps: int = MOST) -> Ste
         dataset = Dataset.from_dict(dataset[taken])
     before = 2 if in_order else 1
     marks = _Marks(probe, in_order)
-    with temporary_folder("corebatch-advise-") as folder, weights_kept(probe.model):
+    with temporary_folder("corebatch-advise-") as folder, weights_kept(probe.model), own_forward(probe.model):
         own = {**NOT_OF_A_MEASUREMENT, "max_steps": before + steps, "output_dir": folder}
         args = TrainingArguments(**{**settings.training, **own})
         trainer: Any = _Advised(
@@ -185,19 +186,13 @@ def make_steps(probe: Probe, rows: Sequence[int] = (), steps: int = MOST) -> Ste
 
 
 @contextmanager
-def weights_kept(model: Any) -> Iterator[None]:
-    """Afterwards what is trained and the buffers are what they were, there are no gradients, and the forward is the
-    model's own: Accelerate wraps it for autocast, once more in every run."""
-    kept = {name: each for name, each in model.named_parameters() if each.requires_grad} | dict(model.named_buffers())
-    before = {name: each.detach().to("cpu", copy=True) for name, each in kept.items()}
+def own_forward(model: Any) -> Iterator[None]:
+    """Afterwards the model has the forward that it had: Accelerate wraps it for autocast, once more in every run."""
     forward = vars(model).get("forward")
     try:
         yield
     finally:
-        for name, each in kept.items():
-            each.data.copy_(before[name])
-        model.zero_grad(set_to_none=True)
-        vars(model).pop("_original_forward", None)
-        vars(model).pop("forward", None)
+        for name in ("_original_forward", "forward"):
+            vars(model).pop(name, None)
         if forward is not None:
             model.forward = forward
