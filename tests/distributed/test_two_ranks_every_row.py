@@ -37,3 +37,13 @@ def test_told_of_by_source_it_is_bit_for_bit(trained, update):
         if update != "own_denominators":
             total = sum(line["loss_by_source"][name] * count for name, count in line["loss_tokens"].items())
             assert total / line["labels_trained"] == pytest.approx(line["train_loss"], rel=1e-5)
+
+
+def test_a_batch_grows_by_the_noise_of_both_ranks(trained):
+    """They agree on it at every step, or the run would end with an error."""
+    sizes = [
+        line["chosen_examples"] for line in json.loads((trained(2, "ddp", tuple(EVERY_ROW)) / "grown.json").read_text())
+    ]
+    assert sum(sizes) == 16 * 8
+    assert sizes[0] == 8
+    assert max(sizes) > 16

@@ -162,6 +162,10 @@ EVERY_ROW = {
     for name, settings in UPDATES.items()
     for by, cut in CUTS.items()
 }
+EVERY_ROW["grown"] = (
+    CoresetConfig(pool_factor=1, budget={"adadagrad": {"every": 1, "eta": 0.6}}, noise_scale=True),
+    {"lora": False, "kind": "gpt2", "max_steps": 16},
+)
 ALL = METHODS | SELECTED | SINGLE | STREAMS | EVERY_ROW
 FSDP2 = (
     *("recommended", "colm", "optimizer_scale", "random", "full_tied", "remembered_scored", "padding_free", "every"),

@@ -10,7 +10,9 @@ import torch
 from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError, ConfigError
+from corebatch.noise import Noise, RunningNoise
 from corebatch.trainer import CoresetConfig, OptimizerInBackward
+from corebatch.trainer.noise import NoiseMeter
 from training import (
     BY_LENGTH,
     Collator,
@@ -28,7 +30,7 @@ EPOCHS = {"max_steps": -1, "num_train_epochs": 2}
 
 
 def coreset(budget=RAMP, **settings):
-    return CoresetConfig(budget=budget, **{"pool_factor": 1, **settings})
+    return CoresetConfig(**{"budget": budget, "pool_factor": 1, **settings})
 
 
 def lines(folder, name="selection.jsonl"):
@@ -147,14 +149,18 @@ def test_a_batch_that_may_not_grow_yet_is_the_run_without(tmp_path):
     [
         ({}, {}),
         ({"pool_factor": 2}, {}),
+        ({"budget": {"adadagrad": {"every": 1, "eta": 0.6}}, "noise_scale": True}, {}),
         ({"micro_batches": "positions", "sampling": {"temperature": 0.5}}, {}),
+        ({"objective": [{"until": 0.4, "is": "tokens"}, {"is": "sources", "ramp": True}]}, {}),
+        ({"objective": {"online": "odm"}}, {}),
         ({}, BY_LENGTH),
         ({}, {"dataloader_num_workers": 1}),
     ],
-    ids=["plain", "pool", "shares", "grouped", "worker"],
+    ids=["plain", "pool", "noise", "shares", "schedule", "online", "grouped", "worker"],
 )
 def test_resumed_is_uninterrupted(tmp_path, settings, more):
     """From every step, with an epoch's short last batch, and with steps that end within what the loop skips."""
+    everywhere = not settings and not more
     more = {**EPOCHS, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 2, **more}
 
     def made(folder):
@@ -164,8 +170,9 @@ def test_resumed_is_uninterrupted(tmp_path, settings, more):
 
     whole = run(made(tmp_path / "whole"))
     steps = whole.state.global_step
-    at = range(1, steps) if not more.get("dataloader_num_workers") else (2,)
-    for step in at:
+    last = untimed(tmp_path / "whole")[-1]["pool_examples"]
+    assert whole._run.step.claims.done == pytest.approx(1 - last / 80, abs=0.03)
+    for step in range(1, steps) if everywhere else (2, steps - 2):
         killed, resumed = resumed_at(step, tmp_path / "whole", made)
         assert resumed.state.global_step == resumed.state.max_steps == steps
         assert same(weights(whole), weights(resumed))
@@ -181,6 +188,8 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, caplog):
     settings = {"save_strategy": "steps", "save_steps": 50}
     steps = run(trainer(tmp_path, coreset=coreset(), **settings)).state.global_step
     assert (tmp_path / f"checkpoint-{steps}").is_dir()
+    with pytest.raises(ConfigError, match=r"coreset.budget goes on .* Found ignore_data_skip true"):
+        run(trainer(tmp_path, coreset=coreset(), ignore_data_skip=True, **settings), resume_from_checkpoint=True)
     again = trainer(tmp_path, coreset=coreset(), **settings)
     assert again.train(resume_from_checkpoint=True).global_step == steps
     assert f"All {steps} steps are done" in caplog.text
@@ -212,6 +221,63 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, caplog):
 def test_what_it_does_not_go_with(tmp_path, settings, more, message):
     with pytest.raises(ConfigError, match=message):
         trainer(tmp_path, tiny_model(), coreset(**settings), **more)
+
+
+@pytest.mark.parametrize("budget", ["noise", "adadagrad"])
+def test_it_follows_the_noise_that_is_measured(tmp_path, budget):
+    """M_t is what the rule has of the running averages, as they were before the step, from every line's estimates."""
+    every, options = 2, {"most": 16, "every": 2, **({"eta": 0.8} if budget == "adadagrad" else {})}
+    made = trainer(
+        tmp_path, tiny_model(lora=False), coreset({budget: options}, noise_scale=every), max_steps=40,
+        learning_rate=3e-3, per_device_train_batch_size=2,
+    )  # fmt: skip
+    run(made)
+    found, running, size, sizes = lines(tmp_path), RunningNoise(), 4, []
+    for number, line in enumerate(found):
+        if number and number % every == 0:
+            noise = running.noise
+            if budget == "noise":
+                wanted = min(noise.scale, 2 * size)
+            else:
+                wanted = noise.trace / (0.64 * (max(0, noise.signal) + noise.trace / size))
+            size = min(max(size, 2 * math.ceil(wanted / 2 - 1e-9)), 64)
+        sizes.append(size)
+        if (number + 1) % every == 0:
+            running.update(Noise(signal=line["noise_signal"], trace=line["noise_trace"], rows=size))
+    assert [line["chosen_examples"] for line in found][:-3] == sizes[:-3]
+    assert len(set(sizes)) > 2
+    assert sum(line["chosen_examples"] for line in found) == 40 * 4
+
+
+def test_noise_of_rows_that_are_chosen_jointly_is_tracked(tmp_path):
+    budget = {"adadagrad": {"every": 2, "eta": 0.3}}
+    made = trainer(tmp_path, coreset=coreset(budget, pool_factor=2, track_error=2), max_steps=12)
+    run(made)
+    assert max(line["chosen_examples"] for line in lines(tmp_path)) > 8
+
+
+@pytest.mark.parametrize(
+    "settings, more, message",
+    [
+        (
+            {"noise_scale": False},
+            {},
+            "budget noise goes by the measured noise. Found coreset.noise_scale false. Use ramp",
+        ),
+        ({"pool_factor": 2}, {}, "Found coreset.feedback 0.99, which chooses rows jointly. Set coreset.track_error"),
+        ({}, {"gradient_accumulation_steps": 1}, "Found 1 micro-batches a step, of which it takes 2. Use ramp"),
+    ],
+)
+def test_noise_that_is_not_measured_is_named(tmp_path, settings, more, message):
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path, tiny_model(), coreset("noise", **settings), **more)
+
+
+def test_noise_that_never_comes_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(NoiseMeter, "settle", lambda self, numbers: None)
+    made = trainer(tmp_path, coreset=coreset("noise", noise_scale=1), max_steps=20)
+    with pytest.raises(ConfigError, match=r"goes by the measured noise. Found none after 11 steps"):
+        run(made)
 
 
 def test_a_checkpoint_of_another_budget_is_another_runs(tmp_path):

@@ -115,6 +115,11 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int], dataset
         {"what": "error feedback", "value": "none" if coreset.feedback is None else coreset.feedback},
         {"what": "small sources that are kept whole", "value": ", ".join(kept) or "none"},
     ]
+    grown: list[dict[str, Any]] = []
+    if coreset.budget is not None:
+        most = int(coreset.budget.most * args.gradient_accumulation_steps)
+        what = f"small batch at most, grown by the budget {coreset.budget.name}"
+        grown = [{"what": what, "value": small // args.gradient_accumulation_steps * most}]
     return [
         {"what": "examples", "value": sum(counts.values())},
         {"what": f"large batch (drawn a step{unit})", "value": large},
@@ -122,6 +127,7 @@ def _steps(coreset: CoresetConfig, args: Any, counts: Mapping[str, int], dataset
         {"what": "micro-batches a step, on each of the ranks", "value": args.gradient_accumulation_steps},
         {"what": "ranks", "value": ranks},
         {"what": "steps an epoch", "value": per_epoch},
-        {"what": "steps in all", "value": steps},
+        {"what": "steps in all" + ", at most" * bool(grown), "value": steps},
+        *grown,
         *(choice if coreset.pool_factor > 1 else []),
     ]

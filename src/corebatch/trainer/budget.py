@@ -15,6 +15,10 @@ from transformers import TrainerCallback
 from corebatch.batch.budget import WHAT, Measured, RunBudget
 from corebatch.errors import CheckpointError, ConfigError
 from corebatch.sampling.tags import is_stream
+from corebatch.trainer.noise import why_not
+
+PATIENCE = 10
+"""Steps at which the noise should be measured, and may not be known yet: fp16 may begin with too large a scale."""
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -35,18 +39,40 @@ def run_budget(trainer: Any, ranks: int) -> RunBudget | None:
         raise ConfigError(
             f"{WHAT} spreads the rows of an epoch over its steps. Found a stream: use data with a length."
         )
-    if isinstance(coreset.budget, Measured):
-        raise ConfigError(
-            f"{WHAT} {coreset.budget.name} goes by the noise of the gradient. Found that it is not measured."
-        )
     rows = trainer._train_batch_size * ranks
     return RunBudget(coreset.budget, accumulation=trainer.args.gradient_accumulation_steps, rows=rows)
 
 
+def check_budget(trainer: Any) -> None:
+    """Raises ConfigError for a budget by the noise of the gradient, where it is not measured."""
+    coreset = trainer.coreset
+    if not isinstance(coreset.budget, Measured):
+        return
+    found = None if coreset.track_error else why_not(trainer)
+    if coreset.noise_scale is False:
+        found = "coreset.noise_scale false"
+    if found is not None:
+        cure = "Use ramp" if coreset.pool_factor == 1 or coreset.noise_scale is False else "Set coreset.track_error"
+        raise ConfigError(f"{WHAT} {coreset.budget.name} goes by the measured noise. Found {found}. {cure}.")
+
+
 def to_draw(trainer: Any, asked: int) -> int:
-    """Batches that the next step takes of the loader. `asked`: what the Trainer's loop asks for."""
+    """Batches that the next step takes of the loader. `asked`: what the Trainer's loop asks for.
+
+    Raises:
+        ConfigError: a budget goes by noise that could not be measured so far.
+    """
     budget: RunBudget | None = trainer._run.budget
-    return asked if budget is None else budget.next(None)
+    if budget is None:
+        return asked
+    noise = trainer._run.noise
+    known, most = noise.running.noise, PATIENCE * max(noise.every, trainer.coreset.track_error)
+    if known is None and budget.updates > most and isinstance(budget.method, Measured):
+        raise ConfigError(
+            f"{WHAT} {budget.method.name} goes by the measured noise. Found none after {budget.updates} steps; the log "
+            "says why. Use ramp."
+        )
+    return budget.next(known)
 
 
 def passed_over(trainer: Any) -> int:

@@ -44,9 +44,10 @@ def learnt_passes(trainer: Any) -> LearntPasses | None:
 
 def check_skip(trainer: Any) -> None:
     """Raises ConfigError for a resumed run that would not go on where it was."""
-    if trainer._run.learnt is not None and trainer.args.ignore_data_skip:
+    goes_on = "coreset.sampling.learnt" if trainer._run.learnt is not None else "coreset.budget"
+    if (trainer._run.learnt or trainer._run.budget) and trainer.args.ignore_data_skip:
         raise ConfigError(
-            "coreset.sampling.learnt goes on with the pass that a checkpoint is in. Found ignore_data_skip true, by "
+            f"{goes_on} goes on with the pass over the data that a checkpoint is in. Found ignore_data_skip true, by "
             "which the epoch would begin again: leave it out."
         )
 

@@ -11,7 +11,7 @@ from corebatch.record.rank_agreement import check_agreement
 from corebatch.record.run_identity import describe_run
 from corebatch.sampling.collating import SourceCollator
 from corebatch.sampling.tags import Names, Sources
-from corebatch.trainer.budget import watch_budget
+from corebatch.trainer.budget import check_budget, watch_budget
 from corebatch.trainer.checks import check_settings
 from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
@@ -48,6 +48,7 @@ def set_up(trainer: Any) -> None:
         check_settings(trainer, trainer.coreset, trainer._run.method)
         check_parts(trainer)
         check_noise(trainer)
+        check_budget(trainer)
         check_tracking(trainer.coreset.track_error, in_backward=check_in_backward(trainer), sharded=sharded(trainer))
         if trainer._recorder is None:
             trainer._recorder = writer.Recorder(trainer, check=check_chosen)
