@@ -16,6 +16,7 @@ from corebatch.launch.cuts import STEPS, saved
 from corebatch.mixture import row_lengths
 from corebatch.model.footprint import predict
 from corebatch.model.model_flops import model_flops
+from corebatch.optimizers import OPTIMIZERS
 from corebatch.rendering.sheet import table
 from corebatch.sampling.shares import plan_by_name
 from corebatch.sources import small_candidates
@@ -73,13 +74,15 @@ def _memory(settings: Settings, args: Any, longest: int) -> list[dict[str, Any]]
         pool_factor=settings.coreset.pool_factor,
         checkpointing=bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing),
         four_bits=settings.model.load_in_4bit,
+        optim=str(args.optim),
     )
+    named = str(args.optim) if str(args.optim) in OPTIMIZERS else "AdamW"
     return [
         {"what": "parameters of the model", "value": sum(p.numel() for p in model.parameters())},
         {"what": "of them trained", "value": sum(p.numel() for p in model.parameters() if p.requires_grad)},
         {"what": "weights, MB", "value": memory.weights / 2**20},
         {"what": "gradients, MB", "value": memory.gradients / 2**20},
-        {"what": "optimizer (AdamW), MB", "value": memory.optimizer / 2**20},
+        {"what": f"optimizer ({named}), MB", "value": memory.optimizer / 2**20},
         {
             "what": f"activations of {args.per_device_train_batch_size} x {longest} tokens, MB",
             "value": None if memory.activations is None else memory.activations / 2**20,

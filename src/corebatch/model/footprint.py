@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corebatch.optimizers import kept_numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -17,7 +19,7 @@ class Memory:
     Attributes:
         weights: of the model.
         gradients: of what is trained.
-        optimizer: two moments in float32 for each trained number, as AdamW keeps.
+        optimizer: what it keeps, in float32: two moments for each trained number, as AdamW, or what one by name keeps.
         activations: what the forward of one micro-batch keeps for the backward, of the longest rows; None if it could
             not be counted.
         scored_rows: rows of one scoring forward. It keeps little: no logits, and only the last blocks' activations.
@@ -39,7 +41,14 @@ FOUR_BIT_BYTES = 0.5 + 4 / 64
 
 
 def predict(
-    model: Any, *, rows: int, tokens: int, pool_factor: int, checkpointing: bool, four_bits: bool = False
+    model: Any,
+    *,
+    rows: int,
+    tokens: int,
+    pool_factor: int,
+    checkpointing: bool,
+    four_bits: bool = False,
+    optim: str = "",
 ) -> Memory:
     """Counts weights and runs one forward on the meta device, which computes nothing, to see what it keeps.
 
@@ -50,13 +59,14 @@ def predict(
         pool_factor: how many times more rows are scored at a time.
         checkpointing: whether activations are recomputed.
         four_bits: whether frozen linear maps but the head are kept in four bits, and all other weights in float32.
+        optim: the optimizer's name.
     """
     weights = int(sum(_weight_bytes(model, four_bits)))
     trained = [p for p in model.parameters() if p.requires_grad]
     return Memory(
         weights=weights,
         gradients=sum(p.numel() * p.element_size() for p in trained),
-        optimizer=sum(8 * p.numel() for p in trained),
+        optimizer=4 * kept_numbers(optim, model),
         activations=saved_bytes(model, rows, tokens, checkpointing),
         scored_rows=rows * pool_factor,
     )

@@ -26,6 +26,7 @@ class NamedOptimizer:
         whole: whether its step looks at whole tensors (their norms, their singular vectors), or at all weights at once:
             it cannot work on what an engine has divided among ranks.
         more: options that have another name in the class, or none.
+        states: numbers that are kept for each that is trained.
     """
 
     kind: str | type
@@ -33,17 +34,18 @@ class NamedOptimizer:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     whole: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
+    states: int = 2
 
 
 OPTIMIZERS: dict[str, NamedOptimizer] = {
-    "adan": NamedOptimizer(kind="Adan", adam=(0.98, 0.99, 1e-8), more={"beta_difference": 0.92}),
+    "adan": NamedOptimizer(kind="Adan", adam=(0.98, 0.99, 1e-8), more={"beta_difference": 0.92}, states=4),
     "adopt": NamedOptimizer(kind="ADOPT", adam=(0.9, 0.9999, 1e-6), defaults={"weight_decouple": True}),
     "lamb": NamedOptimizer(kind="Lamb", adam=(0.9, 0.999, 1e-6), whole=True),
-    "lars": NamedOptimizer(kind="LARS", adam=(None, None, None), whole=True),
-    "lion": NamedOptimizer(kind="Lion", adam=(0.9, 0.99, None)),
-    "mada": NamedOptimizer(kind=MADA, adam=(0.9, 0.95, 1e-6), whole=True),
+    "lars": NamedOptimizer(kind="LARS", adam=(None, None, None), whole=True, states=1),
+    "lion": NamedOptimizer(kind="Lion", adam=(0.9, 0.99, None), states=1),
+    "mada": NamedOptimizer(kind=MADA, adam=(0.9, 0.95, 1e-6), whole=True, states=7),
     "muon": NamedOptimizer(kind="Muon", adam=(0.9, 0.95, 1e-10), defaults={"use_adjusted_lr": True}, whole=True),
-    "novograd": NamedOptimizer(kind="NovoGrad", adam=(0.95, 0.98, 1e-8), whole=True),
+    "novograd": NamedOptimizer(kind="NovoGrad", adam=(0.95, 0.98, 1e-8), whole=True, states=1),
     "soap": NamedOptimizer(kind="SOAP", adam=(0.95, 0.95, 1e-8), whole=True),
 }
 """By the word that `optim` takes. Defaults are those of the optimizers' papers, as pytorch-optimizer has them. Muon's
@@ -183,19 +185,37 @@ def _truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _muon_groups(model: nn.Module, decayed: Collection[str], decay: float) -> list[dict[str, Any]]:
-    """Muon for the matrices between embedding and head, AdamW for all else, each with and without decay."""
+def kept_numbers(optim: str, model: nn.Module) -> int:
+    """How many numbers the optimizer will keep for what is trained; by another name AdamW's two for each."""
+    spec = OPTIMIZERS.get(optim)
+    shapes = [p.shape for p in model.parameters() if p.requires_grad]
+    kept = (2 if spec is None else spec.states) * sum(shape.numel() for shape in shapes)
+    if optim == "muon":
+        kept -= sum(p.numel() for _, p in _hidden_matrices(model))
+    if optim == "soap":  # a preconditioner and its eigenvectors for each side of a matrix that is not too long
+        kept += sum(2 * side**2 for shape in shapes if len(shape) == 2 for side in shape if side <= 10_000)
+    return kept
+
+
+def _hidden_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The matrices that are trained between embedding and head, with their names."""
     find: Any = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
     ends = [head] if head is not None else []
     ends += [module for module in model.modules() if isinstance(module, nn.Embedding)]
     outside = {id(p) for module in ends for p in module.parameters(recurse=False)}
+    named = model.named_parameters()
+    return [(name, p) for name, p in named if p.requires_grad and p.ndim == 2 and id(p) not in outside]
+
+
+def _muon_groups(model: nn.Module, decayed: Collection[str], decay: float) -> list[dict[str, Any]]:
+    """Muon for the matrices between embedding and head, AdamW for all else, each with and without decay."""
+    hidden = {name for name, _ in _hidden_matrices(model)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim == 2 and id(parameter) not in outside
-            groups.setdefault((matrix, name in decayed), []).append(parameter)
-    if not any(matrix for matrix, _ in groups):
+            groups.setdefault((name in hidden, name in decayed), []).append(parameter)
+    if not hidden:
         raise ConfigError("optim 'muon' steps by matrices between embedding and head. Found none that is trained.")
     return [
         {"params": parameters, "use_muon": matrix, "weight_decay": decay if decays else 0.0}

@@ -11,12 +11,19 @@ from torch import nn
 from corebatch.config.settings import settings_from
 from corebatch.errors import ConfigError, MissingExtraError, UnsupportedModelError
 from corebatch.model.moments import Coordinates, second_moments
-from corebatch.optimizers import MADA, OPTIMIZERS, make_optimizer
+from corebatch.optimizers import MADA, OPTIMIZERS, kept_numbers, make_optimizer
 from corebatch.trainer import CoresetConfig
 from training import arguments, resumed_at, run, same, tiny_model, trainer, weights
 
 pytest.importorskip("pytorch_optimizer")
 HAVE_A_METRIC = ("adan", "adopt", "lamb", "mada", "novograd")
+
+
+def numbers(kept):
+    """How many numbers of tensors a state holds; what is one for a whole tensor does not count."""
+    if isinstance(kept, torch.Tensor):
+        return kept.numel() if kept.ndim else 0
+    return sum(map(numbers, kept.values() if isinstance(kept, dict) else kept)) if hasattr(kept, "__len__") else 0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -34,6 +41,7 @@ def test_it_trains_and_goes_on_where_it_was_bit_for_bit(tmp_path, name, lora):
     whole = run(begun)
     assert type(whole.optimizer.optimizer).__name__.lower() == name
     assert not same(before, weights(whole))
+    assert kept_numbers(name, whole.model) == sum(map(numbers, whole.optimizer.optimizer.state.values()))
     _, resumed = resumed_at(3, tmp_path / "whole", made)
     assert same(weights(whole), weights(resumed))
 

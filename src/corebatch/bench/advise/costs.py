@@ -155,7 +155,7 @@ def _predicted(probe: Probe, dims: Dims, *, checkpointing: bool) -> Memory:
     settings = probe.settings
     return predict(
         skeleton(settings), rows=dims[0], tokens=dims[1], pool_factor=settings.coreset.pool_factor,
-        checkpointing=checkpointing, four_bits=settings.model.load_in_4bit,
+        checkpointing=checkpointing, four_bits=settings.model.load_in_4bit, optim=str(probe.args.optim),
     )  # fmt: skip
 
 
