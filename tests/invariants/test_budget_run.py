@@ -90,8 +90,9 @@ def test_a_run_draws_the_rows_of_its_steps_in_fewer(tmp_path, settings, count):
     assert 16 < max(sizes) <= 32
     assert told.epochs == sorted(told.epochs)
     assert told.epochs[-1] == 2
-    logged = [line["learning_rate"] for line in made.state.log_history if "learning_rate" in line]
-    assert logged == pytest.approx(told.rates)
+    logged = [line for line in made.state.log_history if "learning_rate" in line]
+    assert [line["learning_rate"] for line in logged] == pytest.approx(told.rates)
+    assert [line["chosen_examples"] for line in logged] == sizes
     # linear to 0 over the rows, told at whole configured steps
     at = [0, *(math.floor(epoch * steps / 2 + 1e-9) for epoch in told.epochs[:-1])]
     assert told.rates == pytest.approx([5e-3 * (1 - place / steps) for place in at], abs=5e-3 / steps)

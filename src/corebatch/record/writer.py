@@ -213,6 +213,8 @@ class Recorder(TrainerCallback):
                 means[f"{key}_per_second"] = sum(getattr(step, key) for step in timed) / max(seconds, 1e-9)
         for key in ("padding_scored", "padding_trained"):
             means |= _mean(key, [getattr(step, key) for step in steps], 5)
+        if self._trainer.coreset.budget is not None:
+            means["chosen_examples"] = steps[-1].chosen_examples
         if any(step.weight_max not in (None, 1.0) for step in steps):
             means |= _mean("effective_sample_size", [step.effective_sample_size for step in steps], 5)
             means["weight_max"] = max(step.weight_max or 0.0 for step in steps)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from corebatch.batch.budget import CONSTANT
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.row_gradients import weights_kept
 from corebatch.bench.advise.shapes import Dims
@@ -138,8 +139,8 @@ def _state_bytes(optimizer: Any) -> int:
 
 
 def make_steps(probe: Probe, rows: Sequence[int] = (), steps: int = MOST) -> StepTimes:
-    """Makes two steps of the shortest row, the first of which makes what is made once, then some as the config would,
-    and puts the weights back.
+    """Makes two steps of the shortest row, the first of which makes what is made once, then some as the config would
+    (its first ones, where the batch grows), and puts the weights back.
 
     Where another one than the Trainer decides on the order of rows, one step of rows as they come is made before.
 
@@ -151,7 +152,7 @@ def make_steps(probe: Probe, rows: Sequence[int] = (), steps: int = MOST) -> Ste
         CorebatchError: what `train` would raise.
     """
     settings, dataset = probe.settings, probe.mixture.dataset
-    coreset = dataclasses.replace(settings.coreset, source_column=SOURCE_COLUMN)
+    coreset = dataclasses.replace(settings.coreset, source_column=SOURCE_COLUMN, budget=CONSTANT)
     in_order = coreset.sampling is None and coreset.by_length is None
     if in_order:
         drawn = probe.batch_size * coreset.pool_factor
