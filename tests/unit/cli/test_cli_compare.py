@@ -319,6 +319,29 @@ def test_a_batch_that_grows_has_the_rows_of_the_others(compare: Any, values: dic
     ]
 
 
+def test_a_config_that_trains_every_row_is_compared_with_arms_of_ones_own(compare: Any, values: dict[str, Any]) -> None:
+    shares = {
+        "sums": 0.2,
+        "names": 0.2,
+        "colours": 0.2,
+        "rare": 0.4,
+    }  # every source is named: each is among the rows that are timed
+    values["compare"] |= {
+        "arms": [], "seeds": 1, "tune": {"enabled": False}, "tasks": [],
+        "extra_arms": {
+            "drawn": {"coreset": {"sampling": {"shares": shares}}, "baseline": True},
+            "chosen": {"coreset": {"pool_factor": 2, "scorer": "tokens", "selector": "importance"}},
+        },
+    }  # fmt: skip
+    values["coreset"] = {"pool_factor": 1}
+    found = compare(values)
+    assert [run.arm for run in found.comparable] == ["coreset@wall_clock", "drawn@wall_clock", "chosen@wall_clock"]
+    runs = {run["method"]: run for run in lines(Path(values["output_dir"]), "runs.jsonl")}
+    assert runs["coreset"]["steps"] == 6
+    assert runs["coreset"]["rows_drawn"] == runs["coreset"]["rows_trained"]
+    assert runs["chosen"]["rows_drawn"] > 1.5 * runs["chosen"]["rows_trained"]
+
+
 def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tmp_path: Path) -> None:
     console = Console(quiet=True)
     cases: list[tuple[dict[str, Any], str]] = [
@@ -341,8 +364,11 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
             command.compare({**values, "compare": {**values["compare"], **change}}, "config.yaml", console)
     with pytest.raises(ConfigError, match="eval_datasets"):
         command.compare({k: v for k, v in values.items() if k != "eval_datasets"}, "config.yaml", console)
-    with pytest.raises(ConfigError, match="pool_factor"):
-        command.compare({**values, "coreset": {"pool_factor": 1}}, "config.yaml", console)
+    for arms, extra in ((["plain_sorted"], True), (None, True), ([], False)):  # nothing that is chosen, or no other arm
+        own = {"arms": arms, "extra_arms": values["compare"]["extra_arms"] if extra else {}}
+        every_row = {**values, "coreset": {"pool_factor": 1}, "compare": {**values["compare"], **own}}
+        with pytest.raises(ConfigError, match="pool_factor should be at least 2, or nothing is chosen"):
+            command.compare(every_row, "config.yaml", console)
     full = tmp_path / "full"
     full.mkdir()
     (full / "thesis.txt").write_text("mine")

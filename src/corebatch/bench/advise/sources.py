@@ -113,8 +113,8 @@ def _worth(probe: Probe, rows: RowGradients, name: str) -> Finding:
     passes = often[most] * epochs_of(probe)
     return Finding(
         lever=f"{LEVER}: {name}", arm={"coreset.sampling": arm}, factor=found.factor, low=found.low, high=found.high,
-        of=OF, why=f"{found.why(probe.batch_size)}; a row of {most} comes {passes:.2g} times, {often[most]:.2g} times "
-        "as often as in the data",
+        of=OF, why=f"{found.why(probe.batch_size)}; a step costs {cost:.2f} times as much; a row of {most} comes "
+        f"{passes:.2g} times, {often[most]:.2g} times as often as in the data",
         numbers={
             **found.numbers(probe.batch_size), "cost": cost, "passes": passes,
             # repeated rows teach less than others, which no gradient of today tells

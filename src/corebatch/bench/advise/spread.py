@@ -128,7 +128,8 @@ class _Choosing:
         cost = way.cost / self.before[0].cost
         return Finding(
             lever=lever, arm=_keys(coreset, changes), factor=found.factor, low=found.low, high=found.high, of=OF,
-            why=f"{found.why(batch)}; a step costs {cost:.2f} times as much",
+            why=f"{found.why(batch)}; a step costs {cost:.2f} times as much; of that choosing itself, better filled "
+            f"micro-batches aside, is {alike.factor:.2f} ({alike.low:.2f} to {alike.high:.2f})",
             numbers={
                 **found.numbers(batch), "cost": cost, "of_choosing": alike.factor, "of_choosing_low": alike.low,
                 "of_choosing_high": alike.high, "rows_measured": len(self.rows.sizes), "steps_before": self.rows.steps,

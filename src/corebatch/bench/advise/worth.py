@@ -10,7 +10,9 @@ half of the first; another way to come to the rows has another E, and at that ra
 and where q is above 1, q times, at a rate that is made smaller. (At a rate made larger it would be q below 1 as well:
 that is the law of their equation 2.11, and more than a config with its own rate sees.) The time has the cost of a step
 as a second factor. So where B is above the scale no way of choosing helps, whatever r is. The scale is that of the
-moment at which it was measured.
+moment at which it was measured. Nor is the rate known to be the best: where it is much smaller noise does not matter,
+steps are as many, and the factor is the cost alone. Intervals hold that as well, so that nothing is recommended that
+costs more and has to be paid by noise.
 
 An error is a quadratic form in the rows' gradients. With y_i = u_i g_i over the mean size, x_i = y_i - l_i G (a step's
 gradient is a ratio, `corebatch.noise`), and coefficients c_i of what a step makes of the rows less what it should,
@@ -66,7 +68,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worth:
-    """A time factor to the same loss, and its 95 % interval by a jackknife over groups of rows.
+    """A time factor to the same loss, and an interval: 95 % by a jackknife over groups of rows, and the cost alone.
 
     Attributes:
         error, error_before: r of both ways.
@@ -151,7 +153,8 @@ def worth(way: Arrival, before: Arrival, rows: RowGradients, batch: int) -> Wort
     without = torch.tensor([measured((order != group).nonzero()[:, 0])[0] for group in range(int(order.max()) + 1)])
     variance = float((without - without.mean()).square().sum()) * (len(without) - 1) / len(without)
     off = T95 * math.sqrt(variance + way.spread**2 + before.spread**2)
-    low, high = math.exp(whole - off), math.exp(whole + off)
+    cost = way.cost / before.cost
+    low, high = min(math.exp(whole - off), cost), max(math.exp(whole + off), cost)
     return Worth(
         factor=math.exp(whole), low=low, high=high, error=error, error_before=error_before, scale=scale
     )  # fmt: skip

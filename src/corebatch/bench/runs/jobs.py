@@ -16,7 +16,7 @@ from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.from_config import Parts, RunData, read_data
 from corebatch.bench.runs.subsets import choose_rows, kept_rows
-from corebatch.bench.runs.training_run import RunPlan, count_flops, run_arm, time_arm, tune_arm
+from corebatch.bench.runs.training_run import RunPlan, count_flops, run_arm, time_arm, tune_arm, warm_up
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
 
@@ -93,7 +93,7 @@ class TimeJob:
         arm, rows = here.methods[self.method], here.rehearsal_rows(here.settings.timing_pools, self.method)
         data = here.data_of(self.method)
         if self.method not in here.warm:  # compiled kernels, and memory that is held from then on
-            time_arm(arm, data, rows[: here.rows_drawn], here.device)
+            warm_up(arm, data, rows)
             here.warm.add(self.method)
         return {
             "seconds": list(time_arm(arm, data, rows, here.device)),

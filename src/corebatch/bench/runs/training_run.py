@@ -260,6 +260,11 @@ def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple
     return step_seconds(stamps.times, epoch, remembers(arm))
 
 
+def warm_up(arm: Arm, data: RunData, rows: Sequence[int]) -> None:
+    """A few steps that are not timed, on the rows of those that are: settings may name every source of them."""
+    train_arm(_constant(arm), data, RunPlan(steps=3, seed=0), dataset=data.train.select(rows))
+
+
 def count_flops(arm: Arm, data: RunData, rows: Sequence[int]) -> tuple[float, float]:
     """FLOPs of a step, first pass and later, counted while it runs."""
     found: list[int] = []

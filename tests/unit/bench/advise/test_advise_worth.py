@@ -82,21 +82,27 @@ def test_a_batch_above_the_scale_gains_nothing_and_one_far_below_as_the_errors_s
     rows = measured(signal=0.0)
     found = worth(way, plain(1.0, ROWS), rows, 1)
     assert found.factor == pytest.approx(1 / (2 - found.error), rel=0.02)
-    assert found.low < found.factor < found.high < 1
-    dear = worth(Arrival(cost=3.0, rates=way.rates), plain(1.0, ROWS), rows, 1)
-    assert dear.factor == pytest.approx(3 * found.factor)
+    assert found.low < found.factor < found.high
+    assert found.high == 1, "at a rate at which noise does not matter"
+    cheap = worth(Arrival(cost=0.5, rates=way.rates), plain(1.0, ROWS), rows, 1)
+    assert cheap.factor == pytest.approx(0.5 * found.factor)
+    assert cheap.high == pytest.approx(0.5)
     back = worth(plain(1.0, ROWS), way, rows, 1)
     assert back.factor == pytest.approx(1 / found.error, rel=0.02), "at a rate that is made smaller"
 
 
 def test_intervals_hold_what_many_rows_say() -> None:
+    """The end that the cost alone does not set: below of a way with smaller errors, above of one with larger ones."""
     rates = torch.ones(ROWS, dtype=torch.float64)
     rates[: ROWS // 4] = 4
-    way = Arrival(cost=1.0, rates=rates / rates.mean())
-    found = [worth(way, plain(1.0, ROWS), measured(seed=seed), 4) for seed in range(20)]
-    middle = math.exp(sum(math.log(one.factor) for one in found) / len(found))
-    assert sum(one.low < middle < one.high for one in found) >= 17
-    assert max(one.high / one.low for one in found) < 2
+    way, other = Arrival(cost=1.0, rates=rates / rates.mean()), plain(1.0, ROWS)
+    better = [worth(way, other, measured(seed=seed), 4) for seed in range(20)]
+    worse = [worth(other, way, measured(seed=seed), 4) for seed in range(20)]
+    middles = [math.exp(sum(math.log(one.factor) for one in found) / len(found)) for found in (better, worse)]
+    assert sum(one.low < middles[0] for one in better) >= 18
+    assert sum(one.high > middles[1] for one in worse) >= 18
+    assert max(one.factor / one.low for one in better) < 1.3
+    assert max(one.high / one.factor for one in worse) < 1.6
 
 
 def test_gradients_that_are_all_alike_have_no_worth() -> None:
