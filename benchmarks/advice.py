@@ -71,7 +71,7 @@ class Case:
     micro_batches: int
     keys: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 15
-    rounds: int = 3
+    rounds: int = 2
     steps: int = 2
 
     @property
@@ -83,14 +83,14 @@ class Case:
 
 
 CASES = (
-    Case(model=TINY, mixture=EASY, rows=8, micro_batches=4),
-    Case(model=TINY, mixture=REASONING, rows=16, micro_batches=1),
-    Case(model=TINY, mixture=MATHMIX, rows=8, micro_batches=4),
-    Case(model=TINY, mixture=FIXED, rows=8, micro_batches=2),
-    Case(model=SMALL, mixture=REASONING, rows=8, micro_batches=2, keys={**LORA, "coreset": {"pool_factor": 2}}),
-    Case(model=SMALL, mixture=MATHMIX, rows=8, micro_batches=2, keys=LORA, seconds=25, rounds=2),
-    Case(model=SMALL, mixture=FIXED, rows=4, micro_batches=2, keys=LORA, seconds=20, rounds=2),
-    Case(model=SMOLLM2, mixture=REASONING, rows=4, micro_batches=2, keys=LORA, seconds=60, rounds=2, steps=1),
+    Case(model=TINY, mixture=EASY, rows=8, micro_batches=4, steps=3),
+    Case(model=TINY, mixture=REASONING, rows=16, micro_batches=1, steps=3),
+    Case(model=TINY, mixture=MATHMIX, rows=4, micro_batches=4),
+    Case(model=TINY, mixture=FIXED, rows=4, micro_batches=2),
+    Case(model=SMALL, mixture=REASONING, rows=4, micro_batches=4, keys={**LORA, "coreset": {"pool_factor": 2}}),
+    Case(model=SMALL, mixture=MATHMIX, rows=4, micro_batches=4, keys=LORA, seconds=25),
+    Case(model=SMALL, mixture=FIXED, rows=4, micro_batches=2, keys=LORA, seconds=20, steps=1),
+    Case(model=SMOLLM2, mixture=REASONING, rows=4, micro_batches=2, keys=LORA, seconds=60, steps=1),
 )
 
 
@@ -113,15 +113,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Inputs(Path(folder), options)
         chosen = [case for case in CASES if case.model != SMOLLM2 or options.smollm2 is not None]
-        lines = []
+        lines: list[dict[str, Any]] = []
         for case in chosen[:1] if options.quick else chosen:
             began = time.monotonic()
             lines += list(of_case(case, inputs, options))
+            if not options.quick:
+                write_lines(options.output, lines)
             print(f"{case.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     if options.quick:
         print(page(lines))
         return
-    write_lines(options.output, lines)
     write_page(options.output)
 
 

@@ -65,6 +65,8 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
             probe.known["step"] = seconds
             return Finding(lever=lever, why=f"{told}; a whole step does not go into the time", numbers=numbers)
     laid_out = padding.group_by_length(probe.args) and isinstance(timed, Timed)
+    if timed == padding.NO_TIME:
+        return Finding(lever=lever, unmeasured=timed)
     made = make_steps(probe, padding.rows_of(probe, padding.CONFIGURED) if laid_out else ())
     if not made.seconds:
         return Finding(lever=lever, unmeasured="the run makes no second step", numbers=numbers)

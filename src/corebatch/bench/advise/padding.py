@@ -28,7 +28,7 @@ from corebatch.trainer.first_pool import is_flash
 
 CONFIGURED, GROUPED, PACKED = "as configured", "rows grouped by length", "packed"
 PLAIN, CUT = "plain cut", "cut by positions"
-NO_TIME = "no micro-batch could be timed in its share of the time"
+NO_TIME = "there was too little time: give more --minutes"
 WORTH = 0.97
 """A step is recommended to be cut anew if the upper end of its factor's interval is below this."""
 _STRATEGY = any(field.name == "train_sampling_strategy" for field in dataclasses.fields(TrainingArguments))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from corebatch.batch.strategies import shortest
 from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.padding import NO_TIME
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.shapes import train_once
 from corebatch.bench.gradients.methods import Method
@@ -23,7 +24,6 @@ from corebatch.model.modes import modes_kept
 
 ROWS = 64
 """Rows of the sample that are scored, at most."""
-FEWEST = 8
 OWN = "as configured"
 WAYS: dict[str, tuple[str, Way]] = {
     "scoring by gradients of the last layer": ("last_layer", Way()),
@@ -97,21 +97,23 @@ def _row_seconds(probe: Probe, wanted: Mapping[str, tuple[str, Way]]) -> dict[st
     return found
 
 
-def _seconds(probe: Probe, population: Population, scorer: str, way: Way, share: float) -> float:
-    """Of a row, the least of up to three times; where all rows do not go into the share, of FEWEST of them."""
+def _seconds(probe: Probe, population: Population, scorer: str, way: Way, share: float) -> float | str:
+    """Of a row, the least of up to three times; of as many rows as go into the share."""
     end = time.monotonic() + share
     method = Method(scorer, "importance", way=way if way.strategy.own_forward else Way())
     scoring = PopulationScoring(method.coreset(probe.seed, ROWS_AT_A_TIME), population)
-    some = torch.linspace(0, len(population) - 1, min(FEWEST, len(population))).round().long()
+    middle = torch.tensor([len(population) // 2])
     with modes_kept(probe.model), probe.autocast():
-        scoring.score(probe.model, some)  # what a first forward sets up
-        best = _once(probe, scoring, some) / len(some)
-        if best * len(population) > end - time.monotonic():
-            return best
+        _once(probe, scoring, middle)  # what a first forward sets up
+        first = _once(probe, scoring, middle)
+        count = min(len(population), int((end - time.monotonic()) / first))
+        if count < 1:
+            return NO_TIME
+        some = torch.linspace(0, len(population) - 1, count).round().long()
         best = float("inf")
         for _ in range(3):
-            best = min(best, _once(probe, scoring, torch.arange(len(population))) / len(population))
-            if time.monotonic() > end:
+            best = min(best, _once(probe, scoring, some) / count)
+            if time.monotonic() + best * count > end:
                 break
     return best
 

@@ -86,6 +86,9 @@ def test_a_step_that_does_not_go_into_the_time_is_told_from_micro_batches(
     step = costs.measure(probe)[0]
     assert step.why.endswith("a whole step does not go into the time")
     assert probe.known["step"] == step.numbers["told_seconds"]
+    probe.known["times, packed False"] = costs.padding.NO_TIME
+    assert costs.measure(probe)[0].unmeasured == costs.padding.NO_TIME
+    assert [finding.unmeasured for finding in scoring.measure(probe)][:2] == [costs.padding.NO_TIME] * 2
 
 
 NAMES = {field.name for field in fields(TrainingArguments)}
@@ -123,7 +126,12 @@ def test_scoring_is_told_beside_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coreset: dict[str, Any], pool: int
 ) -> None:
     probe = tiny_probe(tmp_path, coreset=coreset)
-    monkeypatch.setattr(scoring, "_once", lambda probe, scoring, rows: 0.01 * len(rows))
+
+    def once(probe: Any, scoring: Any, rows: Any) -> float:
+        scoring.score(probe.model, rows)
+        return 0.01 * len(rows)
+
+    monkeypatch.setattr(scoring, "_once", once)
     assert scoring.measure(probe)[0].unmeasured == "the time of a step is not known"
     probe.known["step"] = 1.0
     monkeypatch.setattr(scoring, "train_once", lambda probe, batch, *, weights: 0.8 if weights else 1.0)
