@@ -23,7 +23,7 @@ def test_advice_is_shown_and_written_and_its_config_is_valid(
     folder = tmp_path / "run-advice"
     found = read_advice(folder)
     assert found.config["per_device_train_batch_size"] == 8
-    assert {"padding", "cut by positions", "packed"} <= {finding.lever for finding in found.findings}
+    assert {"time of a step", "memory", "padding"} <= {finding.lever for finding in found.findings}
     assert found.about["closing"] in out
     assert not (tmp_path / "run").exists()
     code, out, err = corebatch("validate", folder / "recommended.yaml")

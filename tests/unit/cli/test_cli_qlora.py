@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from corebatch.bench.advise.costs import measure
+from corebatch.bench.advise.probe import make_probe
 from corebatch.cli.main import main
+from corebatch.config.settings import load_settings
 
 HERE = importlib.util.find_spec("bitsandbytes") is not None
 FOUR_BITS = ["--load_in_4bit", "--bnb_4bit_compute_dtype", "bfloat16", "--use_bnb_nested_quant"]
@@ -45,6 +48,13 @@ def test_validate_predicts_less_memory(monkeypatch, config, capsys):
         out = " ".join(capsys.readouterr().out.split())
         found.append(float(out.split("weights, MB ")[1].split()[0]))
     assert found[1] < found[0]
+
+
+@pytest.mark.skipif(not HERE, reason="the extra `qlora` is not installed")
+def test_advice_is_had_of_packed_weights(config):
+    found = {finding.lever: finding for finding in measure(make_probe(load_settings(config, FOUR_BITS), seconds=60))}
+    assert found["time of a step"].numbers["step_seconds"] > 0
+    assert found["memory"].numbers["measured_mb"] > 0
 
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch, config, settings, capfd):

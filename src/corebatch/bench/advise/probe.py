@@ -98,7 +98,9 @@ def make_probe(settings: Settings, *, seconds: float = float("inf"), checkpoints
     tokenizer = load_tokenizer(settings.model)
     mixture = read_mixture(settings, tokenizer)
     set_seed(args.seed)  # adapters are drawn as `train` draws them
-    model = load_model(settings).to(args.device)
+    model = load_model(settings)
+    if not settings.model.load_in_4bit:  # which lie where they were packed
+        model = model.to(args.device)
     if getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing:
         switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         switch({"use_reentrant": False})
