@@ -156,6 +156,7 @@ class CoresetStep:
         share: float = 1.0,
         costs: Tensor | None = None,
         factors: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> Choice:
         """Stages 1 and 3 to 5 on the large batch of all ranks.
 
@@ -169,6 +170,7 @@ class CoresetStep:
             costs: [N], what training each row costs, for a selector that looks at it.
             factors: [N], by how much each row's loss counts in what the step claims, beside its unit; None: ones. What
                 is chosen by are features, losses and sizes times these.
+            ids: LongTensor [N], their numbers in the data set, by which error feedback knows them again.
 
         Raises:
             NonFiniteError: a feature or loss is NaN or infinite; the rows are named.
@@ -190,7 +192,7 @@ class CoresetStep:
             sizes = root
         if self.feedback is not None:
             sizes = features.double().norm(dim=1) if sizes is None else sizes  # columns for sources are no part of it
-            features, carried = self.feedback.look(features, source_ids, extent, share)
+            features, carried = self.feedback.look(features, source_ids, extent, share, ids)
         generator = seeded(self.seed, step, "select")
         losses = scores.features[:, 0] if self.scorer.stands_for_loss else scores.losses
         selection = self.selector.select(

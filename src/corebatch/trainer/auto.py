@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from corebatch.batch.feedback import RHO
 from corebatch.batch.strategies import Strategy, Unscored, shortest
 from corebatch.batch.strategies.two_phase import TwoPhase
 from corebatch.selectors import make_selector
 
-AUTO, RHO = "auto", 0.99
+AUTO = "auto"
 GRADIENTS, COUNTS = "last_layer", "label_counts"
 CARRIES, ALONE = "balanced", "cube"
 

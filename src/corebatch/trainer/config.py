@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from corebatch.batch.budget import CONSTANT
 from corebatch.batch.cuts import Cut, make_cut
-from corebatch.batch.feedback import ErrorFeedback, check_feedback
+from corebatch.batch.feedback import make_feedback
 from corebatch.batch.method import CoresetStep
 from corebatch.batch.strategies import Strategy, Unscored, make_strategy, shortest
 from corebatch.batch.target_settings import make_target
@@ -67,9 +67,9 @@ class CoresetConfig(ClaimSettings, NoiseSettings):
             "smallest", by which leftovers go to the smallest budgets, as in the official code of CoLM.
         source_column: the data set's column that names an example's source. Without such a column, or with "none",
             there is one source.
-        feedback: the share of the sum of past errors that the next choice makes up for (error feedback), in [0, 1),
-            for a selector that can (`balanced`); "auto": 0.99 on `label_counts` where the selector is "auto" too, else
-            none: every step is chosen by itself.
+        feedback: the share of the sum of past errors that the next choice makes up for (error feedback), in [0, 1), for
+            a selector that can (`balanced`), or a mapping of `rho`, this share, and `examples` (`batch/feedback.py`);
+            "auto": 0.99 on `label_counts` where the selector is "auto" too, else none: each step is chosen by itself.
         seed: of all randomness of scoring and selection.
         objective: what a step claims, at every pool_factor (`corebatch.objective`): "tokens", the mean over trained
             tokens, as in the Trainer (the default); "examples", the mean over examples of each one's mean, as in the
@@ -124,7 +124,7 @@ class CoresetConfig(ClaimSettings, NoiseSettings):
     small_sources_cap: float | None = None
     leftovers: Leftovers = "random"
     source_column: str = "source"
-    feedback: float | str | None = AUTO
+    feedback: float | str | Mapping[str, float] | None = AUTO
     seed: int = 0
     scoring: str | Mapping[str, Any] | Strategy = "auto"
     padding_free: bool | str = "auto"
@@ -153,7 +153,7 @@ class CoresetConfig(ClaimSettings, NoiseSettings):
         self.settle()
         small_candidates({}, [], self.small_sources)
         check_cap(self.small_sources_cap, self.small_sources)
-        check_feedback(self.feedback)
+        make_feedback(self.feedback, self.seed)
         if self.cut.multiple > 1 and self.padding_free is True:
             raise ConfigError(
                 f"coreset.micro_batches.multiple rounds up what rows are padded to. Found {self.cut.multiple} beside "
@@ -274,7 +274,7 @@ class CoresetConfig(ClaimSettings, NoiseSettings):
             selector=make_selector(self.selector, self.selector_options),
             normalise=make_normaliser(self.normalise),
             sparsify=make_sparsifier(self.sparsify),
-            feedback=None if self.feedback is None else ErrorFeedback(float(self.feedback), self.seed),
+            feedback=make_feedback(self.feedback, self.seed),
             small_sources_cap=self.small_sources_cap,
             leftovers=self.leftovers,
             seed=self.seed,

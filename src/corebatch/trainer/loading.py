@@ -130,6 +130,8 @@ def name_sources(trainer: Any) -> tuple[Any, Sources]:
     method.source_names = sources.names
     method.small_sources = small_candidates(sources.counts, sources.names, small)
     method.replay = _replayed(coreset, sources)
+    if method.feedback is not None and not sources.counts:
+        method.feedback.examples = 0.0  # a stream's rows are numbered as they come: none comes again
     absent = absent_names(sources.counts, sources.names, small)
     if absent and trainer.is_world_process_zero():
         logger.warning(absent_note(sources, absent))

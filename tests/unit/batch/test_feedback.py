@@ -10,7 +10,7 @@ from corebatch.memory import FeatureMemory
 from corebatch.scoring import Scores, make_scorer
 from corebatch.selectors import SELECTORS, Problem, make_selector
 from corebatch.trainer import CoresetConfig
-from corebatch.types import SourceGroup
+from corebatch.types import Selection, SourceGroup
 
 ROWS, POOL, BUDGET = 96, 24, 6
 
@@ -27,7 +27,7 @@ def step_with(rho, selector="balanced", **options):
     return CoresetStep(scorer=make_scorer("last_layer"), selector=make_selector(selector, options), feedback=feedback)
 
 
-def series(step, features, steps, first=0):
+def series(step, features, steps, first=0, known=True):
     """Errors of `steps` choices out of pools in epochs: [steps, P]; and the mean weight of each row."""
     errors, weights, seen = [], torch.zeros(ROWS), torch.zeros(ROWS)
     for number in range(first, first + steps):
@@ -35,13 +35,55 @@ def series(step, features, steps, first=0):
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))
         pool = order[place * POOL : (place + 1) * POOL].sort().values
         scores = Scores(features=features[pool], losses=None, tokens=torch.ones(POOL, dtype=torch.long))
-        chosen = step.choose(scores, torch.zeros(POOL, dtype=torch.long), BUDGET, step=number).selection
+        ids = pool if known else None
+        chosen = step.choose(scores, torch.zeros(POOL, dtype=torch.long), BUDGET, step=number, ids=ids).selection
         rows = pool[chosen.indices]
         estimate = (chosen.weights[:, None] * features[rows]).mean(0)
         errors.append(estimate - features[pool].mean(0))
         weights[rows] += chosen.weights * POOL / BUDGET
         seen[pool] += 1
     return torch.stack(errors), weights / seen
+
+
+def test_every_example_keeps_its_weight():
+    """What an example is owed is bounded, so that its mean weight goes to 1 as 1 / passes; with features alone some
+    examples never come, and an error that features do not see grows."""
+    features, unseen = population(2), torch.randn(ROWS, 40, generator=torch.Generator().manual_seed(8))
+    weights, errors, owed = {}, {}, []
+    for known in (True, False):
+        step, trained, visits = step_with(0.99, start="cube"), torch.zeros(ROWS), 160
+        for passed in range(visits):
+            trained += series(step, features, ROWS // POOL, first=passed * ROWS // POOL, known=known)[1]
+            if known:
+                owed.append(float(step.feedback.state_dict()["owed"].abs().max()))
+        weights[known] = trained / visits
+        errors[known] = float(((weights[known] - 1) @ unseen / ROWS).norm())
+    assert max(owed[80:]) < 1.2 * max(owed[:80])
+    assert float((weights[True] - 1).abs().max()) < 0.2
+    assert float((weights[False] - 1).abs().max()) > 0.4
+    assert errors[True] < 0.2 * errors[False]
+
+
+def test_a_first_pass_carries_nothing_for_examples():
+    features = population()
+    first, second = (series(step_with(0.99), features, ROWS // POOL, known=known)[0] for known in (True, False))
+    assert torch.equal(first, second)
+
+
+def test_an_example_that_comes_twice_is_counted_twice():
+    feedback, features = ErrorFeedback(0.5, seed=0), torch.ones(4, 2)
+    ids, ones = torch.tensor([7, 7, 2, 9]), torch.ones(4, dtype=torch.long)
+    feedback.look(features, torch.zeros(4, dtype=torch.long), ones, ids=ids)
+    feedback.update(Selection(indices=torch.tensor([0, 2]), weights=torch.tensor([1.5, 0.5])))
+    owed = feedback.state_dict()["owed"]
+    # E <- rho (E + 1 - w N / M) for each time: 7 came twice and was trained once, with 1.5 x 4 / 2
+    torch.testing.assert_close(owed[[7, 2, 9]], 0.5 * torch.tensor([2 - 3.0, 1 - 1.0, 1.0]))
+    assert not owed[[0, 1, 3, 4, 5, 6, 8]].any()
+    carried = feedback.look(features, torch.zeros(4, dtype=torch.long), ones, ids=ids)[1]
+    again = ErrorFeedback(0.5, seed=0, examples=0.0)
+    again.load_state_dict({**feedback.state_dict(), "owed": torch.zeros(0)})
+    without = again.look(features, torch.zeros(4, dtype=torch.long), ones, ids=ids)[1]
+    torch.testing.assert_close(carried - without, -(2.0 / 4) * owed[ids].double())  # squared mean norm of a row: 2
 
 
 def test_sum_of_errors_is_bounded():

@@ -167,6 +167,7 @@ class Strategy(ABC):
             second_moments=second_moments,
             costs=draw.costs(plan.candidates),
             factors=draw.factors(plan.candidates),
+            ids=draw.pool.ids[plan.candidates],
         )
 
     # ---- what it costs ----------------------------------------------------------------------------------------------

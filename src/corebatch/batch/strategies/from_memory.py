@@ -96,7 +96,14 @@ def _among_known(draw: Draw, recalled: Recalled, members: Tensor, budget: int) -
     share = len(members) / len(recalled.known)
     sources, costs = draw.pool.sources[rows], draw.costs(rows)
     return draw.method.choose(
-        scores, sources, budget, step=draw.step, share=share, costs=costs, factors=draw.factors(rows)
+        scores,
+        sources,
+        budget,
+        step=draw.step,
+        share=share,
+        costs=costs,
+        factors=draw.factors(rows),
+        ids=draw.pool.ids[rows],
     ).selection
 
 

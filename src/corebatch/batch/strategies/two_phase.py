@@ -100,6 +100,7 @@ class TwoPhase(Remembering):
             second_moments=second_moments,
             costs=draw.costs(plan.exact),
             factors=draw.factors(plan.exact),
+            ids=draw.pool.ids[plan.exact],
         ).selection
         rows = chosen.indices.cpu()
         weights = (chosen.weights.double().cpu() * stands_for[rows]).float()
