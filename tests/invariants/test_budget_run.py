@@ -7,6 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from corebatch.errors import CheckpointError, ConfigError
@@ -248,6 +249,42 @@ def test_it_follows_the_noise_that_is_measured(tmp_path, budget):
     assert [line["chosen_examples"] for line in found][:-3] == sizes[:-3]
     assert len(set(sizes)) > 2
     assert sum(line["chosen_examples"] for line in found) == 40 * 4
+
+
+def test_adadagrad_grows_in_a_run_as_its_rule_has_it_where_the_noise_is_known(tmp_path):
+    """Only the bias of the head is trained, on rows of one label drawn from p: with q the model's probabilities, the
+    gradient is q - p, and a row's variance 1 - |p|^2, however long it has trained. M_t by the rule of these, smoothed
+    alike, against M_t by what was measured."""
+    shares = torch.zeros(48).double()
+    shares[3:9] = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.1, 0.05]).double()
+    model, steps = tiny_model("phi", lora=False).requires_grad_(False), 250
+    model.lm_head.weight.zero_()
+    model.lm_head.bias.zero_().requires_grad_(True)
+    labels = torch.multinomial(shares, steps * 8, replacement=True, generator=torch.Generator().manual_seed(1)).tolist()
+    rows = Dataset.from_list([{"input_ids": [3, label], "labels": [-100, label]} for label in labels])
+    budget = {"adadagrad": {"eta": 0.5, "most": 32}}
+    made = trainer(
+        tmp_path, model, coreset(budget, noise_scale=True), train_dataset=rows, per_device_train_batch_size=2,
+        gradient_accumulation_steps=4, max_steps=steps, optim="sgd", learning_rate=0.3, lr_scheduler_type="constant",
+        max_grad_norm=0, logging_steps=1000,
+    )  # fmt: skip
+    signals = []
+
+    class Known(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            signals.append(float((torch.softmax(model.lm_head.bias.detach().double(), 0) - shares).square().sum()))
+
+    made.add_callback(Known())
+    run(made)
+    sizes, running, size, trace = [line["chosen_examples"] for line in lines(tmp_path)], RunningNoise(), 8, 0.755
+    for number, signal in enumerate(signals[:-1]):
+        if number and number % 10 == 0:
+            known = running.noise.signal
+            size = max(size, 2 * math.ceil(trace / (0.25 * (known + trace / size)) / 2 - 1e-9))
+            assert sizes[number] == pytest.approx(size, rel=0.35 if number < 30 else 0.2)
+        running.update(Noise(signal=signal, trace=trace, rows=8))
+    assert sizes[-2] >= 48
+    assert sum(sizes) == steps * 8
 
 
 def test_noise_of_rows_that_are_chosen_jointly_is_tracked(tmp_path):
