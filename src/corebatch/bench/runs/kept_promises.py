@@ -13,7 +13,8 @@ from corebatch.rendering.sheet import Sheet
 
 CLOSE = 1.25
 """A factor is met that is off by no more than this."""
-STEP = "seconds a step"
+_EACH = {"seconds a step": "steps", "seconds a token": "tokens_trained"}
+"""What a factor may be of -> what a run's seconds are divided by."""
 _AXES = {f"{name} to the same loss": axis for name, axis in (("seconds", "seconds"), ("steps", "steps"))}
 _AXES |= {f"{name} to the same loss": axis for name, axis in (("tokens", "tokens"), ("FLOPs", "flops"))}
 
@@ -59,10 +60,10 @@ def measured(comparison: Comparison) -> list[MeasuredFactor]:
 
 
 def _measured(comparison: Comparison, promise: Promise) -> MeasuredFactor:
-    if promise.of == STEP:
-        ours, theirs = (_step_seconds(comparison, name) for name in (promise.arm, promise.against))
+    if promise.of in _EACH:
+        ours, theirs = (_seconds_each(comparison, name, _EACH[promise.of]) for name in (promise.arm, promise.against))
         if ours is None or theirs is None:
-            return MeasuredFactor(promise=promise, said="no seconds a step")
+            return MeasuredFactor(promise=promise, said="no run yet")
         return MeasuredFactor(promise=promise, factor=ours / theirs)
     if promise.of not in _AXES:
         return MeasuredFactor(promise=promise, said="nothing that a comparison measures")
@@ -74,14 +75,15 @@ def _measured(comparison: Comparison, promise: Promise) -> MeasuredFactor:
     return MeasuredFactor(promise=promise, factor=found.share, low=found.low, high=found.high, said=said)
 
 
-def _step_seconds(comparison: Comparison, name: str) -> float | None:
-    """Of a step, on average over the runs, what precedes the first step left out; without runs, the plan's first."""
+def _seconds_each(comparison: Comparison, name: str, per: str) -> float | None:
+    """Of a step or a token, on average over the runs, what precedes the first step left out; without runs, the plan's
+    of a step in the first epoch."""
     arm, runs = comparison.plan.arm(name), list[Run](comparison.of(name).values())
     before = 0.0 if arm is None else arm.preparation_seconds
-    each = [(run.seconds - before) / run.steps for run in runs if run.seconds is not None and run.steps]
+    each = [(run.seconds - before) / getattr(run, per) for run in runs if run.seconds is not None and getattr(run, per)]
     if each:
         return fmean(each)
-    return arm.seconds_per_step[0] if arm is not None and arm.seconds_per_step else None
+    return arm.seconds_per_step[0] if arm is not None and arm.seconds_per_step and per == "steps" else None
 
 
 def promises_sheet(comparison: Comparison) -> Sheet | None:

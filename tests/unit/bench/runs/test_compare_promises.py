@@ -135,6 +135,13 @@ def test_seconds_of_a_step_are_met_or_not(
         assert (one.close, one.same_sign) == (close, sign)
 
 
+def test_seconds_of_a_token_are_of_those_that_were_trained(tmp_path: Path) -> None:
+    (one,) = measured(told(tmp_path, [promise("seconds a token", 0.5)]))
+    assert one.factor == pytest.approx((1.0 / 32) / (1.5 / 32))
+    (one,) = measured(told(tmp_path / "planned", [promise("seconds a token", 0.5)], runs=False))
+    assert (one.factor, one.said) == (None, "no run yet")
+
+
 def test_what_a_loss_costs_is_read_off_the_curves(tmp_path: Path) -> None:
     pytest.importorskip("scipy.stats", reason="the statistics of a comparison need scipy (extra bench)")
     promises = [
