@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError
 from corebatch.model.weighted_loss import weighted_loss
@@ -134,6 +135,24 @@ def test_with_nothing_else_the_update_is_the_plain_trainer_s_bit_for_bit(tmp_pat
         ended.append(weights(run(trainer(tmp_path / str(plain), model, coreset, plain=plain, **settings))))
     assert same(*ended)
     assert all(line["noise_trace"] > 0 for line in lines(tmp_path / "False"))
+
+
+class Looks(TrainerCallback):
+    """Takes gradients of its own before a step is trained."""
+
+    def on_step_begin(self, args, state, control, model=None, **_):
+        gradient(model, Collator()([mixture()[0]]))
+
+
+def test_gradients_that_a_callback_takes_are_not_counted(tmp_path):
+    found = []
+    for callbacks in ([], [Looks()]):
+        folder = tmp_path / str(len(callbacks))
+        coreset = CoresetConfig(pool_factor=1, noise_scale=1)
+        run(trainer(folder, tiny_model(), coreset, max_steps=2, extra={"callbacks": callbacks}))
+        found.append([(line["noise_signal"], line["noise_trace"]) for line in lines(folder)])
+    assert found[0] == found[1]
+    assert None not in found[0][0]
 
 
 def test_a_resumed_run_goes_on_with_the_average(tmp_path):

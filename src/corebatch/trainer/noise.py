@@ -162,6 +162,12 @@ class NoiseMeter:
         self._extents, self._rows = torch.stack([_extent(batch) for batch in made]), rows
         trained = self._trainer._run.model().parameters()
         self._parameters = [parameter for parameter in trained if parameter.requires_grad]
+
+    def listen(self) -> None:
+        """A micro-batch is about to be trained: with the first of a step that is measured, hooks go on. Not before:
+        somebody's callback may take gradients of its own."""
+        if not self._measures or self._handles:
+            return
         self._norms = [None] * len(self._parameters)
         for place, parameter in enumerate(self._parameters):
             self._handles.append(parameter.register_hook(partial(self._see, place)))

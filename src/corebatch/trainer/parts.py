@@ -77,6 +77,7 @@ def train_parts(trainer: Any, model: Any, inputs: Any, train: Callable[[Any], Te
     """
     further = inputs.pop(FURTHER, None) if isinstance(inputs, dict) else None
     losses, noise = [], trainer._run.noise
+    noise.listen()
     for part in () if further is None else further.batches:
         with trainer.accelerator.no_sync(model=model), _memory_told(part):
             losses.append(train(part))
