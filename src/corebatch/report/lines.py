@@ -120,6 +120,24 @@ def gradient_direction(steps: Sequence[StepLine]) -> Chart | None:
     )
 
 
+def noise_scale(steps: Sequence[StepLine]) -> Chart | None:
+    """The noise scale beside the rows that are trained, over the steps that measured it; None without any."""
+    measured = [step for step in steps if step.noise_scale is not None]
+    if not measured:
+        return None
+    found = [
+        Line("noise scale", [step.noise_scale for step in measured], svg.CHOSEN),
+        Line("rows of a step", [float(step.chosen_examples) for step in measured], svg.TRAINED, DASH),
+    ]
+    caption = (
+        "The batch at which the gradient is as much noise as signal, by running averages. Above it more rows bring "
+        "little; below it they do as much as more steps."
+    )
+    return lines(
+        "noise", "Noise scale of the gradient (rows)", measured, found, caption, ends=(steps[0].step, steps[-1].step)
+    )
+
+
 def _chart(
     name: str,
     title: str,

@@ -60,6 +60,7 @@ def _charts(run: RunRecord, summary: Summary) -> dict[str, tuple[Chart | None, .
             lines.objective_shares(steps, [s.name for s in summary.sources]),
         ),
         "gradient": (lines.gradient_error(steps), lines.gradient_direction(steps)),
+        "noise": (lines.noise_scale(steps),),
         "time": (cost.time(summary), cost.time_over_steps(steps, summary), cost.memory(summary), cost.tokens(steps)),
         "weights": weights,
     }

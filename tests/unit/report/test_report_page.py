@@ -103,6 +103,19 @@ def test_the_page_tells_the_gradient_error_and_what_it_cost(tmp_path: Path) -> N
     assert "<h2>Gradient error</h2>" not in text_of(write_run(tmp_path / "without", STEPS))
 
 
+def test_the_page_shows_the_noise_scale_beside_the_rows_of_a_step(tmp_path: Path) -> None:
+    scales = [12.5, None, 14.0]
+    steps = [{**STEPS_TODAY[0], "step": n, "noise_scale": scale} for n, scale in enumerate(scales, 1)]
+    text = shown(text_of(write_run(tmp_path, steps)))
+    assert (
+        text.count("<h2>Noise of the gradient</h2>")
+        == text.count('aria-label="Noise scale of the gradient (rows)')
+        == 1
+    )
+    assert "rows of a step" in text
+    assert "Noise of the gradient" not in text_of(write_run(tmp_path / "without", STEPS_TODAY))
+
+
 def test_the_page_shows_the_pool_the_chosen_and_the_weights_of_each_source(tmp_path: Path) -> None:
     text = shown(text_of(write_run(tmp_path, STEPS_TODAY)))
     assert "share by weight" in text

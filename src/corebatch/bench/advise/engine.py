@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from corebatch.bench.advise import costs, learnt, padding, scoring, sources, spread
+from corebatch.bench.advise import costs, gradients, learnt, padding, scoring, sources, spread
 from corebatch.bench.advise.advice import (
     Advice,
     advice_folder,
@@ -55,6 +55,7 @@ PARTS: dict[str, AdvicePart] = {
     "padding": AdvicePart(padding.measure, 1.0),
     "scoring": AdvicePart(scoring.measure, 0.5),
     "sources": AdvicePart(sources.measure, 3.0),  # the gradients of rows, for those below as well
+    "gradients": AdvicePart(gradients.measure),
     "choice of rows": AdvicePart(spread.measure, 2.0),
     "learnt rows": AdvicePart(learnt.measure),
 }

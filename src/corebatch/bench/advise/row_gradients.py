@@ -49,6 +49,8 @@ class RowGradients:
     Attributes:
         population: the rows, their u_i of the config's objective, or of its end where it is a schedule.
         gram_PP: float64, inner products of u_i g_i over the mean of trained tokens, in Adam's metric.
+        raw_PP: the same of the gradients themselves.
+        factors: float64 [P], by which a summed gradient is multiplied in these.
         sizes: float64 [P], what each row adds to that by which a step divides, of mean 1.
         losses: float64 [P], mean token losses.
         seconds: of the forward and backward of a row.
@@ -60,6 +62,8 @@ class RowGradients:
 
     population: Population
     gram_PP: Tensor
+    raw_PP: Tensor
+    factors: Tensor
     sizes: Tensor
     losses: Tensor
     seconds: float
@@ -125,7 +129,7 @@ def _measured(probe: Probe) -> RowGradients:
         optimizer, steps = _train(probe, trained, others, 0.3 * probe.seconds_left)
         moments = second_moments_of(optimizer, trained)
         snapshot = Snapshot(model=model, batches=population.batches, second_moments=moments, optimizer=optimizer)
-        sketches, losses = _sketches(snapshot, trained, probe.seed)
+        raw, scaled, losses = sketches(snapshot, trained, probe.seed)
         state = [parameter.detach().clone() for parameter in trained]
     tokens = population.tokens.double()
     unit = (
@@ -134,8 +138,9 @@ def _measured(probe: Probe) -> RowGradients:
     sizes = tokens / unit
     factors = population.weights / unit / sizes.mean()
     return RowGradients(
-        population=population, gram_PP=Gram.of(sketches).scaled(factors).gram_PP, sizes=sizes / sizes.mean(),
-        losses=losses / tokens, seconds=row_seconds, steps=steps, snapshot=snapshot, state=state, norms=norms,
+        population=population, gram_PP=Gram.of(scaled).scaled(factors).gram_PP, sizes=sizes / sizes.mean(),
+        raw_PP=Gram.of(raw).scaled(factors).gram_PP, factors=factors, losses=losses / tokens, seconds=row_seconds,
+        steps=steps, snapshot=snapshot, state=state, norms=norms,
     )  # fmt: skip
 
 
@@ -222,21 +227,25 @@ def _train(
     return optimizer, steps
 
 
-def _sketches(snapshot: Snapshot, trained: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor]:
-    """float32 [P, W], of each row's summed gradient in Adam's metric, and its summed loss, float64 [P]."""
+def sketches(snapshot: Snapshot, trained: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 [P, W], of each row's summed gradient; the same in Adam's metric, where there are moments; and its summed
+    loss, float64 [P]."""
     count = sum(parameter.numel() for parameter in trained)
-    wide = count > COLUMNS
     signs = torch.randint(2, (count,), generator=seeded(seed, "advise", "signs"), dtype=torch.int8).mul_(2).sub_(1)
     scale = None if snapshot.second_moments is None else snapshot.second_moments.sqrt().add_(snapshot.eps)
-    rows, losses = [], []
+
+    def narrow(gradient_D: Tensor) -> Tensor:
+        if count > COLUMNS:
+            signed_D = gradient_D.float() * signs.to(gradient_D.device)
+            gradient_D = nn.functional.pad(signed_D, (0, -count % COLUMNS)).view(-1, COLUMNS).sum(dim=0)
+        return gradient_D.float().cpu()
+
+    raw, scaled, losses = [], [], []
     for loss, gradient_D in gradients_of_rows(snapshot):
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss of a row is {loss}")
+        raw.append(narrow(gradient_D))
         if scale is not None:
-            gradient_D = gradient_D / scale
-        if wide:
-            signed_D = gradient_D.float() * signs.to(gradient_D.device)
-            gradient_D = nn.functional.pad(signed_D, (0, -count % COLUMNS)).view(-1, COLUMNS).sum(dim=0)
-        rows.append(gradient_D.float().cpu())
+            scaled.append(narrow(gradient_D / scale))
         losses.append(loss)
-    return torch.stack(rows), torch.tensor(losses, dtype=torch.float64)
+    return torch.stack(raw), torch.stack(scaled or raw), torch.tensor(losses, dtype=torch.float64)
