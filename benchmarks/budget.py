@@ -60,7 +60,9 @@ def trained(arm: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
             use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         measures = isinstance(budget, dict) and "ramp" not in budget
-        coreset = CoresetConfig(pool_factor=1, budget=budget, noise_scale=2 if measures else "auto", seed=seed)
+        coreset = CoresetConfig(
+            pool_factor=1, budget=budget, noise_scale=2 if measures else "auto", loss_by_source=True, seed=seed
+        )
         trainer = CoresetTrainer(
             model=model, args=args, train_dataset=Dataset.from_list(rows), data_collator=collator, coreset=coreset
         )
@@ -71,7 +73,7 @@ def trained(arm: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
     return {
         "arm": arm, "rate": rate, "seconds": round(seconds, 2), "updates": trainer.state.global_step,
         "drawn": sum(line["pool_examples"] for line in found), "rows": len(rows),
-        "sizes": [line["chosen_examples"] for line in found][:: max(1, len(found) // 16)],
+        "largest": max(line["chosen_examples"] for line in found),
         "tune": measured(model, collator, held[::2]), "final": measured(model, collator, held[1::2]),
         **provenance(seed),
     }  # fmt: skip
@@ -120,7 +122,7 @@ def page() -> None:
         body.append([
             arm, f"{rates[arm]:g}" + " (edge)" * (rates[arm] in (RATES[0], RATES[-1])),
             f"{statistics.mean(each['updates'] for each in own):,.0f}",
-            f"{max(max(each['sizes']) for each in own)}",
+            f"{max(each['largest'] for each in own)}",
             f"{statistics.mean(each['seconds'] for each in own) / statistics.mean(e['seconds'] for e in plain):.2f}",
             *(spread([each["final"][mean] for each in own]) for mean in MEANS),
             f"{apart:+.3f} (p = {adjusted[arm]:.2g})" if arm in adjusted else "",
