@@ -58,7 +58,7 @@ def measure(probe: Probe) -> list[Finding]:
             Finding(lever=lever, unmeasured=str(error)) for lever in (LEVER, OVER_RUN)[: 1 + bool(probe.checkpoints)]
         ]
     raw, adam = (MeasuredScale.of(gram_PP, rows.sizes, probe.seed) for gram_PP in (rows.raw_PP, rows.gram_PP))
-    found = [_now(probe, rows, raw, adam), _smaller(probe, raw, adam)]
+    found = [_now(probe, rows, raw, adam), _smaller(probe, raw)]
     return found + ([_over_run(probe, rows)] if probe.checkpoints else [])
 
 
@@ -71,44 +71,43 @@ def _now(probe: Probe, rows: RowGradients, raw: MeasuredScale, adam: MeasuredSca
         if len(own) < FEWEST_OF_SOURCE:
             few.append(name)
         else:
-            each[name] = MeasuredScale.of(rows.gram_PP[own][:, own], rows.sizes[own], probe.seed)
+            each[name] = MeasuredScale.of(rows.raw_PP[own][:, own], rows.sizes[own], probe.seed)
     told = (
-        f"in Adam's metric the noise scale is {adam} rows, by the gradients of {count} rows after {rows.steps} steps; "
-        f"a step has {batch}; as training logs it, without that metric, it is {raw}"
+        f"the noise scale is {raw} rows, by the gradients of {count} rows after {rows.steps} steps; a step has "
+        f"{batch}; in Adam's metric, where every parameter counts alike, it is {adam}"
     )
     if len(each) > 1:
         told += f"; of {', '.join(f'{name} {scale}' for name, scale in each.items())}"
     told += f"; fewer than {FEWEST_OF_SOURCE} rows of {', '.join(few)}" if few else ""
     numbers: dict[str, Any] = {
-        "batch": batch, "noise_scale": adam.numbers()["scale"], "noise_scale_low": adam.numbers()["low"],
-        "noise_scale_high": adam.numbers()["high"], "raw": raw.numbers(), "rows_measured": count,
+        "batch": batch, "noise_scale": raw.numbers()["scale"], "noise_scale_low": raw.numbers()["low"],
+        "noise_scale_high": raw.numbers()["high"], "adam": adam.numbers(), "rows_measured": count,
         "steps_before": rows.steps, "sources": {name: scale.numbers() for name, scale in each.items()},
     }  # fmt: skip
     return Finding(lever=LEVER, why=told, numbers=numbers)
 
 
-def _smaller(probe: Probe, raw: MeasuredScale, adam: MeasuredScale) -> Finding:
+def _smaller(probe: Probe, scale: MeasuredScale) -> Finding:
     """To a given loss a run of B rows a step takes 1 + B / B_crit times the fewest rows (McCandlish et al. 2018,
     equation 2.11), with the noise scale for B_crit. As long as a step has several micro-batches it costs what its rows
-    cost, so that fewer of them are as much faster. The batch stays above the upper ends of both intervals, and the
+    cost, so that fewer of them are as much faster. The batch stays above the upper end of the interval, and the
     learning rate goes with its root (Adam) or with it."""
-    accumulation, batch = probe.args.gradient_accumulation_steps, probe.batch_size
-    known, divisor = max(raw.high, adam.high), 1
-    while accumulation % (2 * divisor) == 0 and batch / (2 * divisor) >= known:
+    accumulation, batch, divisor = probe.args.gradient_accumulation_steps, probe.batch_size, 1
+    while accumulation % (2 * divisor) == 0 and batch / (2 * divisor) >= scale.high:
         divisor *= 2
     if divisor == 1:
-        which = "is not surely above the noise scale" if batch < 2 * known else "is one micro-batch"
+        which = "is not surely above twice the noise scale" if batch < 2 * scale.high else "cannot be halved"
         return Finding(lever=SMALLER, of=OF, why=f"the batch of {batch} {which}: it stays")
     power = 0.5 if "adam" in str(getattr(probe.args.optim, "value", probe.args.optim)) else 1.0
-    factor, low, high = ((1 + batch / divisor / b) / (1 + batch / b) for b in (adam.value, adam.low, adam.high))
+    factor, low, high = ((1 + batch / divisor / b) / (1 + batch / b) for b in (scale.value, scale.low, scale.high))
     arm = {
         "gradient_accumulation_steps": accumulation // divisor,
         "learning_rate": float(f"{probe.args.learning_rate / divisor**power:.3g}"),
     }
     why = (
-        f"a step of {batch} rows is above the noise scale, of at most {_shown(known)}; with {batch // divisor} a run "
-        "sees fewer rows until it is as good, if its critical batch is the noise scale, in more steps; the scale grows "
-        "in a run, so that this is for its beginning"
+        f"a step of {batch} rows is above the noise scale, of at most {_shown(scale.high)}; with {batch // divisor} a "
+        "run sees fewer rows until it is as good, if its critical batch is the noise scale, in more steps; the scale "
+        "grows in a run, so that this is for its beginning"
     )
     return Finding(
         lever=SMALLER, arm=arm, factor=factor, low=min(low, high), high=max(low, high), of=OF, why=why,

@@ -55,10 +55,10 @@ def test_the_scale_is_that_of_gradients_made_one_by_one(tmp_path: Path) -> None:
     assert rows.snapshot.second_moments is not None
     scaled = exact / (rows.snapshot.second_moments.sqrt() + 1e-8)
     tokens = rows.population.tokens.double()
-    for gradient, told in ((exact, now.numbers["raw"]["scale"]), (scaled, now.numbers["noise_scale"])):
+    for gradient, told in ((scaled, now.numbers["adam"]["scale"]), (exact, now.numbers["noise_scale"])):
         expected = noise_of_rows(gradient @ gradient.T, tokens).scale
         assert told == (pytest.approx(expected, rel=1e-3) if math.isfinite(expected) else None)
-        for name, scale in now.numbers["sources"].items() if gradient is scaled else ():
+        for name, scale in now.numbers["sources"].items() if gradient is exact else ():
             own = torch.tensor([rows.population.table.names[s] == name for s in rows.population.sources.tolist()])
             alone = noise_of_rows(gradient[own] @ gradient[own].T, tokens[own]).scale
             assert scale["scale"] == (pytest.approx(alone, rel=1e-3) if math.isfinite(alone) else None)
@@ -88,7 +88,7 @@ def test_a_batch_above_the_scale_is_made_smaller(
         gradient_accumulation_steps=accumulation, per_device_train_batch_size=4, learning_rate=5e-3, optim=optim
     )
     probe: Any = SimpleNamespace(args=args, batch_size=4 * accumulation)
-    found = gradients._smaller(probe, MeasuredScale(3.0, 2.0, high), MeasuredScale(4.0, 3.0, min(high, 5.0)))
+    found = gradients._smaller(probe, MeasuredScale(min(4.0, 0.8 * high), 0.7, high))
     assert found.arm == expected
     assert not found.recommended
     if expected:
