@@ -44,7 +44,7 @@ CONFIG: Mapping[str, Any] = {
 }  # fmt: skip
 """What all configs have: the plain Trainer."""
 COMPARE = {
-    "arms": [], "tune": {"enabled": False}, "evaluations": 8, "curve_rows": 160, "final_rows": 160, "timing_pools": 4,
+    "arms": [], "tune": {"enabled": False}, "evaluations": 8, "curve_rows": 96, "final_rows": 192, "timing_pools": 4,
     "timing_rounds": 3, "processes": 1, "threads": 1,
 }  # fmt: skip
 WIDTH = 64
@@ -64,7 +64,7 @@ def mathmix(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Nine sources of questions in mathematics, of very different lengths."""
     for name, of in (("train", "train"), ("held_out", "test")):
         (folder / f"{name}.jsonl").write_bytes((args.data / f"{of}.jsonl").read_bytes())
-    return {"max_steps": 30, "max_length": 192}
+    return {"max_steps": 40, "max_length": 192}
 
 
 def fixed(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -3,16 +3,15 @@
 A step of rate e along a gradient with squared error E lowers the loss by e |G|^2 - e^2 H (|G|^2 + E) / 2, in a
 quadratic whose curvature is alike along G and along the noise (McCandlish et al. 2018, arXiv 1812.06162, equations 2.5
 to 2.9). E is tr Sigma / B for B independent rows. At the rate that is best for the config as it is the second term is
-half of the first; another way to come to the rows has another E, and at that rate takes 1 / (2 - q) times the steps,
+half of the first. At k times that rate another way to come to the rows takes
 
-    q = (1 + r scale / B) / (1 + r' scale / B)        r = E B / tr Sigma: 1 for plain rows
+    (1 - k / 2) / (1 - k q / 2) times the steps        q = (1 + r scale / B) / (1 + r' scale / B)
 
-and where q is above 1, q times, at a rate that is made smaller. (At a rate made larger it would be q below 1 as well:
-that is the law of their equation 2.11, and more than a config with its own rate sees.) The time has the cost of a step
-as a second factor. So where B is above the scale no way of choosing helps, whatever r is. The scale is that of the
-moment at which it was measured. Nor is the rate known to be the best: where it is much smaller noise does not matter,
-steps are as many, and the factor is the cost alone. Intervals hold that as well, so that nothing is recommended that
-costs more and has to be paid by noise.
+where k q is at most 1, else (2 - k) k q, at a rate that is made smaller; r = E B / tr Sigma, 1 for plain rows. (With a
+rate of its own each way would take q times the steps, as in their equation 2.7; a config keeps its rate.) The time has
+the cost of a step as a second factor. So where B is above the scale no way of choosing helps, whatever r is. The scale
+is that of the moment at which it was measured. Nor is the rate known to be the best: the factor is that of k = 1, and
+the interval holds that of k = 1/2 as well, at which noise matters less, so that what is recommended pays at either.
 
 An error is a quadratic form in the rows' gradients. With y_i = u_i g_i over the mean size, x_i = y_i - l_i G (a step's
 gradient is a ratio, `corebatch.noise`), and coefficients c_i of what a step makes of the rows less what it should,
@@ -41,6 +40,8 @@ from corebatch.seeds import seeded
 OF = "seconds to the same loss"
 LEAST = 0.97
 """A factor whose interval ends above is nothing to change a config for."""
+RATES = (1.0, 0.5)
+"""k: the factor is told for the first."""
 GROUPS = 32
 WINDOW = 10
 """Steps over which a choice's errors are averaged first: what it makes up for later is no error, and bias stays."""
@@ -68,7 +69,8 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worth:
-    """A time factor to the same loss, and an interval: 95 % by a jackknife over groups of rows, and the cost alone.
+    """A time factor to the same loss, and an interval that holds those of RATES: 95 % by a jackknife over groups of
+    rows.
 
     Attributes:
         error, error_before: r of both ways.
@@ -138,26 +140,33 @@ def worth(way: Arrival, before: Arrival, rows: RowGradients, batch: int) -> Wort
         InputError: gradients that are all alike.
     """
     gram_PP, sizes, count = rows.gram_PP, rows.sizes, len(rows.sizes)
-    order = torch.randperm(count, generator=seeded(0, "groups")) % min(GROUPS, count)
+    groups = min(GROUPS, count)
+    order = torch.randperm(count, generator=seeded(0, "groups")) % groups
 
-    def measured(kept: Tensor) -> tuple[float, float, float, float]:
+    def measured(kept: Tensor) -> list[float]:
         noise = noise_of_rows(gram_PP[kept][:, kept], sizes[kept])
         if not noise.trace > 0:
             raise InputError("the gradients of all rows are alike")
         one, other = (relative_error(each, gram_PP, sizes, kept, noise) for each in (way, before))
         terms = [error if math.isinf(noise.scale) else 1 + error * noise.scale / batch for error in (one, other)]
-        q = terms[0] / terms[1]
-        return math.log(way.cost / before.cost * (q if q > 1 else 1 / (2 - q))), one, other, noise.scale
+        times = [times_the_steps(terms[0] / terms[1], rate) * way.cost / before.cost for rate in RATES]
+        return [*map(math.log, times), one, other, noise.scale]
 
-    whole, error, error_before, scale = measured(torch.arange(count))
-    without = torch.tensor([measured((order != group).nonzero()[:, 0])[0] for group in range(int(order.max()) + 1)])
-    variance = float((without - without.mean()).square().sum()) * (len(without) - 1) / len(without)
-    off = T95 * math.sqrt(variance + way.spread**2 + before.spread**2)
-    cost = way.cost / before.cost
-    low, high = min(math.exp(whole - off), cost), max(math.exp(whole + off), cost)
+    whole = measured(torch.arange(count))
+    without = torch.tensor([measured((order != group).nonzero()[:, 0])[: len(RATES)] for group in range(groups)])
+    variance = (without - without.mean(dim=0)).square().sum(dim=0) * (groups - 1) / groups
+    off = T95 * (variance + way.spread**2 + before.spread**2).sqrt()
+    ends = torch.tensor(whole[: len(RATES)])
+    low, high = float((ends - off).exp().min()), float((ends + off).exp().max())
+    error, error_before, scale = whole[len(RATES) :]
     return Worth(
-        factor=math.exp(whole), low=low, high=high, error=error, error_before=error_before, scale=scale
+        factor=math.exp(whole[0]), low=low, high=high, error=error, error_before=error_before, scale=scale
     )  # fmt: skip
+
+
+def times_the_steps(q: float, rate: float) -> float:
+    """To the same loss, where a step's error changes by q, at `rate` times the rate that is best before."""
+    return (1 - rate / 2) / (1 - rate * q / 2) if rate * q <= 1 else (2 - rate) * rate * q
 
 
 def gain(probe: Probe, found: Sequence[Finding], *surely: str) -> list[Finding]:

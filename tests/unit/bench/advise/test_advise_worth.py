@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from corebatch.bench.advise.finding import Finding
-from corebatch.bench.advise.worth import Arrival, chosen, gain, plain, residuals, worth
+from corebatch.bench.advise.worth import Arrival, chosen, gain, plain, residuals, times_the_steps, worth
 from corebatch.errors import InputError
 from corebatch.noise import noise_of_rows
 from corebatch.seeds import seeded
@@ -82,17 +82,24 @@ def test_a_batch_above_the_scale_gains_nothing_and_one_far_below_as_the_errors_s
     rows = measured(signal=0.0)
     found = worth(way, plain(1.0, ROWS), rows, 1)
     assert found.factor == pytest.approx(1 / (2 - found.error), rel=0.02)
-    assert found.low < found.factor < found.high
-    assert found.high == 1, "at a rate at which noise does not matter"
-    cheap = worth(Arrival(cost=0.5, rates=way.rates), plain(1.0, ROWS), rows, 1)
-    assert cheap.factor == pytest.approx(0.5 * found.factor)
-    assert cheap.high == pytest.approx(0.5)
+    assert found.low < found.factor < 0.75 / (1 - found.error / 4) < found.high < 1, "at half of the rate as well"
+    dear = worth(Arrival(cost=3.0, rates=way.rates), plain(1.0, ROWS), rows, 1)
+    assert dear.factor == pytest.approx(3 * found.factor)
     back = worth(plain(1.0, ROWS), way, rows, 1)
     assert back.factor == pytest.approx(1 / found.error, rel=0.02), "at a rate that is made smaller"
 
 
+def test_steps_are_those_of_the_quadratic_at_the_rate() -> None:
+    """Progress of a step of rate e: e - e^2 (1 + noise) / 2, with the noise by which the best rate before is 1."""
+    for rate in (0.25, 0.5, 1.0):
+        for q in (0.0, 0.5, 1.0, 1.9, 3.0, 8.0):
+            taken = min(rate, 1 / q) if q else rate
+            progress = taken - taken**2 * q / 2
+            assert times_the_steps(q, rate) == pytest.approx((rate - rate**2 / 2) / progress)
+
+
 def test_intervals_hold_what_many_rows_say() -> None:
-    """The end that the cost alone does not set: below of a way with smaller errors, above of one with larger ones."""
+    """The end that the rate does not set: below of a way with smaller errors, above of one with larger ones."""
     rates = torch.ones(ROWS, dtype=torch.float64)
     rates[: ROWS // 4] = 4
     way, other = Arrival(cost=1.0, rates=rates / rates.mean()), plain(1.0, ROWS)
