@@ -158,7 +158,7 @@ def arms_of(coreset: CoresetConfig, args: Any) -> dict[str, PaddingArm]:
     """
     rows, grouped = args.per_device_train_batch_size, group_by_length(args)
     arms = {CONFIGURED: PaddingArm(keys={}, coreset=coreset, rows=rows, grouped=grouped)}
-    if not grouped and coreset.sampling is None:
+    if not grouped and coreset.sampling is None and coreset.pool_factor == 1:
         arms[GROUPED] = PaddingArm(keys=BY_LENGTH, coreset=coreset, rows=rows, grouped=True)
     by, key = coreset.cut.by, "coreset.micro_batches"
     if by != "plain" and coreset.cut.most is None:

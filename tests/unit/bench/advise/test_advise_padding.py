@@ -97,6 +97,7 @@ def test_what_is_configured_is_not_recommended_anew() -> None:
     assert arms["plain cut"].keys == {"coreset.micro_batches": "plain"}
     assert "cut by positions" not in arms
     assert arms["packed"].keys == {"coreset.padding_free": True}
+    assert padding.GROUPED not in arms, "a pool is of many lengths"
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
