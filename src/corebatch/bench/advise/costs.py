@@ -44,6 +44,8 @@ def measure(probe: Probe) -> list[Finding]:
 
 def fitting(dims: Dims, timed: Timed | str, seconds: float) -> Dims:
     """A micro-batch of as many of these rows, one at least, as are told to be trained in so many seconds."""
+    if timed == padding.NO_TIME:
+        return 1, dims[1]
     told = float(timed.predict([dims])[0]) if isinstance(timed, Timed) else 0.0
     return (max(1, int(dims[0] * min(1.0, max(seconds, 0.0) / told))) if told > 0 else dims[0]), dims[1]
 
@@ -71,6 +73,7 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
     if not made.seconds:
         return Finding(lever=lever, unmeasured="the run makes no second step", numbers=numbers)
     probe.known |= {"rest": made.rest, "step": statistics.mean(made.seconds), "optimizer_bytes": made.optimizer_bytes}
+    probe.known["token"] = sum(made.seconds) / sum(made.tokens)
     numbers |= _numbers(made)
     if isinstance(timed, Timed):
         if made.short is not None:

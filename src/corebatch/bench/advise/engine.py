@@ -53,7 +53,7 @@ class AdvicePart:
 PARTS: dict[str, AdvicePart] = {
     "costs": AdvicePart(costs.measure, 3.0),
     "padding": AdvicePart(padding.measure, 1.0),
-    "scoring": AdvicePart(scoring.measure, 0.5),
+    "scoring": AdvicePart(scoring.measure, 1.0),
     "sources": AdvicePart(sources.measure, 3.0),  # the gradients of rows, for those below as well
     "gradients": AdvicePart(gradients.measure),
     "choice of rows": AdvicePart(spread.measure, 2.0),

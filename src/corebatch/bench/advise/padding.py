@@ -97,11 +97,12 @@ def measure(probe: Probe) -> list[Finding]:
     numbers = {name: round(each.a_token, 4) for name, each in laid.items()}
     told = f"{configured.a_token:.2f} positions a token as configured, over {STEPS} steps"
     findings = [Finding(lever="padding", why=told, numbers={"positions_a_token": numbers})]
-    timed = {packed: times(probe, packed=packed) for packed in (False, True)}
-    before = timed[arms[CONFIGURED].packed]
+    own = arms[CONFIGURED].packed
+    before = times(probe, packed=own)
     more = {key: probe.known.get(key, 0.0) for key in ("rest", "call")}
     if not isinstance(before, Timed):
         return [*findings, Finding(lever="cut of a step", unmeasured=before)]
+    timed = {own: before, not own: times(probe, packed=not own)}
     for name, arm in arms.items():
         mine = timed[arm.packed]
         if name == CONFIGURED:

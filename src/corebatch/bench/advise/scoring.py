@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from corebatch.bench.advise.finding import Finding
 from corebatch.bench.advise.padding import NO_TIME
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.shapes import train_once
+from corebatch.bench.advise.steps import make_steps
 from corebatch.bench.gradients.methods import Method
 from corebatch.bench.gradients.population import ROWS_AT_A_TIME, Population, PopulationScoring
 from corebatch.bench.gradients.way import Way
@@ -34,13 +36,16 @@ WAYS: dict[str, tuple[str, Way]] = {
 
 
 def measure(probe: Probe) -> list[Finding]:
-    """The time of a token that a step trains where it scores its pool, over that as configured."""
+    """The time of a token that a step trains where it scores its pool, over that as configured: of a step that is made,
+    or where none goes into the time, told from the time of a row's scoring."""
     coreset, step = probe.settings.coreset, probe.known.get("step")
     if step is None:
         return [Finding(lever="scoring", unmeasured="the time of a step is not known")]
     pool = probe.batch_size * max(coreset.pool_factor, 2)
-    configured, chooses = _configured(probe), coreset.pool_factor > 1
+    configured, chooses, end = _configured(probe), coreset.pool_factor > 1, probe.deadline
+    probe.deadline -= max(0.0, probe.seconds_left) / 2  # the rest is for steps
     found = _row_seconds(probe, WAYS if configured is None else {**WAYS, OWN: configured})
+    probe.deadline = end
     known = found.pop(OWN, None)
     own = known * pool * configured[1].price() if configured is not None and isinstance(known, float) else 0.0
     scorable = any(isinstance(seconds, float) for seconds in found.values())
@@ -51,14 +56,30 @@ def measure(probe: Probe) -> list[Finding]:
             findings.append(Finding(lever=name, unmeasured=seconds))
             continue
         scorer, way = WAYS[name]
-        keys: dict[str, Any] = {"coreset.scorer": scorer, "coreset.selector": "importance", "coreset.scoring": way.name}
+        changes: dict[str, Any] = {"scorer": scorer, "selector": "importance", "scoring": way.name}
         if not chooses:
-            keys |= {"coreset.pool_factor": 2, "coreset.micro_batches": coreset.cut.plain()}
-        told = f"{1000 * seconds:.3g} ms a row, {seconds * pool:.3g} s for a pool of {pool}; a step takes {step:.3g} s"
-        numbers = {"row_seconds": seconds, "pool": pool, "step_seconds": step, "configured_seconds": own}
+            changes |= {"pool_factor": 2, "micro_batches": coreset.cut.plain()}
         factor = (train + seconds * pool) / step
+        told = f"{1000 * seconds:.3g} ms a row, {seconds * pool:.3g} s for a pool of {pool}; a step takes {step:.3g} s"
+        if (made := _made(probe, changes, factor * step)) is not None:
+            factor, told = made, f"{told}; a step that scores was made"
+        numbers = {"row_seconds": seconds, "pool": pool, "step_seconds": step, "configured_seconds": own}
+        keys = {f"coreset.{key}": value for key, value in changes.items()}
         findings.append(Finding(lever=name, arm=keys, factor=factor, of="seconds a token", why=told, numbers=numbers))
     return findings
+
+
+def _made(probe: Probe, changes: dict[str, Any], seconds: float) -> float | None:
+    """Seconds a token of a step with other settings over those as configured; None where it does not go into the time,
+    of about so many seconds, or the other settings stand in its way."""
+    if 2 * seconds > probe.seconds_left or "token" not in probe.known:
+        return None
+    try:
+        settings = replace(probe.settings, coreset=probe.settings.coreset.changed(**changes))
+        made = make_steps(replace(probe, settings=settings), steps=2)
+    except CorebatchError:
+        return None
+    return sum(made.seconds) / sum(made.tokens) / float(probe.known["token"])
 
 
 def _weighted(probe: Probe) -> float:

@@ -115,6 +115,7 @@ def test_what_is_measured_of_memory_goes_into_the_time() -> None:
     assert costs.fitting((8, 10), timed, 3.5) == (3, 10)
     assert costs.fitting((8, 10), timed, -1.0) == (1, 10)
     assert costs.fitting((8, 10), "not timed", 1.0) == (8, 10)
+    assert costs.fitting((8, 10), costs.padding.NO_TIME, 100.0) == (1, 10)
 
 
 def switched(probe: Any) -> bool:
@@ -143,6 +144,8 @@ def test_scoring_is_told_beside_a_step(
         assert finding.factor == pytest.approx(0.8 + 0.01 * pool if coreset["pool_factor"] == 1 else 1)
         assert settings_from(with_keys(values, finding.arm), "the test").coreset.pool_factor > 1
         assert not finding.recommended
+    probe.known["token"] = 1e9
+    assert scoring.measure(probe)[0].factor < 1e-9, "a step was made"
 
 
 def test_what_a_model_cannot_be_scored_by_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:
