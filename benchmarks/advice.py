@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--only", nargs="+", help="cases with one of these in their names; the lines of others stay")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
@@ -118,7 +119,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Inputs(Path(folder), options)
         chosen = [case for case in CASES if case.model != SMOLLM2 or options.smollm2 is not None]
-        lines: list[dict[str, Any]] = []
+        if options.only:
+            chosen = [case for case in chosen if any(part in case.name for part in options.only)]
+        names = [case.name for case in chosen]
+        lines = [line for line in read_lines(options.output) if options.only and line["case"] not in names]
         for case in chosen[:1] if options.quick else chosen:
             began = time.monotonic()
             lines += list(of_case(case, inputs, options))
@@ -262,8 +266,17 @@ def seconds_a_token(case: Case, values: Mapping[str, Any], probe: Probe, finding
 
 def write_page(output: Path) -> None:
     """From the lines that are there."""
-    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(output)
     write_between(PAGE, "advice", page(lines))
+
+
+def read_lines(output: Path) -> list[dict[str, Any]]:
+    """In the order of the cases; none where there is no file."""
+    if not output.is_file():
+        return []
+    order = [case.name for case in CASES]
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    return sorted(lines, key=lambda line: order.index(line["case"]))
 
 
 def page(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -298,7 +311,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
             ("case", "step, s", "forward and backward, s", "told, s", "memory, MB", "predicted, MB"),
             [[line["case"], *(number(line, key) for key in COSTS)] for line in costs],
         ),
-        f"({origin(dict(lines[0]))}.)",
+        f"({origin({**lines[0], 'commit': ', '.join(dict.fromkeys(line['commit'] for line in lines))})}.)",
     ]  # fmt: skip
     return "\n\n".join(parts)
 

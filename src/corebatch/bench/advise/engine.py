@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,20 +182,8 @@ def _factor(finding: Finding) -> str:
 
 def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
     """What to do, in plain words: whether the gradient's noise binds, and the strongest lever."""
-    told = []
     known = next((f.numbers for f in findings if {"batch", "noise_scale"} <= set(f.numbers)), None)
-    if known is not None and known["noise_scale"] is not None:
-        batch, scale = known["batch"], known["noise_scale"]
-        if batch > scale:
-            told.append(
-                f"A batch of {batch} is above the noise scale of {scale:.3g} rows: make it smaller, selection cannot "
-                "help."
-            )
-        else:
-            told.append(
-                f"A batch of {batch} is below the noise scale of {scale:.3g} rows: noise of the gradient binds, and "
-                "what lowers it at no cost pays."
-            )
+    told = [] if known is None else [_noise(known)]
     timed = [finding for finding in taken if finding.factor is not None]
     if timed:
         best = min(timed, key=lambda finding: finding.factor or 1.0)
@@ -204,3 +193,21 @@ def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
     else:
         told.append("Nothing that was measured is worth a change: train with the config as it is.")
     return " ".join(told)
+
+
+def _noise(known: Mapping[str, Any]) -> str:
+    """Whether the gradient's noise binds, by the scale's interval where there is one; a scale of None is infinite."""
+    batch, scale = known["batch"], known["noise_scale"]
+    if scale is None:
+        return f"A batch of {batch} is far below the noise scale, which is beyond what was measured: noise binds."
+    low, high = known.get("noise_scale_low") or scale, known.get("noise_scale_high")
+    if batch > (scale if "noise_scale_high" not in known else math.inf if high is None else high):
+        return (
+            f"A batch of {batch} is above the noise scale of {scale:.3g} rows: make it smaller, selection cannot help."
+        )
+    if batch < low:
+        return (
+            f"A batch of {batch} is below the noise scale of {scale:.3g} rows: noise of the gradient binds, and what "
+            "lowers it at no cost pays."
+        )
+    return f"A batch of {batch} is near the noise scale of {scale:.3g} rows: its size is right."

@@ -19,6 +19,12 @@ from corebatch.config.settings import load_settings
 from corebatch.errors import ConfigError, InputError
 from probes import advised_config, tiny_probe
 
+
+def noise(batch: int, scale: float, low: float, high: float | None) -> Finding:
+    numbers = {"batch": batch, "noise_scale": scale, "noise_scale_low": low, "noise_scale_high": high}
+    return Finding(lever="noise", numbers=numbers)
+
+
 CUT = Finding(lever="cut", arm={"coreset.micro_batches": "positions"}, factor=0.6, low=0.5, high=0.7, recommended=True)
 
 
@@ -112,7 +118,11 @@ def test_of_what_sets_one_key_the_strongest_is_set_and_what_would_be_refused_is_
         ([], "Nothing that was measured is worth a change"),
         ([CUT], "The strongest lever is cut: 0.60 (0.50 to 0.70) of the seconds a step."),
         ([Finding(lever="noise", numbers={"batch": 8, "noise_scale": 50.0})], "noise of the gradient binds"),
-        ([Finding(lever="noise", numbers={"batch": 8, "noise_scale": None})], "Nothing that was measured"),
+        ([Finding(lever="noise", numbers={"batch": 8, "noise_scale": None})], "beyond what was measured: noise binds"),
+        ([noise(8, 5.0, 4.0, 7.0)], "make it smaller, selection cannot help"),
+        ([noise(8, 5.0, 4.0, 9.0)], "A batch of 8 is near the noise scale of 5 rows"),
+        ([noise(8, 5.0, 4.0, None)], "A batch of 8 is near the noise scale of 5 rows"),
+        ([noise(8, 50.0, 9.0, None)], "noise of the gradient binds"),
     ],
 )
 def test_the_closing_sentence_says_what_to_do(findings: list[Finding], words: str) -> None:
