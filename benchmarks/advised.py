@@ -214,7 +214,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
         f"{', '.join(slower) or 'none'}. Geometric means over {len(seeds)} seeds, 95 % intervals, two-sided t-tests of "
         f"the logarithms; {left_out} runs are left out. Advice took {', '.join(took.values())} s. "
         "`python benchmarks/advised.py`; a Llama of 1 M parameters, plain batches of 16 rows; "
-        f"{origin(dict(lines[-1]))}."
+        f"{origin({**lines[-1], 'seed': ', '.join(map(str, seeds)) or '42'})}."
     )
     return f"{table(heads, rows)}\n\n{told}"
 
