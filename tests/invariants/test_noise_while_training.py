@@ -53,6 +53,7 @@ def test_it_is_that_of_the_micro_batches_run_by_themselves(tmp_path, monkeypatch
         begin(self, batches, rows)
 
     monkeypatch.setattr(NoiseMeter, "begin", watched)
+    monkeypatch.setattr("corebatch.trainer.noise.FEWEST_SORTED", 4)
     settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "learning_rate": 0.0, "max_grad_norm": 0.01}
     coreset = CoresetConfig(**WAYS[way], noise_scale=2 if way == "random" else True)
     ours = run(trainer(tmp_path, tiny_model(lora=False), coreset, **settings))
@@ -121,8 +122,9 @@ def test_where_rows_are_chosen_jointly_those_that_are_drawn_tell_it(tmp_path):
     settings = {"gradient_accumulation_steps": 3, "max_steps": 20, "logging_steps": 10, "train_dataset": data}
     made = run(trainer(tmp_path, model, coreset, learning_rate=0.0, **settings))
     (signal, trace), (error, other) = found_over_steps(tmp_path)
-    assert abs(signal - expected.signal) < 4 * error + 0.05 * expected.signal  # parts are of like length
-    assert abs(trace - expected.trace) < 4 * other + 0.1 * expected.trace
+    assert abs(signal - expected.signal) < 4 * error
+    assert abs(trace - expected.trace) < 4 * other
+    assert error < 0.15 * expected.signal
     assert "rows drawn" in json.loads((tmp_path / "corebatch.json").read_text())["noise"]
     assert made.state.log_history[-2]["noise/scale"] == lines(tmp_path)[-1]["noise_scale"]
 
@@ -175,7 +177,7 @@ def test_a_resumed_run_goes_on_with_the_average(tmp_path):
         ({**RANDOM, "replay": {"rare": 0.2}}, {}, "replay"),
         ({"selector": "importance", "scorer": "tokens", "selector_options": {"calibrate": True}}, {}, "importance"),
         ({"pool_factor": 1}, {"gradient_accumulation_steps": 1}, "1 micro-batches a step, of which it takes 2"),
-        ({"pool_factor": 1, "micro_batches": "length"}, {}, "2 micro-batches a step, sorted by length.* 4"),
+        ({"pool_factor": 1, "micro_batches": "length"}, {}, "2 micro-batches a step, sorted by length.* 16"),
         ({"pool_factor": 1, "by_length": {}}, {}, "by_length"),
         (
             {"pool_factor": 1},

@@ -9,8 +9,9 @@ minimises:
 
 g_small has the weights that training uses. The same is measured of a random batch of the same size, drawn by a
 generator of its own, with the mean that the selector `random` would train. What is measured costs a forward and a
-backward of every row of the large batch and a second one of the chosen rows. The rows that were drawn are independent,
-however a part of them is chosen: the parts in which they are run tell the noise of the gradient (`corebatch.noise`).
+backward of every row of the large batch and a second one of the chosen rows. The random batch and the rows that it
+leaves are two independent parts of what was drawn, however rows are chosen: they tell the noise of the gradient
+(`corebatch.noise`).
 
 Nothing of the run is touched: gradients come from `autograd.grad`, so that no `.grad` is written and no hook of DDP
 runs; the modules' modes and the random state are left as they were.
@@ -35,16 +36,13 @@ from corebatch.errors import ConfigError, UnsupportedModelError
 from corebatch.model.modes import scoring_mode
 from corebatch.model.rows import Padding, put_together, take_rows
 from corebatch.model.weighted_loss import weighted_loss
-from corebatch.noise import Noise, length, noise_of_sums
+from corebatch.noise import Noise, noise_of_parts
 from corebatch.sampling.tags import untagged
 from corebatch.scoring import LossUnit
 from corebatch.seeds import seeded
 
 DIGITS = 6
 """Of the numbers that are recorded."""
-FEW_PARTS = 0.4
-"""Noise is told where the squared shares of the parts sum to less: parts are of like length, so that each has a mean of
-its own, and with few of them that counts."""
 
 
 def check_tracking(every: int, *, in_backward: bool, sharded: str | None) -> None:
@@ -101,7 +99,6 @@ class ErrorTracking:
     def __init__(self, *, loss: LossUnit, seed: int, rows: int) -> None:
         self.loss, self.seed, self.rows = loss, seed, max(1, rows)
         self._noise: Noise | None = None
-        self._sums = torch.zeros(2, dtype=torch.float64)
 
     def take_noise(self) -> Noise | None:
         """What the large batch of the step that was measured last tells of the noise; asked a second time, None."""
@@ -135,28 +132,22 @@ class ErrorTracking:
         unit_N = unit_N if step.claim.factors is None else unit_N * step.claim.factors
         weights = torch.ones(len(chosen)) if step.weights is None else step.weights.detach().cpu()
         divisor = float(pool.tokens[chosen].sum() if step.denominator is None else step.denominator)
-        self._sums, extents_P = torch.zeros(2, dtype=torch.float64), torch.zeros(len(pool.ids), dtype=torch.float64)
-        extents_P[candidates] = parts_N.double().cpu()
 
-        def gradient(
-            positions: Tensor, weights: Tensor, onto: list[Tensor] | None = None, drawn: Tensor | None = extents_P
-        ) -> list[Tensor]:
-            return self._gradient(ranks, model, step.batches, pool, positions, weights, padding, by_token, onto, drawn)
+        def gradient(positions: Tensor, weights: Tensor, onto: list[Tensor] | None = None) -> list[Tensor]:
+            return self._gradient(ranks, model, step.batches, pool, positions, weights, padding, by_token, onto)
 
         with ranks.together("Tracking the gradient's error"):
             of_random = gradient(candidates[random], unit_N[random])
             of_large = gradient(candidates[~random], unit_N[~random], [part.clone() for part in of_random])
         ranks.add_up(of_random, "gradients")
-        ranks.add_up([*of_large, sums := self._sums.to(of_large[0].device, of_large[0].dtype)], "gradients")
+        ranks.add_up(of_large, "gradients")
         _scale(of_random, float(parts_N[random].sum()))
         _scale(of_large, float(parts_N.sum()))
-        squared_parts, squared_extents = (sums.double() / float(parts_N.sum() or 1.0) ** 2).tolist()
-        if squared_extents < FEW_PARTS:
-            self._noise = noise_of_sums(squared_parts, squared_extents, _dot(of_large, of_large), len(candidates))
+        self._noise = _noise(of_random, of_large, float(parts_N[random].sum() / (parts_N.sum() or 1)), len(candidates))
         beside = _distances(of_random, of_large)
         del of_random
         with ranks.together("Tracking the gradient's error"):
-            of_small = gradient(chosen, weights, drawn=None)
+            of_small = gradient(chosen, weights)
         ranks.add_up(of_small, "gradients")
         _scale(of_small, divisor)
         found = _distances(of_small, of_large)
@@ -173,11 +164,9 @@ class ErrorTracking:
         padding: Padding,
         by_token: Mapping[str, bool] | None,
         onto: list[Tensor] | None,
-        extents_P: Tensor | None,
     ) -> list[Tensor]:
         """sum_i weights_i d (summed loss of row i) / d (each trained parameter), over those rows of the pool that this
-        rank holds, added to `onto`. `extents_P`: what each row of the pool counts, if the squares of lengths and
-        extents of the parts are to be added to `_sums`."""
+        rank holds, added to `onto`."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise UnsupportedModelError("The model should have trained parameters. Found none.")
@@ -195,14 +184,9 @@ class ErrorTracking:
                 batch = untagged(put_together(rows, padding))
                 each = weights[part].to(dtype).to(batch["input_ids"].device)
                 loss, _ = weighted_loss(model, model, batch, each)
-                found = torch.autograd.grad(loss, trained, allow_unused=True)
-                for whole, gradient in zip(total, found, strict=True):
-                    if gradient is not None:
-                        whole += gradient
-                if extents_P is not None:
-                    lengths = torch.stack([length(gradient) for gradient in found if gradient is not None])
-                    extent = extents_P[positions[part]].sum()
-                    self._sums += torch.stack([lengths.cpu().double().square().sum(), extent.square()])
+                for whole, found in zip(total, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+                    if found is not None:
+                        whole += found
         return total
 
 
@@ -233,6 +217,19 @@ def _distances(estimate: list[Tensor], truth: list[Tensor]) -> dict[str, float |
         "cosine": _rounded(cosine),
         "length": _rounded(own / large),
     }
+
+
+def _noise(one: list[Tensor], all_of_them: list[Tensor], share: float, rows: int) -> Noise | None:
+    """Of the mean gradients of a random part and of all rows; None where the part has all, or none, of what counts.
+
+    Args:
+        share: of the whole that the part is.
+        rows: of the whole.
+    """
+    own, cross, whole = share**2 * _dot(one, one), share * _dot(one, all_of_them), _dot(all_of_them, all_of_them)
+    if not 0 < share < 1 or not math.isfinite(own + cross + whole):
+        return None
+    return noise_of_parts([own, whole - 2 * cross + own], [share, 1 - share], whole, rows)
 
 
 def _rounded(value: float) -> float | None:

@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 EVERY = 10
 """Steps from one measurement to the next, where it is left to us."""
-FEWEST, FEWEST_SORTED = 2, 4
+FEWEST, FEWEST_SORTED = 2, 16
 """Micro-batches of a step: of rows in random order, and of rows that are sorted by length, which have means of their
-own, so that the signal comes out too small, by the less the more micro-batches there are."""
+own, so that the signal comes out too small, by the less the more micro-batches there are (docs/methods/noise.md)."""
 DIGITS = 6
 
 
@@ -90,8 +90,12 @@ def why_not(trainer: Any) -> str | None:
         return f"{found}, which chooses rows jointly"
     count = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
     if coreset.cut.most is None and count < _fewest(coreset):
-        kind = ", sorted by length, of which it takes" if coreset.cut.regroups else ", of which it takes"
-        return f"{count} micro-batches a step{kind} {_fewest(coreset)}"
+        if coreset.cut.regroups:
+            return (
+                f"{count} micro-batches a step, sorted by length, of which it takes {FEWEST_SORTED} (or {FEWEST} with "
+                "coreset.micro_batches plain)"
+            )
+        return f"{count} micro-batches a step, of which it takes {FEWEST}"
     return None
 
 
