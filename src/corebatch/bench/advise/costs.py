@@ -13,6 +13,7 @@ import torch
 
 from corebatch.bench.advise import padding
 from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.layouts import step_seconds
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.shapes import Dims, Timed, train_once
 from corebatch.bench.advise.steps import StepTimes, make_steps
@@ -60,7 +61,7 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
     told = ""
     if isinstance(timed, Timed):
         laid = padding.laid_arms(probe)[1][padding.CONFIGURED]
-        seconds = float(padding.step_seconds(laid, timed).mean())
+        seconds = float(step_seconds(laid, timed).mean())
         numbers["told_seconds"] = seconds
         told = f"{_spoken(seconds)} of forward and backward, told from {len(timed.dims)} micro-batches"
         if 2 * seconds > probe.seconds_left:  # one step to begin with and one to measure, which may be longer
@@ -73,6 +74,7 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
     if not made.seconds:
         return Finding(lever=lever, unmeasured="the run makes no second step", numbers=numbers)
     probe.known |= {"rest": made.rest, "step": statistics.mean(made.seconds), "optimizer_bytes": made.optimizer_bytes}
+    probe.known["short_step"] = made.short_step
     probe.known["token"] = sum(made.seconds) / sum(made.tokens)
     numbers |= _numbers(made)
     if isinstance(timed, Timed):

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.layouts import Layouts, factor_of
 from corebatch.bench.advise.probe import Probe
-from corebatch.bench.advise.shapes import FEWEST, Dims, Floats, Timed, terms, time_some
+from corebatch.bench.advise.shapes import Dims, Timed, time_some
+from corebatch.bench.advise.steps import make_steps
 from corebatch.launch.cuts import STEPS, drawn_at_random, lay_out
 from corebatch.mixture import row_lengths
 from corebatch.model.packing import check_packing, packing_unfit
@@ -34,36 +35,6 @@ WORTH = 0.97
 _STRATEGY = any(field.name == "train_sampling_strategy" for field in dataclasses.fields(TrainingArguments))
 BY_LENGTH: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if _STRATEGY else {"group_by_length": True}
 """The Trainer's own grouping; transformers 4 has another key."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layouts:
-    """The micro-batches of STEPS steps.
-
-    Attributes:
-        pieces: by step, the rows of each of its micro-batches: numbers in the mixture.
-        dims: by step, rows and positions of each micro-batch.
-        tokens: by step.
-    """
-
-    pieces: Sequence[Sequence[Sequence[int]]]
-    dims: Sequence[Sequence[Dims]]
-    tokens: Floats
-
-    @cached_property
-    def terms(self) -> Floats:
-        """By step, the sum over its micro-batches of what coefficients of their time multiply: [STEPS, 3]."""
-        return np.stack([terms(step).sum(axis=0) for step in self.dims])
-
-    @property
-    def a_token(self) -> float:
-        """Positions a token, over all steps."""
-        return sum(rows * width for step in self.dims for rows, width in step) / float(self.tokens.sum())
-
-    @property
-    def largest(self) -> int:
-        """Positions of the largest micro-batch."""
-        return max(rows * width for step in self.dims for rows, width in step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +71,7 @@ def measure(probe: Probe) -> list[Finding]:
     own = arms[CONFIGURED].packed
     before = times(probe, packed=own)
     more = {key: probe.known.get(key, 0.0) for key in ("rest", "call")}
+    part = 0.0 if arms[CONFIGURED].coreset.takes_part or CUT not in arms else taking_part(probe, arms[CUT].coreset)
     if not isinstance(before, Timed):
         return [*findings, Finding(lever="cut of a step", unmeasured=before)]
     timed = {own: before, not own: times(probe, packed=not own)}
@@ -110,7 +82,14 @@ def measure(probe: Probe) -> list[Finding]:
         if not isinstance(mine, Timed):
             findings.append(Finding(lever=name, unmeasured=mine))
             continue
-        factor = factor_of(laid[name], configured, before, own=None if mine is before else mine, **more)
+        factor = factor_of(
+            laid[name],
+            configured,
+            before,
+            own=None if mine is before else mine,
+            part=part * arm.coreset.takes_part,
+            **more,
+        )
         findings.append(_finding(name, arm, laid[name], configured, factor, flash=is_flash(probe.model)))
     return _best_alone(findings)
 
@@ -247,12 +226,13 @@ def _tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(row[key], dtype=torch.long) for key in ("input_ids", "labels")}
 
 
-def step_seconds(
-    laid: Layouts, timed: Timed, *, rest: float = 0.0, call: float = 0.0, without: int | None = None
-) -> Floats:
-    """Of each step. rest: of a step, what is no micro-batch's; call: of a micro-batch, what the trainer's loop adds."""
-    found: Floats = laid.terms @ timed.coefficients(without) + call * laid.terms[:, 0] + rest
-    return found
+def taking_part(probe: Probe, coreset: CoresetConfig) -> float:
+    """Seconds that a step of the shortest row takes longer where it goes through corebatch's hands, as a cut does."""
+    before = probe.known.get("short_step")
+    if before is None or 4 * before > probe.seconds_left:
+        return 0.0
+    made = make_steps(replace(probe, settings=replace(probe.settings, coreset=coreset)), steps=0)
+    return max(0.0, (made.short_step or 0.0) - before)
 
 
 def _finding(
@@ -280,33 +260,6 @@ def _finding(
         recommended=not arm.grouped and name != PLAIN and factor[2] < WORTH,
         numbers={"positions_a_token": laid.a_token, "largest": laid.largest},
     )  # fmt: skip
-
-
-def factor_of(
-    laid: Layouts, configured: Layouts, timed: Timed, *, own: Timed | None = None, rest: float = 0.0, call: float = 0.0
-) -> tuple[float, float, float]:
-    """Time a token over that as configured, with an interval: 95 % over steps by a jackknife over the same steps of
-    both, widened to what comes out when any one of the timed micro-batches is left out.
-
-    Args:
-        own: what its micro-batches are told from, if not from the same ones as those that are configured.
-        rest, call: as for `step_seconds`.
-    """
-
-    def times(without: int | None = None) -> tuple[Floats, Floats]:
-        mine = step_seconds(laid, own or timed, rest=rest, call=call, without=without if own is None else None)
-        return mine, step_seconds(configured, timed, rest=rest, call=call, without=without)
-
-    def ratio(seconds: Any, before: Any, over: Any, under: Any) -> Any:
-        return (seconds / over) / (before / under)
-
-    whole = [*times(), laid.tokens, configured.tokens]
-    factor = float(ratio(*(each.sum() for each in whole)))
-    over_steps, count = ratio(*(each.sum() - each for each in whole)), len(laid.tokens)
-    half = 1.96 * float(np.sqrt((count - 1) / count * ((over_steps - over_steps.mean()) ** 2).sum()))
-    others = [times(left) for left in range(len(timed.dims)) if len(timed.dims) > FEWEST]
-    found = [factor, *(float(ratio(a.sum(), b.sum(), whole[2].sum(), whole[3].sum())) for a, b in others)]
-    return factor, max(min(found) - half, 1e-6), max(found) + half
 
 
 def _best_alone(findings: Sequence[Finding]) -> list[Finding]:

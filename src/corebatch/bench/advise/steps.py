@@ -45,7 +45,8 @@ class StepTimes:
         seconds: of each.
         load, train, optimizer: seconds of each: until its micro-batches are there (drawn, scored, chosen, put
             together); forward and backward; the update of the weights.
-        short: seconds of forward and backward of a step of the shortest row, before them; None where there was none.
+        short, short_step: seconds of a step of the shortest row before them, forward and backward and in all; None
+            where there was none.
         short_dims: rows and positions of that step's micro-batches.
         dims: of those of each.
         tokens: attended, of each.
@@ -57,6 +58,7 @@ class StepTimes:
     train: list[float] = field(default_factory=list)
     optimizer: list[float] = field(default_factory=list)
     short: float | None = None
+    short_step: float | None = None
     short_dims: list[Dims] = field(default_factory=list)
     dims: list[list[Dims]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -116,7 +118,7 @@ class _Marks(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         now, made = self._now(), self.made
         if state.global_step == 2 and self.in_order:
-            made.short = self.trained - self.begun
+            made.short, made.short_step = self.trained - self.begun, now - self.last
         elif state.global_step > 1:
             made.seconds.append(now - self.last)
             made.load.append(self.begun - self.last)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from corebatch.bench.advise import padding, shapes
+from corebatch.bench.advise.layouts import Layouts, factor_of
 from corebatch.bench.advise.padding import (
     BY_LENGTH,
     CONFIGURED,
-    Layouts,
     PaddingArm,
     arms_of,
-    factor_of,
     laid_out,
     measure,
 )
@@ -77,6 +76,18 @@ def test_findings_tell_what_a_cut_saves_and_recommend_the_fastest(tmp_path: Path
     assert smaller.factor > cut.factor, "a call costs more here than padding"
     assert sum(finding.recommended for finding in found.values()) <= 1
     assert found[padding.PACKED].numbers["positions_a_token"] == pytest.approx(1)
+
+
+def test_what_taking_part_costs_is_in_the_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = tiny_probe(tmp_path)
+    assert padding.taking_part(probe, CoresetConfig(pool_factor=1)) == 0, "no step was made before"
+    cut = CoresetConfig(pool_factor=1, micro_batches="positions")
+    probe.known["short_step"] = 1e-9
+    assert 0 < padding.taking_part(probe, cut) < 5
+    monkeypatch.setattr(padding, "taking_part", lambda *_: 10.0)
+    found = {finding.lever: finding for finding in measure(probe)}
+    assert found["cut by positions"].factor > 100
+    assert found[padding.GROUPED].factor < 1, "the Trainer's own"
 
 
 def test_a_step_of_one_micro_batch_is_cut_into_several(tmp_path: Path) -> None:
