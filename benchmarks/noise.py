@@ -50,8 +50,9 @@ def main() -> None:
         parts = {"agreement": agreement, "cost": cost, "growth": growth}
         kept = [line for line in read(options.output) if line["kind"] not in options.parts.split(",")]
         for name in options.parts.split(","):
-            kept += [{"kind": name, **line, **provenance(options.seed)} for line in parts[name](options)]
-            write_lines(options.output, kept)
+            for line in parts[name](options):
+                kept.append({"kind": name, **line, **provenance(options.seed)})
+                write_lines(options.output, kept)  # what is there by now, if the rest is cut off
     write_page(read(options.output), options.page, options.plot)
 
 
@@ -120,8 +121,8 @@ class Exact:
 
 
 def shown(noise: Noise, interval: tuple[float, float]) -> dict[str, Any]:
-    low, high = (value if value < 1e9 else None for value in interval)
-    return {"signal": noise.signal, "trace": noise.trace, "scale": noise.scale, "low": low, "high": high}
+    scale, low, high = (value if value < 1e9 else None for value in (noise.scale, *interval))
+    return {"signal": noise.signal, "trace": noise.trace, "scale": scale, "low": low, "high": high}
 
 
 # ---- agreement -------------------------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def write_page(lines: Sequence[dict[str, Any]], page: Path, plot: Path) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "more than can be told" if value is None else f"{value:.3g}"
+    return "infinite" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _agreement(lines: Sequence[dict[str, Any]]) -> str:
@@ -294,9 +295,9 @@ def _agreement(lines: Sequence[dict[str, Any]]) -> str:
     rows = [
         (
             WAYS[line["way"]].format(**line),
-            f"{line['scale']:.1f}",
-            f"{_number(line['low'])} to {_number(line['high'])}",
-            f"{line['scale'] / truth - 1:+.0%}",
+            _number(line["scale"]),
+            "-" if line["low"] is None else f"{_number(line['low'])} to {_number(line['high'])}",
+            "-" if line["scale"] is None else f"{line['scale'] / truth - 1:+.0%}",
         )
         for line in lines
     ]
@@ -321,7 +322,7 @@ def _cost(lines: Sequence[dict[str, Any]]) -> str:
 
 def _growth(lines: Sequence[dict[str, Any]]) -> str:
     rows = [
-        (str(line["run_seed"]), f"{moment['step']:,}", f"{moment['scale']:.1f}" if moment["signal"] > 0 else "infinite",
+        (str(line["run_seed"]), f"{moment['step']:,}", _number(moment["scale"]),
          f"{_number(moment['low'])} to {_number(moment['high'])}", _near(line, moment["step"]))
         for line in lines for moment in line["moments"]
     ]  # fmt: skip
