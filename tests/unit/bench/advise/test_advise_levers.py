@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from corebatch.bench.advise import learnt, row_gradients, sources, spread
+from corebatch.bench.advise.engine import PARTS as ALL
 from corebatch.bench.advise.engine import AdvicePart, measure_all
 from corebatch.bench.advise.finding import Finding
 from corebatch.bench.advise.probe import Probe
@@ -20,6 +21,7 @@ from corebatch.config.settings import settings_from
 from corebatch.config.values import with_keys
 from corebatch.errors import CorebatchError
 from probes import advised_config, tiny_probe
+from training import tiny_model
 
 PARTS = {part.__name__: AdvicePart(part.measure) for part in (sources, spread, learnt)}
 
@@ -193,3 +195,18 @@ def test_attention_without_known_projections_costs_the_levers_by_norms_alone(
 def test_a_run_that_reads_its_data_once_has_no_learnt_rows(tmp_path: Path) -> None:
     found = learnt.measure(tiny_probe(tmp_path))
     assert unmeasured(found)[f"{learnt.LEARNT}: left out"].startswith("no row has been seen before")
+
+
+def test_all_measurements_of_a_run_that_little_can_be_said_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve rows, another model's checkpoint, no datasketch: each is told in our own words, and the rest goes on."""
+    probe = tiny_probe(tmp_path)
+    few_rows(probe)
+    tiny_model("gpt2").save_pretrained(tmp_path / "checkpoint-7")
+    probe.checkpoints = [tmp_path / "checkpoint-7"]
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    found, seconds = measure_all(probe, ALL)
+    assert set(seconds) == set(ALL)
+    told = unmeasured(found)
+    assert {spread.LEVER, sources.LEVER, learnt.LEARNT, learnt.REPEATED} <= set(told)
+    assert not any("Error:" in words for words in told.values()), told
+    assert {"sources", "padding", "memory"} <= {one.lever for one in found if one.unmeasured is None}
