@@ -61,6 +61,12 @@ def main() -> None:
         commands.append([*readouts, "--output", args.output / "readouts.jsonl"])
         # These two, as windows.py, write their tables into docs/methods/selectors.md.
         commands += [[python, HERE / f"{name}.py", "--output", args.output / f"{name}.jsonl"] for name in WRITTEN]
+        tiny = args.model.with_name("tiny-llama")
+        if not (tiny / "config.json").is_file():
+            sizes = ["--vocabulary", "2048", "--hidden", "128", "--blocks", "4"]
+            commands.append([python, HERE / "small_llama.py", "--data", data, "--output", tiny, *sizes])
+        noise = [python, HERE / "noise.py", "--model", model, "--tiny", tiny, "--data", data]
+        commands.append([*noise, "--output", args.output / "noise.jsonl"])
     by_length = [python, HERE / "micro_batches.py", "--model", model, "--data", data]
     commands.append([*by_length, "--output", args.output / "micro_batches", *(["--quick"] if quick else [])])
     feedback = [python, HERE / "feedback.py", "--model", model, "--data", data]
