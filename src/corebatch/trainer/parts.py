@@ -38,8 +38,10 @@ def check_parts(trainer: Any) -> None:
         ConfigError: an engine, an optimizer or a method with which a step's parts would not add up.
     """
     what = "coreset.micro_batches.most may train a micro-batch in parts"
+    cure = "Leave `most` out, and lower per_device_train_batch_size where memory runs out."
     if trainer.coreset.budget is not None:
         what = "coreset.budget may train more micro-batches than the Trainer's loop asks for"
+        cure = "Leave it out."
     elif trainer.coreset.cut.most is None:
         return
     engine, moved = sharded(trainer), None if trainer.model is None else updates_in_backward(trainer)
@@ -50,10 +52,7 @@ def check_parts(trainer: Any) -> None:
         (owned and owned[0], "trains micro-batches itself"),
     ):
         if found:
-            raise ConfigError(
-                f"{what}. Found {found}, which {why}. Leave it out; a lower per_device_train_batch_size needs less "
-                "memory."
-            )
+            raise ConfigError(f"{what}. Found {found}, which {why}. {cure}")
 
 
 def folded(made: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -196,7 +196,7 @@ class Run:
                 noise=SimpleNamespace(message=lambda _: torch.zeros(0), settle=lambda _: None, line=dict),
             ),
             train_dataset=None,
-            coreset=None,
+            coreset=CoresetConfig(),
             _tagged=SimpleNamespace(of=lambda *_, **__: data),
             model_wrapped=self.model,
         )
