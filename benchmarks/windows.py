@@ -7,7 +7,7 @@ steps, and SmolLM2-135M after 10, with fewer exact gradients of fewer parameters
 blocks' value projections; remembered ones are as many steps old as `SETTINGS` says, in 512 numbers, as runs keep them.
 Lines are in Adam's metric.
 
-`--models` measures some of them; the lines of the others stay. `--table` writes the pages from the lines that are
+`--models` and `--methods` measure some of them; the lines of the others stay. `--table` writes the pages from the lines that are
 there; `--quick` runs tiny sizes, to see that it runs, and writes nothing.
 """
 
@@ -82,9 +82,12 @@ def main() -> None:
     lines = [] if options.quick else [json.loads(line) for line in there]
     if not options.table:
         torch.set_num_threads(1)
-        lines = [line for line in lines if line["model"] not in options.models]
-        lines += [line for name in options.models for line in measured(name, options)]
-        lines.sort(key=lambda line: list(SETTINGS).index(line["model"]))
+        found = [line for name in options.models for line in measured(name, options)]
+        order = list(dict.fromkeys(line["method"] for line in [*lines, *found]))
+        anew = {(line["model"], line["method"]) for line in found}
+        lines = [line for line in lines if (line["model"], line["method"]) not in anew] + found
+        lines.sort(key=lambda line: (list(SETTINGS).index(line["model"]), line["objective"] != "tokens", -line["budget"],
+                                     order.index(line["method"])))  # fmt: skip
     if options.quick:
         print(short_page(lines), page(lines), sep="\n\n")
         return
