@@ -7,8 +7,8 @@ steps, and SmolLM2-135M after 10, with fewer exact gradients of fewer parameters
 blocks' value projections; remembered ones are as many steps old as `SETTINGS` says, in 512 numbers, as runs keep them.
 Lines are in Adam's metric.
 
-`--models` and `--methods` measure some of them; the lines of the others stay. `--table` writes the pages from the lines that are
-there; `--quick` runs tiny sizes, to see that it runs, and writes nothing.
+`--models` and `--methods` measure some of them; the lines of the others stay. `--table` writes the pages from the lines
+that are there; `--quick` runs tiny sizes, to see that it runs, and writes nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def main() -> None:
         order = list(dict.fromkeys(line["method"] for line in [*lines, *found]))
         anew = {(line["model"], line["method"]) for line in found}
         lines = [line for line in lines if (line["model"], line["method"]) not in anew] + found
-        lines.sort(key=lambda line: (list(SETTINGS).index(line["model"]), line["objective"] != "tokens", -line["budget"],
+        models = list(SETTINGS)
+        lines.sort(key=lambda line: (models.index(line["model"]), line["objective"] != "tokens", -line["budget"],
                                      order.index(line["method"])))  # fmt: skip
     if options.quick:
         print(short_page(lines), page(lines), sep="\n\n")
