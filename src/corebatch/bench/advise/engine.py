@@ -192,6 +192,9 @@ def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
         told.append(f"Recommended: {', '.join(finding.lever for finding in taken)}.")
     else:
         told.append("Nothing that was measured is worth a change: train with the config as it is.")
+    missing = [finding.lever for finding in findings if finding.unmeasured is not None]
+    if missing:
+        told.append(f"{len(missing)} of {len(findings)} lines could not be measured: {', '.join(missing)}.")
     return " ".join(told)
 
 

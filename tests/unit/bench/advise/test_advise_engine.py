@@ -68,6 +68,14 @@ def test_a_measurement_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(before, probe.model.parameters(), strict=True))
 
 
+def test_the_last_line_says_what_is_not_known() -> None:
+    text = sentence(
+        [CUT, Finding(lever="rest", unmeasured="no rows"), Finding(lever="noise", unmeasured="no time")], []
+    )
+    assert text.endswith("2 of 3 lines could not be measured: rest, noise.")
+    assert "could not" not in sentence([CUT], [CUT])
+
+
 def test_without_time_each_measurement_says_so(tmp_path: Path) -> None:
     findings, seconds = measure_all(tiny_probe(tmp_path, seconds=0), {"one": AdvicePart(lambda _: [CUT])})
     assert findings[0].unmeasured == "no time was left: give more --minutes"
