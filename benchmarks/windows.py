@@ -224,8 +224,9 @@ def sentence(lines: Sequence[dict[str, Any]]) -> str:
     commits = ", ".join(sorted({line["commit"] for line in here}))
     where = f"[all](docs/methods/selectors.md#over-many-steps); seed {here[0]['seed']}, {commits}"
     return (
-        f"As an estimate, averaged over {last} steps in which examples come again, {budget} rows out of "
-        f"{here[0]['large']} are worth {best:.2f} of the large batch by the best choice that carries nothing\n"
+        f"As an estimate, averaged over {last} steps with a pass over the data every "
+        f"{here[0]['population'] // here[0]['large']}, {budget} rows out of {here[0]['large']} are worth {best:.2f} "
+        "of the large batch by the best choice that carries nothing\n"
         f"over, and with error feedback {exact:.2f} on exact features, {remembered:.2f} on remembered ones and "
         f"{counts:.2f} on label counts; the last two run no forward to choose ({where})."
     )
