@@ -68,6 +68,7 @@ def test_with_workers_every_row_is_drawn_once(tmp_path, kind, workers):
     sources = torch.cat([batch[SOURCE] for batch in batches])
     expected = [mixture(96)["source"].count(name) for name in SOURCES]
     assert sorted(torch.unique(sources, return_counts=True)[1].tolist()) == sorted(expected)
+    assert made._run.method.feedback.examples == 0  # nothing is kept of rows that never come again
     lengths = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches])
     assert sorted(lengths.tolist()) == sorted(map(len, mixture(96)["input_ids"]))
     run(made)

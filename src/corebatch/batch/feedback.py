@@ -83,9 +83,7 @@ class ErrorFeedback:
         self._levels: tuple[float, float] | None = None
         self._columns = torch.zeros(0, 0, dtype=torch.float64)
         self._ids: Tensor | None = None
-        self._owed = torch.zeros(
-            0
-        )  # by number: how much more an example counted than it was trained, in its own weight
+        self._owed = torch.zeros(0)  # by number: -N E_i, in whole weights of an example
 
     @property
     def size(self) -> float:

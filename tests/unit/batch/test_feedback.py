@@ -178,6 +178,26 @@ def test_none_may_be_written_out():
     assert CoresetConfig(feedback=None).build().feedback is None
 
 
+def test_a_mapping_has_both_parts():
+    found = CoresetConfig.from_dict({"feedback": {"rho": 0.5, "examples": 0}}).build().feedback
+    assert (found.rho, found.examples) == (0.5, 0.0)
+    assert CoresetConfig(feedback={"examples": 2.0}).build().feedback.rho == 0.99
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"exampels": 1}, r"keys rho and examples\. Found 'exampels'"),
+        ({"examples": -1}, r"feedback\.examples should be a number of at least 0\. Found -1"),
+        ({"examples": float("nan")}, r"feedback\.examples should be .* Found nan"),
+        ({"rho": 1.0}, r"at least 0 and below 1\. Found 1\.0"),
+    ],
+)
+def test_a_mapping_out_of_range(given, message):
+    with pytest.raises(ConfigError, match=message):
+        CoresetConfig(feedback=given)
+
+
 @pytest.mark.parametrize("rho", [1.0, -0.1, "a", True, float("nan")])
 def test_rho_out_of_range(rho):
     with pytest.raises(ConfigError, match=r"coreset\.feedback should be none or a number of at least 0 and below 1"):
