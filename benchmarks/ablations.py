@@ -1,17 +1,14 @@
-"""The paper's ablations and its reviewers' questions, measured: tables of docs/evidence/ablations.md.
+"""The paper's ablations and its reviewers' questions, measured: `python benchmarks/ablations.py` writes the tables of
+docs/evidence/ablations.md, `--table` from the lines that are there.
 
-    python benchmarks/small_llama.py
-    python benchmarks/ablations.py --output benchmarks/results/ablations.jsonl
-    python benchmarks/ablations.py --print benchmarks/results/ablations.jsonl
-
-Three parts, `--parts`, of which each adds its lines to --output when it is done:
+Three parts, `--parts`, of which each writes its lines when it is done:
 
 - gradients: one thing of a method changed at a time, by `bench gradients`: how near the small batch's gradient is to
   the large batch's and the population's, with its bias, length and cost.
 - vocabulary: scoring and a training step of a tiny decoder with 131,072 words; seconds and live bytes.
 - memory: live bytes of a step against its batch, in one micro-batch and accumulated.
 
-One thread. About an hour on a CPU core. --quick runs tiny sizes, to see that it runs.
+One thread. About an hour on a CPU core. --quick runs tiny sizes, to see that it runs, and writes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from rich.console import Console
 from transformers import LlamaConfig
 
 from corebatch.bench.gradients import parse_methods
-from corebatch.bench.gradients.lines import worth, write_lines
+from corebatch.bench.gradients.lines import worth
 from corebatch.bench.gradients.run import bench_gradients
 from corebatch.bench.live_bytes import LiveBytes
 from corebatch.bench.models import build_model
@@ -46,8 +43,10 @@ from corebatch.model.modes import scoring_mode
 from corebatch.record.provenance import provenance
 from corebatch.scoring import Scorer, make_scorer
 from corebatch.trainer import CoresetConfig
+from pages import ROOT, table, write_between, write_lines
+from tables import read, source
 
-ROOT = Path(__file__).resolve().parents[1]
+OUTPUT, PAGE = ROOT / "benchmarks" / "results" / "ablations.jsonl", ROOT / "docs" / "evidence" / "ablations.md"
 PARTS = ("gradients", "vocabulary", "memory")
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
@@ -481,41 +480,27 @@ def _step_bytes(
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print("| " + " | ".join(titles) + " |")
-    print("|" + "---|" * len(titles))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
-
-
 def _where(lines: Sequence[Mapping[str, Any]]) -> str:
-    machine, versions = lines[0]["hardware"], lines[0]["versions"]
-    commits = ", ".join(sorted({str(line["commit"]) for line in lines}))
-    return (
-        f"{lines[0]['time'][:10]}, commit {commits}; {machine['machine']}, {machine['cpu_cores']} cores, "
-        f"{machine['torch_threads']} thread, GPU {machine['gpu'] or 'none'}; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}"
-    )
+    return f"`python benchmarks/ablations.py`; seed {lines[0]['seed']}; {source(list(lines))}"
 
 
-def _against(line: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Difference of two effective batches over the same windows of 50 steps, and its 95 % interval (bootstrap over
-    windows)."""
-
-    def effective(errors: torch.Tensor) -> torch.Tensor:
-        return 1 / (1 + errors)
-
+def _against(line: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[float, float]:
+    """95 % interval (bootstrap over windows) of the difference of two effective batches over the same windows of 50
+    steps."""
     own, other = (torch.tensor(each["errors"], dtype=torch.float64) for each in (line, first))
     picks = torch.randint(len(own), (2000, len(own)), generator=torch.Generator().manual_seed(0))
-    differences = effective(own[picks].mean(dim=1)) - effective(other[picks].mean(dim=1))
+    differences = 1 / (1 + own[picks].mean(dim=1)) - 1 / (1 + other[picks].mean(dim=1))
     low, high = torch.quantile(differences, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return float(effective(own.mean()) - effective(other.mean())), low, high
+    return low, high
+
+
+def _lengths(line: Mapping[str, Any]) -> tuple[str, str]:
+    """One step, and the windows over which methods are compared: of 50 steps, where the series has a hundred."""
+    return "1", "50" if len(line["errors"]) < line["draws"] else "1"
 
 
 def _effective(line: Mapping[str, Any]) -> str:
-    """Effective batch in one step, and over windows of 50."""
-    return " / ".join(f"{line['windows'][length]['effective']:.2f}" for length in ("1", "50"))
+    return " / ".join(f"{line['windows'][length]['effective']:.2f}" for length in _lengths(line))
 
 
 def _worth(line: Mapping[str, Any]) -> str:
@@ -524,7 +509,7 @@ def _worth(line: Mapping[str, Any]) -> str:
 
 
 def _mark(line: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    _, low, high = _against(line, first)
+    low, high = _against(line, first)
     return " ▲" if low > 0 else " ▼" if high < 0 else ""
 
 
@@ -532,105 +517,125 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def print_gradients(lines: Sequence[Mapping[str, Any]]) -> None:
+Found = Mapping[tuple[str, int, int], Mapping[str, Any]]
+"""Lines by method, moment and budget."""
+
+
+def gradient_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By the markers of the page.
+
+    Raises:
+        SystemExit: lines of before there were windows of steps.
+    """
+    first = lines[0]
+    if "windows" not in first:
+        sys.exit("Lines of gradients should know windows of steps. Found independent draws: measure this part again.")
     budgets = sorted({line["budget"] for line in lines}, reverse=True)
     moments = sorted({line["after_steps"] for line in lines})
     found = {(line["method"], line["after_steps"], line["budget"]): line for line in lines}
-    any_line = lines[0]
-    if "windows" not in any_line:
-        sys.exit("These lines are of independent draws and know no windows of steps: measure again.")
-    print(
-        f"N = {any_line['large']}, P = {any_line['population']}, {any_line['draws']} steps, seed {any_line['seed']}, "
-        f"Adam's metric, {any_line['sources']} sources; c = {any_line['c']:.2f} ({any_line['c_low']:.2f} to "
-        f"{any_line['c_high']:.2f}), with checkpointing {any_line['c_checkpointing']:.2f}. {_where(lines)}.\n"
-    )
-    last = moments[-1]
+    earlier = f", and in columns that say so after {moments[0]}" if len(moments) > 1 else ""
+    settings = f"""N = {first["large"]}, P = {first["population"]}, {first["draws"]} steps, Adam's metric,
+{first["sources"]} sources; after {moments[-1]} AdamW steps{earlier}. c = {first["c"]:.2f}
+({first["c_low"]:.2f} to {first["c_high"]:.2f}), with checkpointing {first["c_checkpointing"]:.2f}.
+
+{_where(lines)}"""
+    tables = {"settings of the ablations": settings}
     for title, groups in ABLATIONS.items():
-        print(f"### {title}\n")
-        titles = ["method", *(f"M = {b}: eff. of 1 / 50 steps | error | bias | length" for b in budgets)]
-        titles += [f"after {m} steps: {' / '.join(map(str, budgets))}" for m in moments[:-1]]
-        small = "Small" in title
-        titles += [f"kept of {budgets[0]} / {budgets[1]} / {budgets[2]}"] if small else []
-        rows = []
-        for group in groups:
-            first = next(iter(group))
-            for name in group:
-                row = [f"**{name}**" if name == first else name]
-                for budget in budgets:
-                    line = found[name, last, budget]
-                    mark = _mark(line, found[first, last, budget])
-                    window = line["windows"]["50"]
-                    row += [f"{_effective(line)} ± {window['effective_spread']:.2f}{mark}"]
-                    row += [f"{window['error']:.2f} ± {window['error_spread']:.2f}"]
-                    row += [_percent(line["bias_given_pool"]), f"{window['length']:.2f}"]
-                for moment in moments[:-1]:
-                    cells = []
-                    for budget in budgets:
-                        line = found[name, moment, budget]
-                        mark = _mark(line, found[first, moment, budget]).strip()
-                        cells.append(f"{line['windows']['50']['effective']:.2f}{mark}")
-                    row.append(" / ".join(cells))
-                if small:
-                    row.append(" / ".join(f"{found[name, last, budget]['kept']:.1f}" for budget in budgets))
-                rows.append(row)
-        _table(" | ".join(titles).split(" | "), rows)
-    print("### Ratios\n")
+        tables[f"ablation: {title}"] = _changed(groups, found, budgets, moments, kept="Small" in title)
+    tables["ratios"] = _ratios(found, budgets, moments[-1])
+    tables["first against zeroth order"] = _zeroth_costs(found, budgets, moments[-1])
+    return tables
+
+
+def _changed(
+    groups: Sequence[Mapping[str, Any]], found: Found, budgets: Sequence[int], moments: Sequence[int], *, kept: bool
+) -> str:
+    """One table: in each group the first method is what the others are compared with."""
+    *earlier, last = moments
+    length = _lengths(next(iter(found.values())))[1]
     titles = ["method"]
-    titles += [p for b in budgets for p in (f"1/{any_line['large'] // b}: eff. of 1 / 50 steps", "bias", "worth")]
+    for budget in budgets:
+        titles += [f"M = {budget}: eff. of 1 / {length} steps", "error", "bias", "length"]
+    titles += [f"after {moment}: {' / '.join(map(str, budgets))}" for moment in earlier]
+    titles += [f"kept of {' / '.join(map(str, budgets))}"] * kept
+    rows = []
+    for group in groups:
+        first = next(iter(group))
+        for name in group:
+            row = [f"**{name}**" if name == first else name]
+            for budget in budgets:
+                line = found[name, last, budget]
+                mark, window = _mark(line, found[first, last, budget]), line["windows"][length]
+                row += [f"{_effective(line)} ± {window['effective_spread']:.2f}{mark}"]
+                row += [f"{window['error']:.2f} ± {window['error_spread']:.2f}"]
+                row += [_percent(line["bias_given_pool"]), f"{window['length']:.2f}"]
+            for moment in earlier:
+                lines = [(found[name, moment, budget], found[first, moment, budget]) for budget in budgets]
+                cells = [f"{own['windows'][length]['effective']:.2f}{_mark(own, other)}" for own, other in lines]
+                row.append(" / ".join(cells))
+            row += [" / ".join(f"{found[name, last, budget]['kept']:.1f}" for budget in budgets)] * kept
+            rows.append(row)
+    return table(titles, rows)
+
+
+def _ratios(found: Found, budgets: Sequence[int], moment: int) -> str:
+    large, titles = next(iter(found.values()))["large"], ["method"]
+    for budget in budgets:
+        titles += [f"1/{large // budget}: eff. of {' / '.join(_lengths(next(iter(found.values()))))} steps"]
+        titles += ["bias", "worth"]
     rows = []
     for name in RATIOS:
         row = [name]
         for budget in budgets:
-            line = found[name, last, budget]
+            line = found[name, moment, budget]
             row += [_effective(line), _percent(line["bias_given_pool"]), _worth(line)]
         rows.append(row)
-    _table(titles, rows)
-    print("### First against zeroth order: cost\n")
+    return f"*worth* at c = {COST_RATIO}, s as measured in this run.\n\n{table(titles, rows)}"
+
+
+def _zeroth_costs(found: Found, budgets: Sequence[int], moment: int) -> str:
     rows = []
-    for group in ABLATIONS["Zeroth order against exact gradients"]:
-        for name in group:
-            line = found[name, last, budgets[0]]
-            row = [name, f"{line['s']:.2f} ({line['s_low']:.2f} to {line['s_high']:.2f})", f"{line['select_ms']:.1f}"]
-            for budget in budgets:
-                line = found[name, last, budget]
-                row += [_effective(line), _worth(line)]
-            rows.append(row)
+    for name in (name for group in ABLATIONS["Zeroth order against exact gradients"] for name in group):
+        line = found[name, moment, budgets[0]]
+        row = [name, f"{line['s']:.2f} ({line['s_low']:.2f} to {line['s_high']:.2f})", f"{line['select_ms']:.1f}"]
+        for budget in budgets:
+            row += [_effective(found[name, moment, budget]), _worth(found[name, moment, budget])]
+        rows.append(row)
     titles = ["method", "s, forwards of scoring", "ms to choose"]
-    _table([*titles, *(p for b in budgets for p in (f"M = {b}: eff.", "worth"))], rows)
+    return table([*titles, *(title for b in budgets for title in (f"M = {b}: eff.", "worth"))], rows)
 
 
-def print_vocabulary(lines: Sequence[Mapping[str, Any]]) -> None:
+def vocabulary_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By the markers of the page."""
     scored = [line for line in lines if line["part"] == "vocabulary, scoring"]
-    print(f"### Scoring with {scored[0]['vocabulary']:,} words\n")
-    print(f"{scored[0]['rounds']} rounds, rows of {scored[0]['tokens']} tokens, all trained. {_where(scored)}.\n")
-    sizes = sorted({line["rows"] for line in scored})
-    found = {(line["method"], line["logits"], line["rows"]): line for line in scored}
+    trained = [line for line in lines if line["part"] == "vocabulary, step"]
+    return {"scoring with a large vocabulary": _scoring(scored), "training with a large vocabulary": _training(trained)}
+
+
+def _scoring(lines: Sequence[Mapping[str, Any]]) -> str:
+    sizes = sorted({line["rows"] for line in lines})
+    found = {(line["method"], line["logits"], line["rows"]): line for line in lines}
     rows = []
-    for name, how in dict.fromkeys((line["method"], line["logits"]) for line in scored):
+    for name, how in dict.fromkeys((line["method"], line["logits"]) for line in lines):
         line = found[name, how, sizes[-1]]
         spread, ratio = line["spread"], line["chunked_to_this_spread"]
-        rows.append(
-            [
-                name,
-                how,
-                *(f"{found[name, how, size]['live_mb']:.0f}" for size in sizes),
-                f"{line['seconds']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})",
-                "-"
-                if how == "in chunks"
-                else f"{line['chunked_to_this']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            ]
-        )
+        cells = [f"{found[name, how, size]['live_mb']:.0f}" for size in sizes]
+        cells.append(f"{line['seconds']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})")
+        times = f"{line['chunked_to_this']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        rows.append([name, how, *cells, "-" if how == "in chunks" else times])
     titles = ["scorer", "logits", *(f"live, MB, {size} rows" for size in sizes)]
-    _table([*titles, f"CPU seconds, {sizes[-1]} rows", "time of chunks / of this"], rows)
-    logits = " / ".join(f"{found[name, how, size]['all_logits_mb']:.0f}" for size in sizes)
-    print(f"All logits of these rows would be {logits} MB.\n")
-    steps = [line for line in lines if line["part"] == "vocabulary, step"]
-    first = steps[0]
-    print(f"### A training step with {first['vocabulary']:,} words\n")
-    print(
-        f"LoRA, checkpointing, micro-batch {first['micro_batch']}, rows of {LENGTH} tokens, {first['rounds']} rounds, "
-        f"seed {first['seed']}. {_where(steps)}.\n"
-    )
+    titles += [f"CPU seconds, {sizes[-1]} rows", "time of chunks / of this"]
+    first = lines[0]
+    logits = " / ".join(f"{found[first['method'], first['logits'], size]['all_logits_mb']:.0f}" for size in sizes)
+    return f"""Scoring with {first["vocabulary"]:,} words: live MB above what lived before; {first["rounds"]} rounds,
+rows of {first["tokens"]} tokens, all trained. All logits of these rows would be {logits} MB.
+
+{table(titles, rows)}
+
+{_where(lines)}"""
+
+
+def _training(lines: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             line["method"],
@@ -639,40 +644,53 @@ def print_vocabulary(lines: Sequence[Mapping[str, Any]]) -> None:
             f"{(line['peak_bytes'] - line['start_bytes']) / 2**20:.0f}",
             "-" if line["score_share"] is None else _percent(line["score_share"]),
         ]
-        for line in steps
+        for line in lines
     ]
-    _table(["arm", "ms a step", "time / accumulation's", "live above the start, MB", "scoring"], rows)
-
-
-def print_memory(lines: Sequence[Mapping[str, Any]]) -> None:
-    print("### Live bytes of a step\n")
+    titles = ["arm", "ms a step", "time / accumulation's", "live above the start, MB", "scoring"]
     first = lines[0]
-    print(
-        f"MB (2^20) above the {first['start_mb']:.0f} that live at a step's start; LoRA, {first['precision']}, rows of "
-        f"{first['tokens']} tokens, all trained, seed {first['seed']}. {_where(lines)}.\n"
-    )
+    return f"""A training step with {first["vocabulary"]:,} words: LoRA, checkpointing, rows of {LENGTH} tokens,
+{first["micro_batch"]} of them in a micro-batch; {first["rounds"]} rounds.
+
+{table(titles, rows)}
+
+{_where(lines)}"""
+
+
+def memory_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By the markers of the page."""
     names = list(dict.fromkeys(line["method"] for line in lines))
     found = {(line["checkpointing"], line["trained"], line["micro_batch"], line["method"]): line for line in lines}
     rows = []
     for checkpointing, trained, micro in dict.fromkeys(key[:3] for key in found):
-        cells = [found.get((checkpointing, trained, micro, name)) for name in names]
-        rows.append(
-            [
-                "with" if checkpointing else "without",
-                str(trained),
-                "one" if trained == micro else f"of {micro} rows",
-                *("-" if cell is None else f"{cell['above_start_mb']:.0f}" for cell in cells),
-            ]
-        )
-    _table(["checkpointing", "rows trained", "micro-batch", *names], rows)
+        row = ["with" if checkpointing else "without", str(trained), "one" if trained == micro else f"of {micro} rows"]
+        for name in names:
+            line = found.get((checkpointing, trained, micro, name))
+            row.append("-" if line is None else f"{line['above_start_mb']:.0f}")
+        rows.append(row)
+    first = lines[0]
+    text = f"""MB (2^20) above the {first["start_mb"]:.0f} that live at a step's start; LoRA, {first["precision"]},
+rows of {first["tokens"]} tokens, all trained. Bytes are counted, and the same in every run.
+
+{table(["checkpointing", "rows trained", "micro-batch", *names], rows)}
+
+{_where(lines)}"""
+    return {"live bytes of a step": text}
 
 
-def print_tables(path: Path) -> None:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for part, show in (("gradients", print_gradients), ("vocabulary", print_vocabulary), ("memory", print_memory)):
-        here = [line for line in lines if line["part"].partition(",")[0] == part]
-        if here:
-            show(here)
+TABLES = {"gradients": gradient_tables, "vocabulary": vocabulary_tables, "memory": memory_tables}
+
+
+def tables(lines: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str, str]:
+    """What the page has between its markers, of these parts."""
+    found: dict[str, str] = {}
+    for part in parts:
+        here = [line for line in lines if _part(line) == part]
+        found |= TABLES[part](here) if here else {}
+    return found
+
+
+def _part(line: Mapping[str, Any]) -> str:
+    return str(line["part"].partition(",")[0])
 
 
 def main() -> None:
@@ -682,24 +700,28 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mathmix")
     parser.add_argument("--draws", type=int, default=400, help="steps of the part gradients")
     parser.add_argument("--moments", default="10,200", help="of the part gradients: after how many AdamW steps")
-    parser.add_argument("--output", type=Path, default=None, help="JSON lines are added here")
-    parser.add_argument("--print", type=Path, default=None, metavar="FILE", help="print the tables of a file, and end")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="its lines of other parts are kept")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write these parts of the page")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    if args.print is not None:
-        print_tables(args.print)
-        return
-    if not (args.model / "config.json").is_file():
-        sys.exit(f"A model should be in {args.model}: run benchmarks/small_llama.py. Found none.")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = args.output or Path(folder) / "ablations.jsonl"
+    lines = [] if args.quick or not args.output.is_file() else read(args.output)
+    if not args.table:
+        if not (args.model / "config.json").is_file():
+            sys.exit(f"A model should be in {args.model}: run benchmarks/small_llama.py. Found none.")
+        torch.set_num_threads(1)
         for part in args.parts:
             start, cpu = time.perf_counter(), time.process_time()
-            write_lines({"gradients": gradients, "vocabulary": vocabulary, "memory": memory}[part](args), kept)
+            measured = {"gradients": gradients, "vocabulary": vocabulary, "memory": memory}[part](args)
+            lines = [line for line in lines if _part(line) != part] + measured
+            if not args.quick:
+                write_lines(args.output, lines)
             took = f"{time.perf_counter() - start:.0f} s, {time.process_time() - cpu:.0f} s of a core"
             print(f"{part}: {took}", file=sys.stderr, flush=True)
-        print_tables(kept)
+    for name, text in tables(lines, args.parts).items():
+        if args.quick:
+            print(f"{name}\n\n{text}\n")
+        else:
+            write_between(PAGE, name, text)
 
 
 if __name__ == "__main__":
