@@ -1,4 +1,4 @@
-"""What error feedback is worth in training at equal steps: writes two tables of docs/evidence/results.md.
+"""What error feedback is worth in training at equal steps: writes four tables of docs/evidence/results.md.
 
     python benchmarks/compare.py mathmix --settings benchmarks/compare_following.yaml --rows 2400 --output FOLDER
     python benchmarks/following.py following FOLDER
@@ -6,6 +6,7 @@
         --output FOLDER
     python benchmarks/following.py passes FOLDER
 
+and `exact` (compare_exact.yaml, TINY, 1,200 rows) and `wide` (compare_wide.yaml, TINY, 4,000 rows) in the same way.
 The first of each pair trains (`corebatch compare`); the second copies the comparison's lines to `benchmarks/results`
 and writes the page. Without a folder the page is written from the lines that are there.
 
@@ -29,6 +30,7 @@ from pages import ROOT, table, write_between
 
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "evidence" / "results.md"
 STUDIES = {"following": RESULTS / "compare-following", "passes": RESULTS / "compare-passes"}
+STUDIES |= {name: RESULTS / f"compare-{name}" for name in ("exact", "wide")}
 SMALL, LARGE, REFERENCE = "plain_small@steps", "plain_large@steps", "coreset@wall_clock"
 MEANS = ("token", "example", "source")
 FILES = ("comparison.json", "comparison.md", "plan.json", "runs.jsonl", "timing.jsonl", "tuning.jsonl")
@@ -52,6 +54,12 @@ def losses(comparison: Comparison, arm: str, mean: str) -> dict[int, float]:
 def spread(values: list[float]) -> str:
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.mean(values):.4f} ± {half:.4f}"
+
+
+def step_seconds(comparison: Comparison, arm: str) -> float:
+    """Of a step after the first epoch, as it was timed beside the other arms."""
+    found = next(each for each in comparison.plan.arms if each.name == arm)
+    return found.seconds_per_step[-1]
 
 
 def of_the_way(comparison: Comparison, arm: str) -> str:
@@ -89,17 +97,20 @@ def against(comparison: Comparison, arm: str, other: str, mean: str) -> str:
 def page(comparison: Comparison, folder: Path) -> str:
     arms = [arm.name for arm in comparison.plan.arms]
     rows = []
+    plain = step_seconds(comparison, SMALL)
     for arm in arms:
         runs = list(comparison.of(arm).values())
         tokens = statistics.mean(run.tokens_trained or 0 for run in runs)
         flops = statistics.mean(run.flops or 0.0 for run in runs)
         own = [spread(list(losses(comparison, arm, mean).values())) for mean in MEANS]
-        rows.append([arm, str(len(runs)), f"{tokens:,.0f}", f"{flops / 1e12:.2f} T", *own, of_the_way(comparison, arm)])
+        cost = [f"{tokens:,.0f}", f"{flops / 1e12:.2f} T", f"{step_seconds(comparison, arm) / plain:.2f}"]
+        rows.append([arm, str(len(runs)), *cost, *own, of_the_way(comparison, arm)])
     heads = [
         "arm",
         "seeds",
         "tokens trained",
         "FLOPs",
+        "seconds a step",
         "token mean",
         "example mean",
         "source mean",
@@ -114,7 +125,7 @@ def page(comparison: Comparison, folder: Path) -> str:
     count = len(comparison.of(REFERENCE))
     made = (
         f"{plan['train_rows']:,} rows, {plan['steps']} steps, {count} seeds; means ± half of "
-        f"their 95 % interval. {machine}; torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"their 95 % interval; seconds a step, plain_small = 1. {machine}; torch {versions['torch']}, transformers {versions['transformers']}; "
         f"{plan['time'][:10]}, commit {', '.join(code)}."
     )
     rates = ", ".join(f"{arm} {rate:g}" for arm, rate in learning_rates(folder).items())
