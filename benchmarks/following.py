@@ -125,8 +125,8 @@ def page(comparison: Comparison, folder: Path) -> str:
     count = len(comparison.of(REFERENCE))
     made = (
         f"{plan['train_rows']:,} rows, {plan['steps']} steps, {count} seeds; means ± half of "
-        f"their 95 % interval; seconds a step, plain_small = 1. {machine}; torch {versions['torch']}, transformers {versions['transformers']}; "
-        f"{plan['time'][:10]}, commit {', '.join(code)}."
+        f"their 95 % interval; seconds a step, plain_small = 1. {machine}; torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; {plan['time'][:10]}, commit {', '.join(code)}."
     )
     rates = ", ".join(f"{arm} {rate:g}" for arm, rate in learning_rates(folder).items())
     if rates:
