@@ -63,6 +63,27 @@ def test_the_history_is_the_mean_of_each_chosen_rows_own() -> None:
     assert float(v[0]) > 5.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_history_moves_on_whatever_the_rows_are_kept_in(dtype: torch.dtype) -> None:
+    history, exact = AdamHistory(), AdamHistory()
+    for step in range(600):
+        rows = random(8, 5, seed=step)
+        history.update(rows.to(dtype))
+        exact.update(rows.to(dtype).double())
+    last = random(3, 5, seed=9999).to(dtype)
+    torch.testing.assert_close(history(last).double(), exact(last.double()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_columns_without_moments_are_finite_in_half_precision(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[0.0, 1.0], [0.0, 2.0]], dtype=dtype)
+    history = AdamHistory()
+    history.update(rows)
+    for mapped in (history(rows), OptimizerScale()(rows, torch.tensor([1e-20, 1.0]))):
+        assert mapped[:, 0].tolist() == [0.0, 0.0]
+        assert bool(torch.isfinite(mapped).all())
+
+
 def test_a_step_without_rows_counts_and_leaves_the_history() -> None:
     """Small sources may take the whole budget; the correction for the start goes by the run's step, as theirs does."""
     one, other = AdamHistory(), AdamHistory()

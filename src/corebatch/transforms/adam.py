@@ -38,6 +38,7 @@ class AdamHistory(Normaliser):
         if self._m is None or self._v is None:
             return features
         self._check(features.shape[1])
+        features = _wide(features)
         m, v = self._m.to(features), self._v.to(features)
         t = self.steps + 1
         m = (self.beta1 * m + (1 - self.beta1) * features) / (1 - self.beta1**t)
@@ -48,6 +49,7 @@ class AdamHistory(Normaliser):
         self.steps += 1
         if len(rows) == 0:
             return
+        rows = _wide(rows)
         if self._m is None or self._v is None:
             self._m, self._v = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
         self._check(rows.shape[1])
@@ -98,4 +100,11 @@ class OptimizerScale(Normaliser):
                 f"Second moments should be [{features.shape[1]}], one for each feature. "
                 f"Found {tuple(second_moments.shape)}."
             )
+        features = _wide(features)
         return features / (second_moments.to(features).sqrt() + self.eps)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """In float32 at least: a thousandth of a square is less than the last digit of a history in bfloat16, which would
+    stand still, and eps is nothing in float16."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
