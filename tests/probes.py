@@ -38,6 +38,6 @@ def advised_config(folder: Path, **keys: Any) -> dict[str, Any]:
     }
 
 
-def tiny_probe(folder: Path, *, seconds: float = 20.0, **keys: Any) -> Probe:
+def tiny_probe(folder: Path, *, seconds: float = 200.0, **keys: Any) -> Probe:
     """A probe of such a config, with keys of it set otherwise."""
     return make_probe(settings_from(advised_config(folder, **keys), "the test"), seconds=seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import TO_LOSS, Finding
 from corebatch.config.settings import settings_from
 from corebatch.config.values import with_keys
 from corebatch.errors import ConfigError
@@ -39,6 +40,23 @@ class Advice:
 def advice_folder(output_dir: str | Path) -> Path:
     """Where the advice for a config goes, beside its output_dir, which only a run writes into."""
     return Path(f"{str(output_dir).rstrip('/')}-advice")
+
+
+def check_advice_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises ConfigError: it is a file, cannot be written, or has advice that is not to be overwritten."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"The advice should go into a folder. Found the file {there}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"The advice goes into {folder}. Found that {there} cannot be written.")
+    found = [name for name in (ADVICE, RECOMMENDED) if (folder / name).exists()]
+    if found and not overwrite:
+        raise ConfigError(
+            f"{folder} has {found[0]} already, and nothing is overwritten: a comparison may be measured against it. "
+            "Choose another --output, or give --overwrite true."
+        )
 
 
 def write_advice(advice: Advice, folder: Path) -> Path:
@@ -79,6 +97,10 @@ def recommended_values(
         known = [other for other in taken if any(_overlap(a, b) for a in finding.arm for b in other.arm)]
         if known:
             left_out.append(f"{finding.lever}: {known[0].lever} sets the same key.")
+            continue
+        noise = [other for other in taken if other.of == finding.of == TO_LOSS]
+        if noise:  # what is there but once would be lowered twice, and paid for twice
+            left_out.append(f"{finding.lever}: {noise[0].lever} lowers what the noise of a step costs already.")
             continue
         try:
             tried = with_keys(made, finding.arm)

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from corebatch.bench.advise import padding
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import MORE_MINUTES, Finding
 from corebatch.bench.advise.layouts import step_seconds
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.shapes import Dims, Timed, train_once
@@ -66,7 +66,8 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
         told = f"{_spoken(seconds)} of forward and backward, told from {len(timed.dims)} micro-batches"
         if 2 * seconds > probe.seconds_left:  # one step to begin with and one to measure, which may be longer
             probe.known["step"] = seconds
-            return Finding(lever=lever, why=f"{told}; a whole step does not go into the time", numbers=numbers)
+            told += f"; a whole step does not go into the time: {MORE_MINUTES}"
+            return Finding(lever=lever, why=told, numbers=numbers)
     laid_out = padding.group_by_length(probe.args) and isinstance(timed, Timed)
     if timed == padding.NO_TIME:
         return Finding(lever=lever, unmeasured=timed)
@@ -74,6 +75,7 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
     if not made.seconds:
         return Finding(lever=lever, unmeasured="the run makes no second step", numbers=numbers)
     probe.known |= {"rest": made.rest, "step": statistics.mean(made.seconds), "optimizer_bytes": made.optimizer_bytes}
+    probe.known["optimizer"] = statistics.mean(made.optimizer)
     probe.known["short_step"] = made.short_step
     probe.known["token"] = sum(made.seconds) / sum(made.tokens)
     numbers |= _numbers(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,12 @@ from corebatch.bench.advise import costs, gradients, learnt, padding, scoring, s
 from corebatch.bench.advise.advice import (
     Advice,
     advice_folder,
+    check_advice_folder,
     recommended_values,
     write_advice,
     write_recommended,
 )
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import MORE_MINUTES, Finding
 from corebatch.bench.advise.probe import Probe, make_probe
 from corebatch.config.settings import settings_from
 from corebatch.errors import ConfigError
@@ -83,8 +83,8 @@ def advise(
         output: the folder; None: the config's output_dir with "-advice" behind it.
 
     Raises:
-        ConfigError: minutes that are not above 0; several processes; whatever `train` would refuse of settings, model
-            or data.
+        ConfigError: minutes that are not above 0; several processes; a folder that cannot be written or has advice;
+            whatever `train` would refuse of settings, model or data.
     """
     if not minutes > 0:
         raise ConfigError(f"--minutes should be above 0. Found {minutes}.")
@@ -93,8 +93,7 @@ def advise(
     began = time.monotonic()
     settings = settings_from(dict(values), where)
     folder = output if output is not None else advice_folder(settings.training["output_dir"])
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"The advice should go into a folder. Found the file {folder}.")
+    check_advice_folder(folder, overwrite=settings.overwrite)
     probe = make_probe(settings, seconds=60 * minutes, checkpoints=checkpoints)
     findings, seconds = measure_all(probe, parts, lambda text: say(console, text))
     made, taken, left_out = recommended_values(values, findings)
@@ -109,41 +108,62 @@ def advise(
         "data": {"rows": len(probe.mixture.dataset), **content(probe.mixture.dataset)},
         **provenance(),
     }
-    paths = [
-        write_advice(Advice(config=values, findings=findings, about=about), folder),
-        write_recommended(made, taken, folder),
-    ]
     console.print(advice_table(findings, taken))
     for text in left_out:
         say(console, f"Not set in the recommended config: {text}", "yellow")
-    say(console, f"\n{closing}\nIn {paths[0]} and {paths[1]}")
+    say(console, f"\n{closing}")
+    paths = [  # last: what was measured has been shown even where a disk is full
+        write_advice(Advice(config=values, findings=findings, about=about), folder),
+        write_recommended(made, taken, folder),
+    ]
+    say(console, f"In {paths[0]} and {paths[1]}")
     return folder
 
 
 def measure_all(
     probe: Probe, parts: Mapping[str, AdvicePart], tell: Callable[[str], None] = lambda text: None
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Runs the measurements until the probe's deadline: what they found, and the seconds that each took. What another
-    package raises in one is told in its place, and the rest goes on."""
-    end, findings, seconds = probe.deadline, list[Finding](), dict[str, float]()
-    for number, (name, part) in enumerate(parts.items()):
-        began = time.monotonic()
-        left, weights = end - began, [each.weight for each in list(parts.values())[number:]]
-        if left <= 0:
-            findings.append(Finding(lever=name, unmeasured="no time was left: give more --minutes"))
-            continue
-        probe.deadline = began + left * part.weight / sum(weights)
-        try:
-            with modes_kept(probe.model), random_states():
-                findings += part.measure(probe)
-        except Exception as error:  # of somebody's model, or of a package: one line of advice is not worth the others
-            findings.append(Finding(lever=name, unmeasured=f"{type(error).__name__}: {error}"))
-        finally:
-            probe.model.zero_grad(set_to_none=True)
-        seconds[name] = round(time.monotonic() - began, 1)
-        tell(f"{name}: {seconds[name]:.0f} s")
+    """Runs the measurements until the probe's deadline: what they found, and the seconds that each took.
+
+    Time that is left in the end goes to those that had too little: once more by shares, then all of it to each in
+    turn.
+    """
+    end, found, seconds = probe.deadline, dict[str, list[Finding]](), dict[str, float]()
+    tried, names = dict[str, tuple[float, frozenset[str]]](), list(parts)
+    for alone in (False, False, True):
+        for number, name in enumerate(names):
+            began, weights = time.monotonic(), [parts[each].weight for each in names[number:]]
+            share = (end - began) * (1.0 if alone else weights[0] / sum(weights))
+            probe.forget_hurried()
+            known, (most, before) = frozenset(probe.known), tried.get(name, (0.0, None))
+            if share <= (most if known == before else 0.0):  # no more time than before, and nothing new to go by
+                found.setdefault(name, [Finding(lever=name, unmeasured=f"no time was left: {MORE_MINUTES}")])
+                continue
+            tried[name], probe.deadline = (share, known), began + share
+            made = _measured(probe, name, parts[name])
+            if name not in found or _hurried(made) < _hurried(found[name]):
+                found[name] = made
+            took = time.monotonic() - began
+            seconds[name] = round(seconds.get(name, 0.0) + took, 1)
+            tell(f"{name}: {took:.0f} s")
+        names = [name for name in names if _hurried(found[name])]
     probe.deadline = end
-    return findings, seconds
+    return [finding for name in parts for finding in found[name]], seconds
+
+
+def _measured(probe: Probe, name: str, part: AdvicePart) -> list[Finding]:
+    """What a part finds; what another package raises in it is told in its place."""
+    try:
+        with modes_kept(probe.model), random_states():
+            return part.measure(probe)
+    except Exception as error:  # of somebody's model, or of a package: one line of advice is not worth the others
+        return [Finding(lever=name, unmeasured=f"{type(error).__name__}: {error}")]
+    finally:
+        probe.model.zero_grad(set_to_none=True)
+
+
+def _hurried(findings: Sequence[Finding]) -> int:
+    return sum(finding.hurried for finding in findings)
 
 
 def advice_table(findings: Sequence[Finding], taken: Sequence[Finding]) -> Table:
@@ -182,8 +202,7 @@ def _factor(finding: Finding) -> str:
 
 def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
     """What to do, in plain words: whether the gradient's noise binds, and the strongest lever."""
-    known = next((f.numbers for f in findings if {"batch", "noise_scale"} <= set(f.numbers)), None)
-    told = [] if known is None else [_noise(known)]
+    told = [str(finding.numbers["verdict"]) for finding in findings if "verdict" in finding.numbers]
     timed = [finding for finding in taken if finding.factor is not None]
     if timed:
         best = min(timed, key=lambda finding: finding.factor or 1.0)
@@ -196,21 +215,3 @@ def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
     if missing:
         told.append(f"{len(missing)} of {len(findings)} lines could not be measured: {', '.join(missing)}.")
     return " ".join(told)
-
-
-def _noise(known: Mapping[str, Any]) -> str:
-    """Whether the gradient's noise binds, by the scale's interval where there is one; a scale of None is infinite."""
-    batch, scale = known["batch"], known["noise_scale"]
-    if scale is None:
-        return f"A batch of {batch} is far below the noise scale, which is beyond what was measured: noise binds."
-    low, high = known.get("noise_scale_low") or scale, known.get("noise_scale_high")
-    if batch > (scale if "noise_scale_high" not in known else math.inf if high is None else high):
-        return (
-            f"A batch of {batch} is above the noise scale of {scale:.3g} rows: make it smaller, selection cannot help."
-        )
-    if batch < low:
-        return (
-            f"A batch of {batch} is below the noise scale of {scale:.3g} rows: noise of the gradient binds, and what "
-            "lowers it at no cost pays."
-        )
-    return f"A batch of {batch} is near the noise scale of {scale:.3g} rows: its size is right."

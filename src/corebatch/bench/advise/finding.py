@@ -8,6 +8,11 @@ from typing import Any
 
 from corebatch.errors import InputError
 
+TO_LOSS = "seconds to the same loss"
+"""What the factors of levers on the noise of a step are of."""
+MORE_MINUTES = "give more --minutes"
+"""What is said wherever a measurement had too little time, and has it made once more in time that others leave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -22,7 +27,7 @@ class Finding:
         of: what the factor is of: "seconds a step", "seconds to the same loss", "memory", ...
         why: one sentence with the numbers.
         recommended: whether the config that is written sets the keys of the arm.
-        numbers: what was measured, plain values. What the closing sentence reads: `batch` and `noise_scale`, in rows.
+        numbers: what was measured, plain values. The closing sentence begins with `verdict`.
         unmeasured: why there is no number, where there is none.
 
     Raises:
@@ -45,3 +50,8 @@ class Finding:
             raise InputError(f"What is recommended should have keys and a measurement. Found {self}.")
         if self.factor is not None and not self.factor > 0:
             raise InputError(f"The factor of {self.lever} should be above 0. Found {self.factor}.")
+
+    @property
+    def hurried(self) -> bool:
+        """Whether all or a part of it was not measured for want of time."""
+        return MORE_MINUTES in self.why or MORE_MINUTES in (self.unmeasured or "")

@@ -6,10 +6,10 @@ import time
 
 import torch
 
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import MORE_MINUTES, TO_LOSS, Finding
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.row_gradients import epochs_of, row_gradients
-from corebatch.bench.advise.worth import OF, Arrival, gain, plain, worth
+from corebatch.bench.advise.worth import Arrival, gain, plain, worth
 from corebatch.errors import CorebatchError, InputError, MissingExtraError
 from corebatch.evaluation.loss import evaluated_head, row_losses
 from corebatch.intervals import wilson_interval
@@ -36,7 +36,7 @@ def measure(probe: Probe) -> list[Finding]:
             found.append(part(probe))
         except CorebatchError as error:
             found.append(Finding(lever=lever, unmeasured=str(error)))
-    return gain(probe, found)
+    return gain(found)
 
 
 def _known(probe: Probe) -> Finding:
@@ -53,7 +53,8 @@ def _known(probe: Probe) -> Finding:
     if not all(loss - loss == 0 for loss in losses):
         raise InputError("the losses of some rows are not finite")
     if len(losses) < FEWEST:
-        raise InputError(f"an interval needs the losses of {FEWEST} rows at least. Found {len(losses)}")
+        hurried = f": {MORE_MINUTES}" * (len(losses) < len(probe.sample))
+        raise InputError(f"an interval needs the losses of {FEWEST} rows at least. Found {len(losses)}{hurried}")
     count = sum(loss < below for loss in losses)
     low, high = wilson_interval(count, len(losses))
     return Finding(
@@ -81,7 +82,7 @@ def _left_out(probe: Probe) -> Finding:
     found = worth(Arrival(cost=cost, rates=kept / kept.mean()), plain(1.0, len(kept)), rows, probe.batch_size)
     return Finding(
         lever=f"{LEARNT}: left out", arm={"coreset.sampling": {"learnt": method.name}}, factor=found.factor,
-        low=found.low, high=found.high, of=OF, why=found.why(probe.batch_size),
+        low=found.low, high=found.high, of=TO_LOSS, why=found.why(probe.batch_size),
         numbers={**found.numbers(probe.batch_size), "cost": cost, "passes": epochs},
     )  # fmt: skip
 

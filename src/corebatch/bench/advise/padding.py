@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import MORE_MINUTES, Finding
 from corebatch.bench.advise.layouts import Layouts, factor_of
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.shapes import Dims, Timed, time_some
@@ -29,7 +29,7 @@ from corebatch.trainer.first_pool import is_flash
 
 CONFIGURED, GROUPED, PACKED = "as configured", "rows grouped by length", "packed"
 PLAIN, CUT = "plain cut", "cut by positions"
-NO_TIME = "there was too little time: give more --minutes"
+NO_TIME = f"there was too little time: {MORE_MINUTES}"
 WORTH = 0.97
 """A step is recommended to be cut anew if the upper end of its factor's interval is below this."""
 _STRATEGY = any(field.name == "train_sampling_strategy" for field in dataclasses.fields(TrainingArguments))

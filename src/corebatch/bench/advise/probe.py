@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
+from corebatch.bench.advise.finding import MORE_MINUTES
 from corebatch.config.building import load_model, load_tokenizer, read_mixture
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
@@ -60,6 +61,11 @@ class Probe:
     def seconds_left(self) -> float:
         """Of this measurement's share of the minutes; negative where it is over."""
         return self.deadline - time.monotonic()
+
+    def forget_hurried(self) -> None:
+        """Takes out of what is known all that says why it was not measured, if that was for want of time."""
+        words = {name: str(value) for name, value in self.known.items() if isinstance(value, str | Exception)}
+        self.known = {name: value for name, value in self.known.items() if MORE_MINUTES not in words.get(name, "")}
 
     @property
     def batch_size(self) -> int:

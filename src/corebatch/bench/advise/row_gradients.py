@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corebatch.bench.advise.finding import MORE_MINUTES
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.gradients.errors import Gram
 from corebatch.bench.gradients.estimate import Snapshot, gradients_of_rows
@@ -40,6 +41,8 @@ COLUMNS = 65521
 """W, a prime: parameters that lie at one distance from each other do not share a column. Inner products are off by
 |a| |b| sqrt(2 / W) at most, in standard deviation (signs are random, Charikar, Chen, Farach-Colton 2002)."""
 NORMS = "gradient_norm"
+OWN_METRIC = {"sgd", "lars"}
+"""Optimizers whose steps go along the gradient; others divide it by moments, or by its size, as Adam does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +51,14 @@ class RowGradients:
 
     Attributes:
         population: the rows, their u_i of the config's objective, or of its end where it is a schedule.
-        gram_PP: float64, inner products of u_i g_i over the mean of trained tokens, in Adam's metric.
+        gram_PP: float64, inner products of u_i g_i over the mean of trained tokens, in Adam's metric; the same as
+            raw_PP for an optimizer of OWN_METRIC.
         raw_PP: the same of the gradients themselves.
         factors: float64 [P], by which a summed gradient is multiplied in these.
         sizes: float64 [P], what each row adds to that by which a step divides, of mean 1.
         losses: float64 [P], mean token losses.
         seconds: of the forward and backward of a row.
-        steps: how many were taken before.
+        steps, step_rows: how many were taken before, and of how many rows each: fewer than the run's for want of time.
         snapshot: model and optimizer, as they are within `weights_after_steps`.
         state: of what is trained, after the steps.
         norms: lengths of gradients as they were before the steps, or None where the model gives none; why.
@@ -68,9 +72,15 @@ class RowGradients:
     losses: Tensor
     seconds: float
     steps: int
+    step_rows: int
     snapshot: Snapshot
     state: Sequence[Tensor]
     norms: FeatureMemory | str
+
+    @property
+    def metrics(self) -> tuple[Tensor, ...]:
+        """Inner products in the optimizer's metric, and of the gradients themselves where that is another."""
+        return (self.raw_PP,) if self.gram_PP is self.raw_PP else (self.gram_PP, self.raw_PP)
 
 
 @contextmanager
@@ -91,7 +101,7 @@ def weights_kept(model: Any, state: Sequence[Tensor] = ()) -> Iterator[None]:
 
 
 def row_gradients(probe: Probe) -> RowGradients:
-    """Measured at the first call, in three fifths of the time that is left then.
+    """Measured at the first call, in some four fifths of the time that is left then at most.
 
     Raises:
         InputError: too few rows, or too little time for FEWEST_ROWS of them; a source that counts without rows.
@@ -116,17 +126,15 @@ def _measured(probe: Probe) -> RowGradients:
     if len(sample) < FEWEST_ROWS:
         raise InputError(f"an interval needs the gradients of {FEWEST_ROWS} rows at least. Found {len(sample)} rows")
     with weights_kept(model), evaluating(model), probe.autocast():
-        row_seconds = _seconds_of_a_row(probe, trained)
-        rows = int(min(MOST_ROWS, len(sample), 0.3 * probe.seconds_left / row_seconds))
-        if rows < FEWEST_ROWS:
-            raise InputError(
-                f"the gradient of a row takes {row_seconds:.2g} s, and an interval needs {FEWEST_ROWS} of them: give "
-                "more --minutes"
-            )
+        row_seconds: float = probe.known.get("seconds of a row") or _seconds_of_a_row(probe)
+        probe.known["seconds of a row"] = row_seconds
+        rows = _rows_that_fit(probe, row_seconds)
         population = _population(probe, range(rows))
         norms = _norms(model, population, probe.seed)
         others = range(rows, len(sample)) if len(sample) - rows >= probe.batch_size else range(len(sample))
-        optimizer, steps = _train(probe, trained, others, 0.3 * probe.seconds_left)
+        seconds = 0.3 * probe.seconds_left
+        size = min(probe.batch_size, int(seconds / row_seconds))
+        optimizer, steps = _train(probe, trained, others, seconds, size)
         moments = second_moments_of(optimizer, trained)
         snapshot = Snapshot(model=model, batches=population.batches, second_moments=moments, optimizer=optimizer)
         raw, scaled, losses = sketches(snapshot, trained, probe.seed)
@@ -137,11 +145,29 @@ def _measured(probe: Probe) -> RowGradients:
     )  # of a row's loss: its mean, or its sum
     sizes = tokens / unit
     factors = population.weights / unit / sizes.mean()
+    raw_PP = Gram.of(raw).scaled(factors).gram_PP
+    gram_PP = Gram.of(scaled).scaled(factors).gram_PP if scaled_by_moments(probe.args) else raw_PP
     return RowGradients(
-        population=population, gram_PP=Gram.of(scaled).scaled(factors).gram_PP, sizes=sizes / sizes.mean(),
-        raw_PP=Gram.of(raw).scaled(factors).gram_PP, factors=factors, losses=losses / tokens, seconds=row_seconds,
-        steps=steps, snapshot=snapshot, state=state, norms=norms,
+        population=population, gram_PP=gram_PP, raw_PP=raw_PP, factors=factors, sizes=sizes / sizes.mean(),
+        losses=losses / tokens, seconds=row_seconds, steps=steps, step_rows=size, snapshot=snapshot, state=state,
+        norms=norms,
     )  # fmt: skip
+
+
+def _rows_that_fit(probe: Probe, row_seconds: float) -> int:
+    """As many as go into three tenths of the time, and if these are too few, into half of it."""
+    rows = int(min(MOST_ROWS, len(probe.sample), max(FEWEST_ROWS, 0.3 * probe.seconds_left / row_seconds)))
+    if rows * row_seconds > 0.5 * probe.seconds_left:
+        raise InputError(
+            f"the gradient of a row takes {row_seconds:.2g} s, and an interval needs {FEWEST_ROWS} of them: "
+            f"{MORE_MINUTES}"
+        )
+    return rows
+
+
+def scaled_by_moments(args: Any) -> bool:
+    """Whether the optimizer of these TrainingArguments steps in a metric like Adam's."""
+    return str(getattr(args.optim, "value", args.optim)) not in OWN_METRIC
 
 
 def objective_of(probe: Probe) -> Objective:
@@ -187,7 +213,7 @@ def _population(probe: Probe, rows: Sequence[int]) -> Population:
     return replace(population, weights=weights)
 
 
-def _seconds_of_a_row(probe: Probe, trained: Sequence[Tensor]) -> float:
+def _seconds_of_a_row(probe: Probe) -> float:
     """Forward and backward of one row, of the median length."""
     lengths = sorted((int(length), row) for row, length in enumerate(probe.sample["length"]))
     batch = probe.batch([probe.sample[lengths[len(lengths) // 2][1]]])
@@ -208,17 +234,23 @@ def _norms(model: Any, population: Population, seed: int) -> FeatureMemory | str
 
 
 def _train(
-    probe: Probe, trained: Sequence[Any], rows: Sequence[int], seconds: float
+    probe: Probe, trained: Sequence[Any], rows: Sequence[int], seconds: float, size: int
 ) -> tuple[torch.optim.Optimizer, int]:
-    """Steps of AdamW on batches of the run's size, while the seconds last; the rate rises to the config's."""
+    """Steps of AdamW on batches of a size, while the seconds last; the rate rises to the config's.
+
+    Raises:
+        InputError: not one row goes into the time, and without a step nothing is known of Adam's moments.
+    """
+    if size < 1:
+        raise InputError(f"no time was left for a step of Adam: {MORE_MINUTES}")
     args, end = probe.args, time.monotonic() + seconds
     optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(args.adam_beta1, args.adam_beta2), weight_decay=0.0)
     order = torch.randperm(len(rows), generator=seeded(probe.seed, "advise", "steps")).tolist()
-    most = min(MOST_STEPS, max(1, len(rows) // probe.batch_size), args.max_steps if args.max_steps > 0 else MOST_STEPS)
+    most = min(MOST_STEPS, max(1, len(rows) // size), args.max_steps if args.max_steps > 0 else MOST_STEPS)
     steps, began = 0, time.monotonic()
     while steps < most and time.monotonic() + (time.monotonic() - began) / max(1, steps) < end:
         optimizer.param_groups[0]["lr"] = args.learning_rate * (steps + 1) / most
-        picks = [rows[place] for place in order[steps * probe.batch_size : (steps + 1) * probe.batch_size]]
+        picks = [rows[place] for place in order[steps * size : (steps + 1) * size]]
         picks.sort(key=lambda row: int(probe.sample[row]["length"]))
         width = args.per_device_train_batch_size
         parts = [[probe.sample[row] for row in picks[start : start + width]] for start in range(0, len(picks), width)]

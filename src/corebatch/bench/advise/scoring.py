@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from corebatch.batch.strategies import shortest
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import MORE_MINUTES, Finding
 from corebatch.bench.advise.padding import NO_TIME
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.shapes import train_once
@@ -40,7 +40,8 @@ def measure(probe: Probe) -> list[Finding]:
     or where none goes into the time, told from the time of a row's scoring."""
     coreset, step = probe.settings.coreset, probe.known.get("step")
     if step is None:
-        return [Finding(lever="scoring", unmeasured="the time of a step is not known")]
+        why = f": {MORE_MINUTES}" * (NO_TIME in map(str, probe.known.values()))
+        return [Finding(lever="scoring", unmeasured=f"the time of a step is not known{why}")]
     pool = probe.batch_size * max(coreset.pool_factor, 2)
     configured, chooses, end = _configured(probe), coreset.pool_factor > 1, probe.deadline
     probe.deadline -= max(0.0, probe.seconds_left) / 2  # the rest is for steps

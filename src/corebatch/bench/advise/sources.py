@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import TO_LOSS, Finding
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.row_gradients import RowGradients, epochs_of, row_gradients
-from corebatch.bench.advise.worth import OF, Arrival, gain, plain, residuals, worth
+from corebatch.bench.advise.worth import Arrival, gain, plain, residuals, worth
 from corebatch.bench.runs.held_out_means import at_the_end, mean_of
 from corebatch.errors import CorebatchError, InputError
 
@@ -48,9 +48,9 @@ def measure(probe: Probe) -> list[Finding]:
             raise InputError("with coreset.pool_factor above 1 rows are chosen out of what is drawn: see there")
         if not coreset.claimed.corrects:
             raise InputError("with the objective drawn other shares are another aim")
-        return [*found, *gain(probe, [_worth(probe, rows, name) for name in WAYS], "too_often")]
+        return [*found, *gain([_worth(probe, rows, name) for name in WAYS], "too_often")]
     except CorebatchError as error:
-        return [*found, Finding(lever=LEVER, of=OF, unmeasured=str(error))]
+        return [*found, Finding(lever=LEVER, of=TO_LOSS, unmeasured=str(error))]
 
 
 def _names(probe: Probe) -> list[str]:
@@ -113,7 +113,7 @@ def _worth(probe: Probe, rows: RowGradients, name: str) -> Finding:
     passes = often[most] * epochs_of(probe)
     return Finding(
         lever=f"{LEVER}: {name}", arm={"coreset.sampling": arm}, factor=found.factor, low=found.low, high=found.high,
-        of=OF, why=f"{found.why(probe.batch_size)}; a step costs {cost:.2f} times as much; a row of {most} comes "
+        of=TO_LOSS, why=f"{found.why(probe.batch_size)}; a step costs {cost:.2f} times as much; a row of {most} comes "
         f"{passes:.2g} times, {often[most]:.2g} times as often as in the data",
         numbers={
             **found.numbers(probe.batch_size), "cost": cost, "passes": passes,

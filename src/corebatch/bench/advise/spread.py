@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from corebatch.bench.advise.finding import Finding
+from corebatch.bench.advise.finding import MORE_MINUTES, TO_LOSS, Finding
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.row_gradients import NORMS, RowGradients, row_gradients, weights_kept
-from corebatch.bench.advise.worth import OF, WINDOW, Arrival, chosen, gain, plain, worth
+from corebatch.bench.advise.worth import WINDOW, Arrival, chosen, gain, plain, worth
 from corebatch.bench.gradients.costs import Costs, measure_costs
 from corebatch.bench.gradients.estimate import chooses_of
 from corebatch.bench.gradients.methods import Method
@@ -59,11 +59,11 @@ def measure(probe: Probe) -> list[Finding]:
                 raise InputError(f"coreset.{name} decides as well which rows a step has")
         bench = _Choosing.of(probe)
     except CorebatchError as error:
-        return [Finding(lever=LEVER, of=OF, unmeasured=str(error))]
+        return [Finding(lever=LEVER, of=TO_LOSS, unmeasured=str(error))]
     found = [bench.finding(name, {**ALONE, "pool_factor": bench.pool, **each}) for name, each in ARMS.items()]
     if coreset.pool_factor > 1:
         found.insert(0, bench.finding("none", {"pool_factor": 1, "micro_batches": coreset.cut.plain()}))
-    return gain(probe, found, "of_choosing_high")
+    return gain(found, "of_choosing_high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class _Choosing:
         coreset, lever = self.probe.settings.coreset, f"{LEVER}: {name}"
         try:
             if self.probe.seconds_left <= 0:
-                raise InputError("no time was left: give more --minutes")
+                raise InputError(f"no time was left: {MORE_MINUTES}")
             made = coreset.changed(**changes)
             if changes["pool_factor"] > 1:
                 way = self.chosen(_method(made, self.rows.steps))
@@ -124,10 +124,10 @@ class _Choosing:
             batch = self.probe.batch_size
             found, alike = (worth(way, each, self.rows, batch) for each in self.before)
         except CorebatchError as error:
-            return Finding(lever=lever, of=OF, unmeasured=str(error))
+            return Finding(lever=lever, of=TO_LOSS, unmeasured=str(error))
         cost = way.cost / self.before[0].cost
         return Finding(
-            lever=lever, arm=_keys(coreset, changes), factor=found.factor, low=found.low, high=found.high, of=OF,
+            lever=lever, arm=_keys(coreset, changes), factor=found.factor, low=found.low, high=found.high, of=TO_LOSS,
             why=f"{found.why(batch)}; a step costs {cost:.2f} times as much; of that choosing itself, better filled "
             f"micro-batches aside, is {alike.factor:.2f} ({alike.low:.2f} to {alike.high:.2f})",
             numbers={
@@ -154,7 +154,7 @@ class _Choosing:
         c = self.costs.training.value
         cost = paid.cost(paid.positions * of_pool / float(lengths.double().mean()), c) / self.budget
         cost += seen.select_ms / (self.costs.forward_ms * c * self.probe.batch_size)
-        return chosen(cost, seen.coefficients_TP - series.large_TP, self.budget, self.pool, rows.gram_PP)
+        return chosen(cost, seen.coefficients_TP - series.large_TP, self.budget, self.pool, rows.metrics)
 
     def plain_cost(self, sort: bool) -> float:
         """Of a row in a step of plain rows, in trainings of one row of mean length without padding."""

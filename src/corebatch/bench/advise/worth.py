@@ -31,13 +31,11 @@ import torch
 from torch import Tensor
 
 from corebatch.bench.advise.finding import Finding
-from corebatch.bench.advise.probe import Probe
 from corebatch.bench.advise.row_gradients import RowGradients
 from corebatch.errors import InputError
 from corebatch.noise import Noise, noise_of_rows
 from corebatch.seeds import seeded
 
-OF = "seconds to the same loss"
 LEAST = 0.97
 """A factor whose interval ends above is nothing to change a config for."""
 RATES = (1.0, 0.5)
@@ -69,12 +67,12 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worth:
-    """A time factor to the same loss, and an interval that holds those of RATES: 95 % by a jackknife over groups of
-    rows.
+    """A time factor to the same loss in the optimizer's metric, and an interval that holds those of RATES, in it and of
+    the gradients themselves: 95 % by a jackknife over groups of rows.
 
     Attributes:
-        error, error_before: r of both ways.
-        scale: the noise scale, in rows.
+        error, error_before: r of both ways, in the optimizer's metric.
+        scale, raw_scale: the noise scale, in rows, in it and of the gradients themselves.
     """
 
     factor: float
@@ -83,17 +81,19 @@ class Worth:
     error: float
     error_before: float
     scale: float
+    raw_scale: float
 
     def why(self, batch: int) -> str:
         """The numbers in half a sentence."""
-        binds = "is far below" if 4 * batch < self.scale else "is near" if batch < self.scale else "is above"
+        raw = f", {self.raw_scale:.3g} by the gradients themselves" if self.raw_scale != self.scale else ""
         error = f"the squared error of a step's gradient is {self.error / self.error_before:.2f} times as large"
-        return f"{error}, and the batch of {batch} {binds} the noise scale of {self.scale:.3g} rows"
+        return f"{error}, the batch of {batch} over the noise scale {batch / self.scale:.2g} (of {self.scale:.3g}{raw})"
 
     def numbers(self, batch: int) -> dict[str, Any]:
         """For advice.json."""
-        scale = None if math.isinf(self.scale) else self.scale
-        return {"rows_of_a_step": batch, "scale": scale, "error": self.error, "error_before": self.error_before}
+        scales = {"scale": self.scale, "raw_scale": self.raw_scale}
+        known = {name: None if math.isinf(value) else value for name, value in scales.items()}
+        return {"rows_of_a_step": batch, **known, "error": self.error, "error_before": self.error_before}
 
 
 def plain(cost: float, rows: int) -> Arrival:
@@ -101,15 +101,16 @@ def plain(cost: float, rows: int) -> Arrival:
     return Arrival(cost=cost, rates=torch.ones(rows, dtype=torch.float64))
 
 
-def chosen(cost: float, off_TP: Tensor, budget: int, pool: float, gram_PP: Tensor) -> Arrival:
-    """Of coefficients that were seen in a series of steps: those of the estimates less those of the large batches."""
+def chosen(cost: float, off_TP: Tensor, budget: int, pool: float, metrics: Sequence[Tensor]) -> Arrival:
+    """Of coefficients that were seen in a series of steps: those of the estimates less those of the large batches.
+    metrics: inner products of the rows' gradients."""
     windows = len(off_TP) // WINDOW
     off_KP = off_TP[: windows * WINDOW].view(windows, WINDOW, -1).mean(dim=1)
-    errors_K = ((off_KP @ gram_PP) * off_KP).sum(dim=1)
+    errors = [((off_KP @ gram_PP) * off_KP).sum(dim=1) for gram_PP in metrics]
     return Arrival(
         cost=cost, rates=torch.ones(off_TP.shape[1], dtype=torch.float64), pool=pool,
         chosen_PP=budget * WINDOW * off_KP.T @ off_KP / windows,
-        spread=float(errors_K.std() / errors_K.mean()) / math.sqrt(windows),
+        spread=max(float(errors_K.std() / errors_K.mean()) for errors_K in errors) / math.sqrt(windows),
     )  # fmt: skip
 
 
@@ -139,7 +140,13 @@ def worth(way: Arrival, before: Arrival, rows: RowGradients, batch: int) -> Wort
     Raises:
         InputError: gradients that are all alike.
     """
-    gram_PP, sizes, count = rows.gram_PP, rows.sizes, len(rows.sizes)
+    found = [_in_metric(way, before, gram_PP, rows.sizes, batch) for gram_PP in rows.metrics]
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    return replace(found[0], low=low, high=high, raw_scale=found[-1].scale)
+
+
+def _in_metric(way: Arrival, before: Arrival, gram_PP: Tensor, sizes: Tensor, batch: int) -> Worth:
+    count = len(sizes)
     groups = min(GROUPS, count)
     order = torch.randperm(count, generator=seeded(0, "groups")) % groups
 
@@ -160,7 +167,8 @@ def worth(way: Arrival, before: Arrival, rows: RowGradients, batch: int) -> Wort
     low, high = float((ends - off).exp().min()), float((ends + off).exp().max())
     error, error_before, scale = whole[len(RATES) :]
     return Worth(
-        factor=math.exp(whole[0]), low=low, high=high, error=error, error_before=error_before, scale=scale
+        factor=math.exp(whole[0]), low=low, high=high, error=error, error_before=error_before, scale=scale,
+        raw_scale=scale,
     )  # fmt: skip
 
 
@@ -169,14 +177,9 @@ def times_the_steps(q: float, rate: float) -> float:
     return (1 - rate / 2) / (1 - rate * q / 2) if rate * q <= 1 else (2 - rate) * rate * q
 
 
-def gain(probe: Probe, found: Sequence[Finding], *surely: str) -> list[Finding]:
-    """The findings, the best of them recommended if its interval ends below LEAST, and these numbers of it lie there.
-
-    At most one lever on the noise of a step is recommended: two would lower what is there but once, and cost twice.
-    """
+def gain(found: Sequence[Finding], *surely: str) -> list[Finding]:
+    """The findings, the best of them recommended if its interval ends below LEAST, and these numbers lie there."""
     timed = [one for one in found if one.factor is not None and one.high is not None]
     good = [one for one in timed if max(one.high or 0.0, 0.0, *(one.numbers[name] for name in surely)) < LEAST]
     best = min(good, key=lambda one: one.factor or math.inf, default=None)
-    if best is None or probe.known.setdefault("lever on noise", best.lever) != best.lever:
-        return list(found)
     return [replace(one, recommended=one is best) for one in found]

@@ -84,7 +84,8 @@ def test_a_step_that_does_not_go_into_the_time_is_told_from_micro_batches(
     probe.deadline = float("-inf")
     monkeypatch.setattr(costs, "make_steps", lambda _: pytest.fail("no time for it"))
     step = costs.measure(probe)[0]
-    assert step.why.endswith("a whole step does not go into the time")
+    assert step.why.endswith("a whole step does not go into the time: give more --minutes")
+    assert step.hurried
     assert probe.known["step"] == step.numbers["told_seconds"]
     probe.known["times, packed False"] = costs.padding.NO_TIME
     assert costs.measure(probe)[0].unmeasured == costs.padding.NO_TIME

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from corebatch.bench.advise import gradients, row_gradients
+from corebatch.bench.advise import row_gradients
+from corebatch.bench.advise.batch_size import LEVER as ANOTHER
+from corebatch.bench.advise.checkpoints import check_model, load_trained_weights
 from corebatch.bench.advise.engine import AdvicePart, measure_all, sentence
-from corebatch.bench.advise.gradients import LEVER, OVER_RUN, SMALLER, MeasuredScale, load_trained_weights, measure
+from corebatch.bench.advise.gradients import LEVER, OVER_RUN, measure
 from corebatch.bench.gradients.estimate import per_example_gradients
-from corebatch.config.settings import settings_from
-from corebatch.config.values import with_keys
 from corebatch.errors import InputError
 from corebatch.noise import noise_of_rows
+from corebatch.record.checkpoint import MARKER
+from corebatch.record.model_identity import describe_model
 from models import tiny_model
-from probes import advised_config, tiny_probe
+from probes import tiny_probe
 
 
 @pytest.fixture(autouse=True)
@@ -65,41 +69,9 @@ def test_the_scale_is_that_of_gradients_made_one_by_one(tmp_path: Path) -> None:
     assert len(now.numbers["sources"]) >= 2
     assert now.numbers["noise_scale_low"] < (now.numbers["noise_scale"] or math.inf)
     assert now.numbers["batch"] == 8
-    assert "of 64 rows after 3 steps; a step has 8;" in now.why
+    assert "told from 64 rows' gradients after 3 steps; a step has 8" in now.why
     assert all(torch.equal(value, probe.model.state_dict()[name]) for name, value in before.items())
-    assert [one.lever for one in found] == [LEVER, SMALLER]
-
-
-@pytest.mark.parametrize(
-    ("accumulation", "high", "optim", "expected"),
-    [
-        (16, 5.0, "adamw_torch", {"gradient_accumulation_steps": 2, "learning_rate": 1.77e-3}),
-        (16, 20.0, "sgd", {"gradient_accumulation_steps": 8, "learning_rate": 2.5e-3}),
-        (6, 5.0, "adamw_torch", {"gradient_accumulation_steps": 3, "learning_rate": 3.54e-3}),
-        (16, 40.0, "adamw_torch", {}),
-        (16, math.inf, "adamw_torch", {}),
-        (1, 1.0, "adamw_torch", {}),
-    ],
-)
-def test_a_batch_above_the_scale_is_made_smaller(
-    tmp_path: Path, accumulation: int, high: float, optim: str, expected: dict[str, Any]
-) -> None:
-    args = SimpleNamespace(
-        gradient_accumulation_steps=accumulation, per_device_train_batch_size=4, learning_rate=5e-3, optim=optim
-    )
-    probe: Any = SimpleNamespace(args=args, batch_size=4 * accumulation)
-    found = gradients._smaller(probe, MeasuredScale(min(4.0, 0.8 * high), 0.7, high))
-    assert found.arm == expected
-    assert not found.recommended
-    if expected:
-        batch, smaller = 4 * accumulation, 4 * expected["gradient_accumulation_steps"]
-        assert found.factor == pytest.approx((1 + smaller / 4) / (1 + batch / 4))
-        assert found.low < found.factor < found.high < 1  # type: ignore[operator]
-        made = settings_from(with_keys(advised_config(tmp_path), found.arm), "advice").training_arguments()
-        assert made.gradient_accumulation_steps == expected["gradient_accumulation_steps"]
-    else:
-        assert found.factor is None
-        assert "it stays" in found.why
+    assert [one.lever for one in found] == [LEVER, ANOTHER]
 
 
 def test_it_is_told_at_checkpoints(tmp_path: Path) -> None:
@@ -127,7 +99,7 @@ def test_checkpoints_of_another_model_are_told_and_the_others_measured(tmp_path:
     found = {one.lever: one for one in measure(probe)}[OVER_RUN]
     assert set(found.numbers) == {"checkpoint-0"}
     for words in (
-        "checkpoint-7: it is of another model: found no model.embed_tokens.weight",
+        "checkpoint-7: it is of another model: model.config.",
         "checkpoint-8: it has no weights of a model in safetensors",
         "checkpoint-9: its weights cannot be read",
     ):
@@ -172,7 +144,75 @@ def test_too_few_rows_or_too_little_time_is_told(tmp_path: Path, monkeypatch: py
 
 def test_the_closing_sentence_tells_it(tmp_path: Path) -> None:
     found = measure(tiny_probe(tmp_path))
-    scale = found[0].numbers["noise_scale"]
-    assert scale is not None
-    side = "above" if scale < 8 else "below"
-    assert f"batch of 8 is {side} the noise scale of {scale:.3g} rows" in sentence(found, [])
+    verdict = found[0].numbers["verdict"]
+    assert verdict.startswith("A batch of 8 is ")
+    assert sentence(found, []).startswith(verdict)
+
+
+def test_a_gradient_that_is_not_scaled_has_one_scale(tmp_path: Path) -> None:
+    now = measure(tiny_probe(tmp_path, optim="sgd"))[0]
+    assert now.numbers["adam"] is None
+    assert "Adam" not in now.why + now.numbers["verdict"]
+
+
+def test_a_step_has_fewer_rows_where_time_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_gradients, "FEWEST_ROWS", 8)
+    monkeypatch.setattr(row_gradients, "_seconds_of_a_row", lambda probe: 10.0)
+    found = measure(tiny_probe(tmp_path))
+    assert re.search(r"told from 8 rows' gradients after \d+ steps of [1-7] rows; a step has 8", found[0].why)
+    short = tiny_probe(tmp_path, seconds=100.0)
+    assert measure(short)[0].hurried
+    assert short.known["seconds of a row"] == 10.0
+
+
+# ---- whose checkpoints they are --------------------------------------------------------------------------------------
+
+
+def test_checkpoints_of_the_same_shapes_that_are_of_another_model_are_told(tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path)
+    (good,) = checkpoints(tmp_path, probe, (1.0,))
+    far = tmp_path / "checkpoint-4"
+    other = copy.deepcopy(probe.model)
+    with torch.no_grad():
+        for number, parameter in enumerate(other.parameters()):
+            parameter.normal_(generator=torch.Generator().manual_seed(number))
+    other.save_pretrained(far)
+    other.config.rms_norm_eps = 0.25
+    other.save_pretrained(tmp_path / "checkpoint-5")
+    probe.checkpoints = [good, far, tmp_path / "checkpoint-5"]
+    found = {one.lever: one for one in measure(probe)}[OVER_RUN]
+    assert set(found.numbers) == {"checkpoint-0", "checkpoint-4"}
+    assert "far from the model's weights, is it of the same model: checkpoint-4 (cosine " in found.why
+    assert "checkpoint-5: it is of another model: model.config.rms_norm_eps was 0.25 and is 1e-06" in found.why
+
+
+def test_adapters_of_another_base_or_scale_are_told(tmp_path: Path) -> None:
+    def adapted(**keys: Any) -> Any:
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"], **keys)
+        made = get_peft_model(tiny_model("llama"), config)
+        made.peft_config["default"].base_model_name_or_path = "models/two"
+        return made
+
+    model = adapted()
+    for name in ("models/two", "elsewhere/two", "models/one"):
+        model.peft_config["default"].base_model_name_or_path = name
+        model.peft_config["default"].save_pretrained(str(tmp_path / name))
+        model.peft_config["default"].base_model_name_or_path = "models/two"
+    check_model(tmp_path / "models" / "two", model, None)
+    check_model(tmp_path / "elsewhere" / "two", model, None)
+    with pytest.raises(InputError, match="another model: adapters of one, where the config has two"):
+        check_model(tmp_path / "models" / "one", model, None)
+    with pytest.raises(InputError, match="lora_alpha was 8 and is 32"):
+        check_model(tmp_path / "models" / "two", adapted(lora_alpha=32), None)
+
+
+def test_the_base_model_of_our_own_checkpoints_is_known_by_its_weights(tmp_path: Path) -> None:
+    config = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["v_proj"]}
+    model = get_peft_model(tiny_model("llama"), LoraConfig(**config))
+    model.save_pretrained(tmp_path)
+    (tmp_path / MARKER).write_text(json.dumps({"run": {"model": describe_model(model)}}))
+    check_model(tmp_path, model, None)
+    with torch.no_grad():
+        next(p for p in model.parameters() if not p.requires_grad).add_(1e-3)
+    with pytest.raises(InputError, match="another base model of the same shapes"):
+        check_model(tmp_path, model, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,8 +27,8 @@ def measured(signal: float = 0.5, seed: int = 0) -> Any:
     noise = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
     gradients = lengths[:, None] * noise + signal
     sizes = 0.5 + torch.rand(ROWS, generator=generator, dtype=torch.float64)
-    sizes = sizes / sizes.mean()
-    return SimpleNamespace(gram_PP=gradients @ gradients.T, sizes=sizes, gradients=gradients, lengths=lengths)
+    sizes, gram_PP = sizes / sizes.mean(), gradients @ gradients.T
+    return SimpleNamespace(gram_PP=gram_PP, metrics=(gram_PP,), sizes=sizes, gradients=gradients, lengths=lengths)
 
 
 def squared_errors(rows: Any, rates: Tensor, batch: int, draws: int) -> float:
@@ -62,7 +61,7 @@ def test_errors_of_chosen_rows_are_those_that_were_seen() -> None:
         order = torch.randperm(ROWS, generator=generator)
         off[step, order[:budget]] += 1 / budget
         off[step, order[:large]] -= 1 / large
-    way = chosen(1.0, off, budget, large / budget, rows.gram_PP)
+    way = chosen(1.0, off, budget, large / budget, rows.metrics)
     found = worth(way, plain(1.0, ROWS), rows, budget)
     assert found.error == pytest.approx(1, abs=0.06)
     assert found.factor == pytest.approx(1, abs=0.06)
@@ -78,7 +77,7 @@ def test_a_batch_above_the_scale_gains_nothing_and_one_far_below_as_the_errors_s
     assert found.scale == pytest.approx(scale)
     assert scale < 1
     assert found.factor == pytest.approx(1, abs=0.02)
-    assert "is above the noise scale" in found.why(64)
+    assert f"the batch of 64 over the noise scale {64 / scale:.2g} (of {scale:.3g})" in found.why(64)
     rows = measured(signal=0.0)
     found = worth(way, plain(1.0, ROWS), rows, 1)
     assert found.factor == pytest.approx(1 / (2 - found.error), rel=0.02)
@@ -112,24 +111,35 @@ def test_intervals_hold_what_many_rows_say() -> None:
     assert max(one.high / one.factor for one in worse) < 1.6
 
 
+def test_an_interval_holds_what_the_gradients_themselves_say() -> None:
+    rates = torch.ones(ROWS, dtype=torch.float64)
+    rates[: ROWS // 4] = 4
+    way, rows, loud = Arrival(cost=1.0, rates=rates / rates.mean()), measured(signal=0.0), measured(signal=20.0)
+    one, other = (worth(way, plain(1.0, ROWS), each, 8) for each in (rows, loud))
+    rows.metrics = (rows.gram_PP, loud.gram_PP)
+    both = worth(way, plain(1.0, ROWS), rows, 8)
+    assert (both.factor, both.error, both.scale) == (one.factor, one.error, one.scale)
+    assert both.low == one.low < one.high < both.high
+    assert both.high == pytest.approx(other.high, rel=0.05), "nothing is won without noise"
+    assert both.raw_scale < 1 < both.scale
+    assert "by the gradients themselves)" in both.why(8)
+
+
 def test_gradients_that_are_all_alike_have_no_worth() -> None:
-    rows = SimpleNamespace(
-        gram_PP=torch.ones(8, 8, dtype=torch.float64), sizes=torch.ones(8, dtype=torch.float64)
-    )  # fmt: skip
+    gram_PP = torch.ones(8, 8, dtype=torch.float64)
+    rows = SimpleNamespace(gram_PP=gram_PP, metrics=(gram_PP,), sizes=torch.ones(8, dtype=torch.float64))
     assert residuals(rows.gram_PP, rows.sizes).abs().max() < 1e-12
     with pytest.raises(InputError, match="of all rows are alike"):
         worth(plain(1.0, 8), plain(1.0, 8), rows, 4)  # type: ignore[arg-type]
 
 
-def test_one_lever_on_noise_is_recommended_and_none_that_may_lose(tmp_path: Path) -> None:
+def test_the_best_lever_is_recommended_and_none_that_may_lose() -> None:
     def finding(lever: str, factor: float, high: float, other: float = 0.0) -> Finding:
         return Finding(lever=lever, arm={"x": 1}, factor=factor, low=0.1, high=high, numbers={"other": other})
 
-    probe: Any = SimpleNamespace(known={})
     sure, better, unsure = finding("sure", 0.8, 0.9), finding("better", 0.7, 0.8), finding("unsure", 0.3, 1.1)
     halved = finding("halved", 0.2, 0.3, other=1.0)
     told = Finding(lever="told")
-    found = gain(probe, [told, sure, better, unsure, halved], "other")
+    found = gain([told, sure, better, unsure, halved], "other")
     assert [one.lever for one in found if one.recommended] == ["better"]
-    assert not any(one.recommended for one in gain(probe, [sure]))
-    assert not any(one.recommended for one in gain(SimpleNamespace(known={}), [unsure]))  # type: ignore[arg-type]
+    assert not any(one.recommended for one in gain([unsure]))
