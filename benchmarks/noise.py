@@ -2,9 +2,9 @@
 
     python benchmarks/noise.py --model .cache/small-llama --tiny .cache/tiny-llama --data ../shared/data/mathmix
 
-- agreement: 1,024 exact gradients of single rows of the small Llama give the noise scale; beside it what micro-batches
-  of random steps give by their lengths alone, of rows in random order and sorted by length, and what two runs of the
-  Trainer at a learning rate of 0 record.
+- agreement: 1,024 exact gradients of single rows of the small Llama give the noise scale; beside it what some of them
+  give, what micro-batches of random steps do, of rows in random order by their lengths alone and sorted by length with
+  their neighbors' products, and what two runs of the Trainer at a learning rate of 0 record.
 - cost: of the steps of one run every second one is measured; the medians of their training phases are compared.
 - growth: the tiny Llama, from random weights, over 1,200 steps, and exact gradients of 384 rows at five moments.
 
@@ -30,7 +30,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from corebatch.mixture import PaddingCollator, load_mixture, parse_specs
 from corebatch.model.weighted_loss import weighted_loss
-from corebatch.noise import Noise, interval_of_rows, interval_of_steps, mean_noise, noise_of_parts, noise_of_rows
+from corebatch.noise import (
+    Noise,
+    interval_of_rows,
+    interval_of_steps,
+    mean_noise,
+    noise_of_parts,
+    noise_of_rows,
+    noise_of_sums,
+    within_sorted,
+)
 from corebatch.trainer import CoresetConfig, CoresetTrainer
 from pages import ROOT, origin, provenance, table, write_between, write_lines
 
@@ -38,7 +47,7 @@ PAGE, OUTPUT = ROOT / "docs" / "methods" / "noise.md", ROOT / "benchmarks" / "re
 PLOT = ROOT / "docs" / "methods" / "noise.svg"
 COLUMNS = 65521  # of a sketch, a prime
 ROWS, BATCH, WIDTH, DRAWS = 1024, 64, 4, 400
-PARTS = (2, 4, 8, 16)
+PARTS, PARTS_SORTED, FEW = (2, 4, 8, 16), (4, 8, 16), (32, 128, 256)
 STEPS, MOMENTS, ROWS_OF_MOMENT, BATCH_OF_GROWTH = 1200, (0, 100, 300, 700, 1200), 384, 16
 POINTS = 60
 
@@ -140,19 +149,30 @@ def agreement(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"way": "exact", **about, **shown(exact.noise, interval_of_rows(gram, sizes))}
     sketched = noise_of_rows(gram, sizes)
     yield {"way": "sketched", **about, **shown(sketched, interval_of_rows(gram, sizes))}
-    few = torch.arange(count)[: count // 8]
-    interval = interval_of_rows(gram[few][:, few], sizes[few])
-    yield {"way": "few", **about, **shown(noise_of_rows(gram[few][:, few], sizes[few]), interval), "rows": len(few)}
+    for few in FEW:
+        found = drawn(gram, sizes, few, options.seed)
+        low, high = torch.tensor([one.scale for one in found]).quantile(
+            torch.tensor([0.1, 0.9]), interpolation="nearest"
+        )
+        single = {"single_low": float(low), "single_high": float(high) if high < 1e9 else None, "draws": DRAWS}
+        yield {"way": "few", **about, **shown(mean_noise(found), interval_of_steps(found)), "rows": few, **single}
     lengths = torch.tensor(rows["length"])
-    for parts in PARTS:
-        for by_length in (False, True):
-            found = simulated(gram, sizes, lengths if by_length else None, parts, options.seed)
-            way = {"way": "sorted" if by_length else "random", "parts": parts, "draws": DRAWS}
-            yield {**about, **way, **shown(mean_noise(found), interval_of_steps(found))}
+    for name, known, numbers in (("random", None, PARTS), ("sorted", lengths, PARTS_SORTED)):
+        for parts in numbers:
+            found = simulated(gram, sizes, known, parts, options.seed)
+            noise = shown(mean_noise(found), interval_of_steps(found))
+            yield {**about, "way": name, "parts": parts, "draws": DRAWS, **noise}
     for name in ("plain", "positions"):
         lines = trained(model, rows, collate, options, {"pool_factor": 1, "micro_batches": name, "noise_scale": True})
         found = [Noise(signal=x["noise_signal"], trace=x["noise_trace"], rows=x["chosen_examples"]) for x in lines]
         yield {**about, "way": f"run {name}", "steps": len(found), **shown(mean_noise(found), interval_of_steps(found))}
+
+
+def drawn(gram: Tensor, sizes: Tensor, count: int, seed: int) -> list[Noise]:
+    """By exact gradients of some rows at random."""
+    source = torch.Generator().manual_seed(seed + 2)
+    picked = [torch.randperm(len(gram), generator=source)[:count] for _ in range(DRAWS)]
+    return [noise_of_rows(gram[rows][:, rows], sizes[rows]) for rows in picked]
 
 
 def simulated(gram: Tensor, sizes: Tensor, lengths: Tensor | None, parts: int, seed: int) -> list[Noise]:
@@ -164,10 +184,14 @@ def simulated(gram: Tensor, sizes: Tensor, lengths: Tensor | None, parts: int, s
         if lengths is not None:
             rows = rows[lengths[rows].argsort(stable=True)]
         total = sizes[rows].sum()
-        pieces = [piece for piece in rows.chunk(parts) if sizes[piece].sum() > 0]
-        squares = [float(gram[piece][:, piece].sum() / total**2) for piece in pieces]
-        shares = [float(sizes[piece].sum() / total) for piece in pieces]
-        found.append(noise_of_parts(squares, shares, float(gram[rows][:, rows].sum() / total**2), batch))
+        pieces = rows.chunk(parts)
+        within = torch.stack([torch.isin(rows, piece) for piece in pieces]).double()
+        gram_JJ, shares = within @ gram[rows][:, rows] @ within.T / total**2, within @ sizes[rows] / total
+        squares, squared = gram_JJ.diagonal(), float(gram_JJ.sum())
+        if lengths is None:
+            found.append(noise_of_parts(squares.tolist(), shares.tolist(), squared, batch))
+        else:
+            found.append(noise_of_sums(float(squares.sum() - within_sorted(gram_JJ, shares)), 0.0, squared, batch))
     return found
 
 
@@ -267,7 +291,7 @@ def growth(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 WAYS = {
     "exact": "{rows:,} exact gradients",
     "sketched": "the same by sketches of 65,521 numbers",
-    "few": "{rows:,} of them",
+    "few": "{rows:,} of them, at random; eight of ten such draws give {single}",
     "random": "{parts} micro-batches of rows in random order",
     "sorted": "{parts} micro-batches of rows sorted by length",
     "run plain": "a run's record, {steps} steps, micro_batches plain",
@@ -290,13 +314,17 @@ def _number(value: float | None) -> str:
     return "infinite" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def _range(low: float | None, high: float | None) -> str:
+    return f"{_number(low)} to {_number(high)}"
+
+
 def _agreement(lines: Sequence[dict[str, Any]]) -> str:
     truth = lines[0]["scale"]
     rows = [
         (
-            WAYS[line["way"]].format(**line),
+            WAYS[line["way"]].format(**line, single=_range(line.get("single_low"), line.get("single_high"))),
             _number(line["scale"]),
-            "-" if line["low"] is None else f"{_number(line['low'])} to {_number(line['high'])}",
+            "-" if line["low"] is None else _range(line["low"], line["high"]),
             "-" if line["scale"] is None else f"{line['scale'] / truth - 1:+.0%}",
         )
         for line in lines
@@ -305,7 +333,8 @@ def _agreement(lines: Sequence[dict[str, Any]]) -> str:
     text = (
         f"A Llama of {first['parameters'] / 1e6:.1f} M parameters on mathmix, before it is fine-tuned. Steps have "
         f"{first['batch']} rows; micro-batches of random steps are cut from the same {first['rows']:,} rows, "
-        f"{lines[3]['draws']} times, so that what is off there is the estimate's own."
+        f"{lines[3]['draws']} times, and some rows are drawn from them as often, so that what is off there is the "
+        "estimate's own."
     )
     heads = ("estimate", "noise scale, rows", "95 % interval", "against exact")
     return f"{text}\n\n{table(heads, rows)}\n\n({origin(first)})"
@@ -323,7 +352,7 @@ def _cost(lines: Sequence[dict[str, Any]]) -> str:
 def _growth(lines: Sequence[dict[str, Any]]) -> str:
     rows = [
         (str(line["run_seed"]), f"{moment['step']:,}", _number(moment["scale"]),
-         f"{_number(moment['low'])} to {_number(moment['high'])}", _near(line, moment["step"]))
+         _range(moment["low"], moment["high"]), _near(line, moment["step"]))
         for line in lines for moment in line["moments"]
     ]  # fmt: skip
     heads = ("seed", "step", f"{lines[0]['rows']} exact gradients", "95 % interval", "recorded within 30 steps of it")

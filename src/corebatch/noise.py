@@ -16,7 +16,7 @@ Shape suffixes: N rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from corebatch.errors import InputError
 
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+_SIDE = 16  # k of a sketch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,9 @@ def noise_of_parts(squared_parts: Sequence[float], shares: Sequence[float], squa
 
         E(|S|^2 - sum_j |s_j|^2) = (1 - sum_j p_j^2) |G|^2        E|S|^2 = |G|^2 + tr Sigma / rows
 
-    which for two parts of a mean are the estimators of McCandlish et al. (2018, appendix A.1). Rows of one length in a
-    part have means of their own, which makes the signal too small; rows that were chosen jointly are not independent.
+    which for two parts of a mean are the estimators of McCandlish et al. (2018, appendix A.1). Parts that are sorted by
+    length have means of their own, which makes the signal too small (`within_sorted`); rows that were chosen jointly
+    are not independent.
 
     Args:
         squared_parts: |s_j|^2.
@@ -75,7 +77,8 @@ def noise_of_parts(squared_parts: Sequence[float], shares: Sequence[float], squa
 
 
 def noise_of_sums(squared_parts: float, squared_shares: float, squared_whole: float, rows: int) -> Noise:
-    """The same from sum_j |s_j|^2 and sum_j p_j^2, which ranks can add up.
+    """The same from sum_j |s_j|^2 and sum_j p_j^2, which ranks can add up; of sorted parts from sum_j |s_j|^2 less
+    what `within_sorted` gives, and 0.
 
     Raises:
         InputError: one part or one row alone, a length that is not finite.
@@ -91,6 +94,54 @@ def noise_of_sums(squared_parts: float, squared_shares: float, squared_whole: fl
     return Noise(signal=signal, trace=rows * (squared_whole - signal), rows=rows)
 
 
+def within_sorted(gram_JJ: Tensor, shares_J: Tensor) -> Tensor:
+    """sum_j p_j^2 |G_j|^2 of a step's parts in the order of their rows' lengths, E s_j = p_j G_j: what products of
+    different parts leave out of |G|^2 = sum_jk p_j p_k G_j . G_k. A scalar.
+
+    As for the variance of a systematic sample (Wolter 1984, An investigation of some estimators of variance for
+    systematic sampling), neighbors stand for what cannot be seen: G_j changes smoothly with length, so that the mean of
+    G_j . G_k over parts that are d apart is c_0 - a d^2 for small d, and c_0 = (4 c_1 - c_2) / 3 (Richardson 1911).
+
+    Args:
+        gram_JJ: s_j . s_k of three parts or more; the diagonal is not used.
+        shares_J: p_j > 0, or what is in proportion to them.
+    """
+    near, far = (
+        gram_JJ.diagonal(apart).sum() / (shares_J[:-apart] * shares_J[apart:]).sum().to(gram_JJ) for apart in (1, 2)
+    )
+    return shares_J.square().sum() * (4 * near - far) / 3
+
+
+class Sketches:
+    """Inner products of gradients [R, C] from [k, k] numbers of each: those of P g Q / k with random signs P and Q are
+    right in the mean over signs, and off by |g| |h| sqrt(2 / k) at most in standard deviation (Alon, Matias and Szegedy
+    1999, The space complexity of approximating the frequency moments); over several parameters errors average.
+
+    Args:
+        parameters: whose gradients are to come.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        most = max((max(_matrix(parameter).shape) for parameter in parameters), default=0)
+        signs = torch.randint(2, (2, _SIDE, most), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+        self._signs = {torch.device("cpu"): 2 * signs - 1}
+
+    def of(self, gradient: Tensor) -> Tensor:
+        """[k^2], at least float32."""
+        whole = gradient.detach().coalesce() if gradient.is_sparse else gradient.detach()
+        values = _matrix(whole.values() if whole.is_sparse else whole)
+        if values.device not in self._signs:
+            self._signs[values.device] = self._signs[torch.device("cpu")].to(values.device)
+        left, right = self._signs[values.device]
+        left = left[:, whole.indices()[0]] if whole.is_sparse else left[:, : len(values)]
+        folded = left.to(values) @ values @ right[:, : values.shape[1]].to(values).T
+        return folded.to(torch.promote_types(values.dtype, torch.float32)).flatten() / _SIDE
+
+
+def _matrix(gradient: Tensor) -> Tensor:
+    return gradient.reshape(-1, gradient.shape[-1]) if gradient.ndim > 1 else gradient.reshape(-1, 1)
+
+
 def length(gradient: Tensor) -> Tensor:
     """|gradient|, a scalar, row by row: a sum of many millions of squares loses small ones in float32."""
     values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
@@ -100,23 +151,28 @@ def length(gradient: Tensor) -> Tensor:
 
 
 def noise_of_rows(gram_NN: Tensor, sizes_N: Tensor | None = None) -> Noise:
-    """From the exact gradients of independent rows. With equal sizes it is the unbiased U-statistic: the signal is the
-    mean of g_i . g_k over pairs, the trace the sample variance.
+    """From the exact gradients of independent rows, both unbiased U-statistics where sizes are equal.
+
+    The signal is sum g_i . g_k / sum l_i l_k over pairs of different rows: the squared mean less trace / N would be too
+    large by a small share of the trace, which may be many times the signal. The trace is sum |g_i - l_i mean|^2 /
+    (1 - p_i), over N times the squared mean size: a row is the nearer to the mean the larger its share p_i of it is
+    (MacKinnon and White 1985, Some heteroskedasticity-consistent covariance matrix estimators, HC2).
 
     Args:
         gram_NN: inner products g_i . g_k of the rows' summed gradients, each times the objective's weight.
         sizes_N: l_i >= 0, what each row counts; None: equally much.
 
     Raises:
-        InputError: fewer than two rows, other shapes, values that are not finite, sizes of zero or below zero.
+        InputError: fewer than two rows of sizes above zero, other shapes, values that are not finite, sizes below zero.
     """
     gram, sizes = _checked(gram_NN, sizes_N)
     count, total = len(gram), sizes.sum()
     along = gram.sum(dim=1) / total  # g_i . mean
     squared_mean = along.sum() / total
     off = gram.diagonal() - 2 * sizes * along + sizes.square() * squared_mean  # |g_i - l_i mean|^2
-    trace = off.sum() / (count - 1) * (count / total).square()
-    return Noise(signal=float(squared_mean - trace / count), trace=float(trace), rows=count)
+    trace = (off / (1 - sizes / total)).sum() * count / total.square()
+    signal = (gram.sum() - gram.trace()) / (total.square() - sizes.square().sum())
+    return Noise(signal=float(signal), trace=float(trace), rows=count)
 
 
 def _checked(gram_NN: Tensor, sizes_N: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -128,8 +184,8 @@ def _checked(gram_NN: Tensor, sizes_N: Tensor | None) -> tuple[Tensor, Tensor]:
         raise InputError(f"Sizes should be [{len(gram)}], one a row. Found {list(sizes.shape)}.")
     if not (gram.isfinite().all() and sizes.isfinite().all()):
         raise InputError("The Gram matrix and sizes should be finite. Found NaN or infinite values.")
-    if sizes.min() < 0 or not sizes.sum() > 0:
-        raise InputError(f"Sizes should be at least 0, and some above. Found {sizes.min():g} to {sizes.max():g}.")
+    if sizes.min() < 0 or int((sizes > 0).sum()) < 2:
+        raise InputError(f"Sizes should be at least 0, and two above. Found {sizes.min():g} to {sizes.max():g}.")
     return gram, sizes
 
 

@@ -54,13 +54,14 @@ def test_two_ranks_measure_the_gradient_error_that_one_does(trained):
             assert joint["bytes_sent"]["gradients"] > 0
 
 
-def test_two_ranks_measure_the_noise_that_one_does(trained):
-    (one, two), _ = both(trained, "ddp", tuple(METHODS), "every_row_told")
+@pytest.mark.parametrize(("method", "rows"), [("every_row_told", 8), ("every_row", 16)])
+def test_two_ranks_measure_the_noise_that_one_does(trained, method, rows):
+    (one, two), _ = both(trained, "ddp", tuple(METHODS), method)
     assert [line["noise_trace"] is not None for line in one] == [step % 2 == 0 for step in range(1, STEPS + 1)]
     pairs = [(a, b) for a, b in zip(one, two, strict=True) if a["noise_trace"] is not None]
-    for alone, joint in pairs:  # of the same 8 rows, in 2 micro-batches and in 4
-        whole = alone["noise_signal"] + alone["noise_trace"] / 8
-        assert joint["noise_signal"] + joint["noise_trace"] / 8 == pytest.approx(whole, rel=1e-4)
+    for alone, joint in pairs:  # of the same rows, in so many micro-batches and in twice as many
+        whole = alone["noise_signal"] + alone["noise_trace"] / rows
+        assert joint["noise_signal"] + joint["noise_trace"] / rows == pytest.approx(whole, rel=1e-4)
     alone, joint = (sum(pair[which]["noise_trace"] for pair in pairs) for which in (0, 1))
     assert joint == pytest.approx(alone, rel=0.3)
 

@@ -84,7 +84,10 @@ METHODS = {
         CoresetConfig(objective={"online": "skill_it", "graph": "identity", "period": 2}),
         {"extra": {"eval_dataset": held_out(32)}, "per_device_eval_batch_size": 2},
     ),
-    "every_row": (CoresetConfig(pool_factor=1, micro_batches="positions"), {"kind": "gpt2"}),
+    "every_row": (
+        CoresetConfig(pool_factor=1, micro_batches="positions", noise_scale=2),
+        {"kind": "gpt2", "gradient_accumulation_steps": 4},
+    ),
     "every_row_told": (CoresetConfig(pool_factor=1, loss_by_source=True, noise_scale=2), {"kind": "gpt2"}),
     # 35 rows, of which two are of the source that half of the draws are of
     "shares": (

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from corebatch.errors import ConfigError
 from corebatch.model.weighted_loss import weighted_loss
-from corebatch.noise import RunningNoise, noise_of_parts, noise_of_rows
+from corebatch.noise import RunningNoise, Sketches, noise_of_parts, noise_of_rows, noise_of_sums, within_sorted
 from corebatch.trainer import CoresetConfig, OptimizerInBackward
 from corebatch.trainer.noise import NoiseMeter
 from corebatch.trainer.parts import FURTHER
@@ -43,6 +43,23 @@ def gradient(model, batch):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double(), extent
 
 
+def within_of(model, batches, parts, shares):
+    """What sorted micro-batches leave out, by sketches of each parameter's part of their gradients."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sketches = Sketches(parameters)
+    order = sorted(range(len(batches)), key=lambda part: batches[part]["input_ids"].shape[1])
+    order = [part for part in order if shares[part] > 0]
+    rows = [
+        torch.cat([
+            sketches.of(own.view_as(p).float()).double()
+            for own, p in zip(part.split([p.numel() for p in parameters]), parameters, strict=True)
+        ])
+        for part in parts[order]
+    ]  # fmt: skip
+    sketched = torch.stack(rows)
+    return float(within_sorted(sketched @ sketched.T, shares[order]))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_that_of_the_micro_batches_run_by_themselves(tmp_path, monkeypatch, way):
     made, begin = [], NoiseMeter.begin
@@ -53,7 +70,6 @@ def test_it_is_that_of_the_micro_batches_run_by_themselves(tmp_path, monkeypatch
         begin(self, batches, rows)
 
     monkeypatch.setattr(NoiseMeter, "begin", watched)
-    monkeypatch.setattr("corebatch.trainer.noise.FEWEST_SORTED", 4)
     settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "learning_rate": 0.0, "max_grad_norm": 0.01}
     coreset = CoresetConfig(**WAYS[way], noise_scale=2 if way == "random" else True)
     ours = run(trainer(tmp_path, tiny_model(lora=False), coreset, **settings))
@@ -65,15 +81,16 @@ def test_it_is_that_of_the_micro_batches_run_by_themselves(tmp_path, monkeypatch
         parts, extents = zip(*(gradient(ours.model, batch) for batch in batches), strict=True)
         whole = torch.stack(parts).sum(dim=0)
         squares = [float((part / divisor).square().sum()) for part in parts]
-        expected = noise_of_parts(
-            squares, [each / sum(extents) for each in extents], float((whole / divisor).square().sum()), rows
-        )
+        shares, squared = [each / sum(extents) for each in extents], float((whole / divisor).square().sum())
+        if coreset.cut.by != "plain":
+            within = within_of(ours.model, batches, torch.stack(parts) / divisor, torch.tensor(shares))
+            expected = noise_of_sums(sum(squares) - within, 0.0, squared, rows)
+        else:
+            expected = noise_of_parts(squares, shares, squared, rows)
         running.update(expected)
         assert line["noise_signal"] == pytest.approx(expected.signal, rel=2e-3, abs=1e-4 * expected.trace)
         assert line["noise_trace"] == pytest.approx(expected.trace, rel=1e-3)
-        assert line["noise_scale"] == (
-            pytest.approx(running.scale, rel=5e-3) if expected.signal > 0 else line["noise_scale"]
-        )
+        assert line["noise_scale"] == (pytest.approx(running.scale, rel=5e-3) if running.noise.signal > 0 else None)
         assert rows == line["chosen_examples"]
     logged = [entry["noise/scale"] for entry in ours.state.log_history if "noise/scale" in entry]
     assert logged == [line["noise_scale"] for line in lines(tmp_path) if line.get("noise_scale")]
@@ -177,7 +194,7 @@ def test_a_resumed_run_goes_on_with_the_average(tmp_path):
         ({**RANDOM, "replay": {"rare": 0.2}}, {}, "replay"),
         ({"selector": "importance", "scorer": "tokens", "selector_options": {"calibrate": True}}, {}, "importance"),
         ({"pool_factor": 1}, {"gradient_accumulation_steps": 1}, "1 micro-batches a step, of which it takes 2"),
-        ({"pool_factor": 1, "micro_batches": "length"}, {}, "2 micro-batches a step, sorted by length.* 16"),
+        ({"pool_factor": 1, "micro_batches": "length"}, {}, "2 micro-batches of a rank, sorted by length.* 4"),
         ({"pool_factor": 1, "by_length": {}}, {}, "by_length"),
         (
             {"pool_factor": 1},

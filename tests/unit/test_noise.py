@@ -10,11 +10,14 @@ from corebatch.errors import InputError
 from corebatch.noise import (
     Noise,
     RunningNoise,
+    Sketches,
     interval_of_rows,
     interval_of_steps,
     mean_noise,
     noise_of_parts,
     noise_of_rows,
+    noise_of_sums,
+    within_sorted,
 )
 from corebatch.noise import _quantile as quantile
 
@@ -63,6 +66,44 @@ def test_parts_of_unequal_shares_tell_the_noise_of_a_mean_over_tokens():
     assert noise.trace == pytest.approx(8 * TRACE / float(sizes.sum()), rel=0.06)
 
 
+def sorted_parts(gradients, sizes, lengths, count):
+    """[count, WIDTH] and shares."""
+    order = lengths.argsort().chunk(count)
+    return (torch.stack([each[own].sum(0) for own in order]) / sizes.sum() for each in (gradients, sizes))
+
+
+@pytest.mark.parametrize("parts", (4, 8))
+def test_parts_that_are_sorted_by_length_tell_it_by_their_neighbors(parts):
+    source, found, without = generator(6), [], []
+    turn = torch.zeros(2, WIDTH, dtype=torch.float64)
+    turn[0, :2], turn[1, 2:] = torch.tensor([2.0, -2.0]), 1.0
+    for _ in range(2000):
+        lengths = torch.rand(32, generator=source, dtype=torch.float64)
+        means = (lengths[:, None] - 0.5) * turn[0] + (lengths[:, None].square() - 1 / 3) * turn[1]
+        gradients = rows(32, source) + means
+        cut, shares = sorted_parts(gradients, torch.ones(32, dtype=torch.float64), lengths, parts)
+        squares, squared = float(cut.square().sum()), float(cut.sum(0).square().sum())
+        left_out = float(within_sorted(cut @ cut.T, shares))
+        found.append(noise_of_sums(squares - left_out, 0.0, squared, 32))
+        without.append(noise_of_sums(squares, float(shares.square().sum()), squared, 32))
+    assert mean_noise(found).signal == pytest.approx(SIGNAL, rel=0.06)
+    assert mean_noise(without).signal < (0.9 if parts == 4 else 0.96) * SIGNAL
+
+
+def test_sketches_keep_inner_products():
+    source = generator(7)
+    shapes = ((96, 40), (7, 300), (50,), (4, 30, 20))
+    gradients = [[torch.randn(shape, generator=source) for shape in shapes] for _ in range(2)]
+    one, other = gradients[0], [a + 0.5 * b for a, b in zip(*gradients, strict=True)]
+    sketches = Sketches(one)
+    exact = sum(float((a * b).sum()) for a, b in zip(one, other, strict=True))
+    found = sum(float(sketches.of(a) @ sketches.of(b)) for a, b in zip(one, other, strict=True))
+    assert found == pytest.approx(exact, rel=0.1)
+    sparse = torch.sparse_coo_tensor([[5, 2, 5]], torch.ones(3, 40), (96, 40), check_invariants=True)
+    assert torch.allclose(sketches.of(sparse), sketches.of(sparse.to_dense()))
+    assert sketches.of(one[0].bfloat16()).dtype == torch.float32
+
+
 def test_rows_of_equal_sizes_give_the_u_statistic():
     gradients = rows(12, generator(2))
     gram = gradients @ gradients.T
@@ -92,6 +133,19 @@ def test_rows_of_unequal_sizes_give_the_variance_of_a_ratio():
     means = torch.stack([g.sum(0) / s.sum() for g, s in (drawn(batch) for _ in range(4000))])
     assert noise.trace / batch == pytest.approx(float(means.var(dim=0).sum()), rel=0.08)
     assert noise.signal == pytest.approx(float(means.mean(0).square().sum()), rel=0.03)
+
+
+def test_few_rows_of_unequal_sizes_are_right_in_the_mean():
+    """A signal that is far smaller than the trace of a handful of rows, of which some are much longer."""
+    source, count = generator(8), 4000
+    sizes = torch.tensor([1.0, 2, 4, 8], dtype=torch.float64)[torch.randint(4, (count, 16), generator=source)]
+    noise = torch.randn(count, 16, WIDTH, generator=source, dtype=torch.float64) * math.sqrt(TRACE / WIDTH)
+    gradients = sizes[..., None] * (0.1 + noise)  # a row's tokens have one noise
+    found = [noise_of_rows(own @ own.T, size) for own, size in zip(gradients, sizes, strict=True)]
+    signal = torch.tensor([each.signal for each in found])
+    assert abs(float(signal.mean()) - 0.01 * WIDTH) < 4 * float(signal.std()) / math.sqrt(count)
+    trace = TRACE * float(sizes.square().mean() / sizes.mean().square())
+    assert sum(each.trace for each in found) / count == pytest.approx(trace, rel=0.05)
 
 
 def test_the_interval_of_rows_holds_the_truth_as_often_as_it_says():
@@ -159,7 +213,8 @@ def test_averages_over_a_run_are_of_signal_and_trace_apart():
         (lambda: noise_of_rows(torch.full((2, 2), math.inf)), "infinite"),
         (lambda: noise_of_rows(torch.eye(2), torch.ones(3)), "one a row"),
         (lambda: noise_of_rows(torch.eye(2), torch.tensor([1.0, -1.0])), "-1"),
-        (lambda: noise_of_rows(torch.eye(2), torch.zeros(2)), "some above"),
+        (lambda: noise_of_rows(torch.eye(2), torch.zeros(2)), "two above"),
+        (lambda: noise_of_rows(torch.eye(3), torch.tensor([0.0, 2.0, 0.0])), "two above"),
         (lambda: interval_of_rows(torch.eye(7)), "8 rows"),
         (lambda: interval_of_steps([Noise(signal=1.0, trace=1.0, rows=4)] * 3), "4 estimates"),
         (lambda: mean_noise([]), "Found none"),

@@ -2,7 +2,8 @@
 
 The lengths of each micro-batch's own gradients are taken by hooks on the trained parameters, before they are
 accumulated and before ranks exchange them; that of the whole once they are, before it is clipped. Only lengths are
-taken, no copy. `corebatch.noise.noise_of_sums` makes estimates of both, which are smoothed over steps.
+taken, no copy; where rows are sorted by length also sketches of 256 numbers a parameter, by which micro-batches of like
+lengths are compared. `corebatch.noise.noise_of_sums` makes estimates of both, which are smoothed over steps.
 
 It needs a step's rows to be independent. Rows that were chosen jointly are not: how far they make up for each other
 cannot be told from what rows have in common. Nor can it be told by gradients of other steps: weights have moved along
@@ -21,9 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from corebatch.errors import ConfigError, InputError
-from corebatch.noise import Noise, RunningNoise, length, noise_of_sums
+from corebatch.noise import Noise, RunningNoise, Sketches, length, noise_of_sums, within_sorted
 from corebatch.selectors import Selector
 from corebatch.selectors.importance import Importance
 from corebatch.selectors.random import Random
@@ -36,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 EVERY = 10
 """Steps from one measurement to the next, where it is left to us."""
-FEWEST, FEWEST_SORTED = 2, 16
-"""Micro-batches of a step: of rows in random order, and of rows that are sorted by length, which have means of their
-own, so that the signal comes out too small, by the less the more micro-batches there are (docs/methods/noise.md)."""
+FEWEST, FEWEST_SORTED = 2, 4
+"""Micro-batches: of a step of rows in random order, and of each rank's rows that are sorted by length, of which the
+signal comes out too small by the less the more there are (docs/methods/noise.md)."""
 DIGITS = 6
 
 
@@ -88,19 +90,21 @@ def why_not(trainer: Any) -> str | None:
         return "coreset.by_length, whose steps have rows of one length each"
     if coreset.pool_factor > 1 and (found := _joint(trainer)) is not None:
         return f"{found}, which chooses rows jointly"
-    count = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
-    if coreset.cut.most is None and count < _fewest(coreset):
-        if coreset.cut.regroups:
+    count = trainer.args.gradient_accumulation_steps
+    if _sorted(coreset):
+        if coreset.cut.most is None and count < FEWEST_SORTED:
             return (
-                f"{count} micro-batches a step, sorted by length, of which it takes {FEWEST_SORTED} (or {FEWEST} with "
-                "coreset.micro_batches plain)"
+                f"{count} micro-batches of a rank, sorted by length, of which it takes {FEWEST_SORTED} (or {FEWEST} "
+                "with coreset.micro_batches plain)"
             )
+    elif count * trainer.accelerator.num_processes < FEWEST:
         return f"{count} micro-batches a step, of which it takes {FEWEST}"
     return None
 
 
-def _fewest(coreset: Any) -> int:
-    return FEWEST_SORTED if coreset.cut.regroups else FEWEST
+def _sorted(coreset: Any) -> bool:
+    """Whether a step's micro-batches have rows of like lengths."""
+    return bool(coreset.cut.by != "plain")
 
 
 def _joint(trainer: Any) -> str | None:
@@ -140,6 +144,10 @@ class NoiseMeter:
         self._parameters: list[Tensor] = []
         self._norms: list[Tensor | None] = []
         self._squares: list[Tensor] = []
+        self._sketches: Sketches | None = None  # where micro-batches are sorted
+        self._folded: list[Tensor | None] = []
+        self._parts: list[Tensor] = []
+        self._order: list[int] = []
         self._extents = torch.zeros(0)
         self._whole: Tensor | None = None
         self._twice, self._rows = False, 0
@@ -155,7 +163,7 @@ class NoiseMeter:
             ConfigError: noise was asked for, and the optimizer or the engine does not let it be measured.
         """
         self.close()
-        self._whole, self._squares, self._twice, self._measures = None, [], False, False
+        self._whole, self._squares, self._parts, self._twice, self._measures = None, [], [], False, False
         self.found = self._trainer._run.step.tracking.take_noise() if self.every else None
         if self.found is not None:
             self.running.update(self.found)
@@ -166,13 +174,16 @@ class NoiseMeter:
         self._extents, self._rows = torch.stack([_extent(batch) for batch in made]), rows
         trained = self._trainer._run.model().parameters()
         self._parameters = [parameter for parameter in trained if parameter.requires_grad]
+        if _sorted(self._trainer.coreset):
+            self._sketches = Sketches(self._parameters)
+            self._order = sorted(range(len(made)), key=lambda part: made[part]["input_ids"].shape[1])
 
     def listen(self) -> None:
         """A micro-batch is about to be trained: with the first of a step that is measured, hooks go on. Not before:
         somebody's callback may take gradients of its own."""
         if not self._measures or self._handles:
             return
-        self._norms = [None] * len(self._parameters)
+        self._norms, self._folded = [None] * len(self._parameters), [None] * len(self._parameters)
         for place, parameter in enumerate(self._parameters):
             self._handles.append(parameter.register_hook(partial(self._see, place)))
 
@@ -188,13 +199,18 @@ class NoiseMeter:
     def _see(self, place: int, gradient: Tensor) -> None:
         self._twice = self._twice or self._norms[place] is not None
         self._norms[place] = length(gradient)
+        if self._sketches is not None:
+            self._folded[place] = self._sketches.of(gradient)
 
     def end_part(self, *, last: bool = False) -> None:
         """A micro-batch was trained. `last`: gradients are those of the whole step now, and of all ranks."""
         if not self._handles:
             return
         self._squares.append(_squared(self._norms))
-        self._norms = [None] * len(self._parameters)
+        if self._sketches is not None:
+            blank, device = torch.zeros(1), self._squares[0].device
+            self._parts.append(pad_sequence([(blank if each is None else each).to(device) for each in self._folded]))
+        self._norms, self._folded = [None] * len(self._parameters), [None] * len(self._parameters)
         if last:
             gradients = [each.grad for each in self._parameters]
             self._whole = _squared(None if each is None else length(each) for each in gradients)
@@ -202,27 +218,41 @@ class NoiseMeter:
 
     def message(self, device: torch.device) -> Tensor:
         """What `settle` wants the sum over ranks of, [6], the same length on every rank: the squared lengths of parts
-        and of the whole, extents and their squares, how many parts have any, and whether something is amiss."""
+        and of the whole, extents and their squares, how many parts have any (of sorted ones whether there are enough),
+        and whether something is amiss."""
         wide = torch.float32 if device.type == "mps" else torch.float64
         if not self._measures:
             return torch.zeros(0, dtype=wide, device=device)
         count = self._trainer.accelerator.num_processes
         scaler = getattr(self._trainer.accelerator, "scaler", None)
         unit = 1.0 if scaler is None else 1 / scaler.get_scale() ** 2  # of fp16's scaled loss
-        squares = torch.stack(self._squares).to(device, wide) if self._squares else torch.zeros(1, device=device)
+        squares = torch.stack(self._squares).to(device, wide).sum() if self._squares else torch.zeros((), device=device)
         whole = torch.zeros((), device=device) if self._whole is None else self._whole.to(device, wide)
         amiss = self._twice or self._whole is None or len(self._squares) != len(self._extents)
         shares = self._shares(self._extents.to(device, wide))
+        squared_shares, parts = shares.square().sum(), (shares > 0).sum()
+        if self._sketches is not None:
+            parts = parts >= FEWEST_SORTED
+            if parts and not amiss:
+                squares = squares - self._within(shares).to(squares)
+                squared_shares = torch.zeros_like(squared_shares)
         return torch.stack(
             [
-                squares.sum().to(wide) * unit / count**2,  # ranks' gradients are averaged
+                squares.to(wide) * unit / count**2,  # ranks' gradients are averaged
                 whole.to(wide) * unit / count,
                 shares.sum(),
-                shares.square().sum(),
-                (shares > 0).sum().to(wide),
+                squared_shares,
+                parts.to(wide),
                 shares.new_tensor(float(amiss)),
             ]
         )
+
+    def _within(self, shares: Tensor) -> Tensor:
+        """What products of this rank's sorted micro-batches leave out of the signal."""
+        known = shares.tolist()
+        order = [part for part in self._order if known[part] > 0]
+        sketches = torch.stack([self._parts[part].flatten() for part in order])
+        return within_sorted(sketches @ sketches.T, shares[order].to(sketches))
 
     def _shares(self, extents: Tensor) -> Tensor:
         """[J] in proportion to the share of the update that each micro-batch has in expectation."""
@@ -240,8 +270,10 @@ class NoiseMeter:
         parts, whole, total, squared, count, amiss = numbers
         if amiss:
             self._tell("a parameter has several gradients in one backward, or a micro-batch was trained otherwise")
-        elif count < _fewest(self._trainer.coreset):
-            self._tell(f"a step has {count:.0f} micro-batches, of which it takes {_fewest(self._trainer.coreset)}")
+        elif self._sketches is not None and count < self._trainer.accelerator.num_processes:
+            self._tell(f"a rank has fewer than {FEWEST_SORTED} micro-batches with rows, sorted by length")
+        elif self._sketches is None and count < FEWEST:
+            self._tell(f"a step has {count:.0f} micro-batches, of which it takes {FEWEST}")
         elif math.isfinite(parts) and math.isfinite(whole):  # not where fp16's scale is too large
             try:
                 self.found = noise_of_sums(parts, squared / total**2, whole, self._rows)
