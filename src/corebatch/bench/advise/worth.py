@@ -123,7 +123,8 @@ def residuals(gram_PP: Tensor, sizes: Tensor) -> Tensor:
 def relative_error(way: Arrival, gram_PP: Tensor, sizes: Tensor, kept: Tensor, noise: Noise) -> float:
     """r of a way, by some of the rows (LongTensor) and their noise."""
     share, gram = len(way.rates) / len(kept), gram_PP[kept][:, kept]
-    error = float((residuals(gram, sizes[kept]) / way.rates[kept]).sum()) / (len(kept) - 1) / way.pool
+    off = residuals(gram, sizes[kept]) / (1 - sizes[kept] / sizes[kept].sum())  # as in the trace of `noise`
+    error = float((off / way.rates[kept]).mean()) / way.pool
     if way.chosen_PP is not None:
         second = way.chosen_PP[kept][:, kept]
         within = float((second.diagonal() * gram.diagonal()).sum())
