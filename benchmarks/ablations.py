@@ -127,7 +127,7 @@ ABLATIONS: dict[str, list[dict[str, dict[str, Any]]]] = {
             "facility location": {**THREE, **MEDOIDS},
         },
         {
-            "balanced, one block (the default here)": BALANCED,
+            "balanced, one block": BALANCED,
             "zeroth order x balanced": _zeroth(1),
             "zeroth order (4) x balanced": _zeroth(4),
             "zeroth order (16) x balanced": _zeroth(16),
@@ -197,7 +197,7 @@ RATIOS = (
     "zeroth order x facility location",
     "facility location",
     "importance",
-    "balanced, one block (the default here)",
+    "balanced, one block",
     "balanced",
     "balanced, calibrated",
 )
