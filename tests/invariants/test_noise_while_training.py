@@ -220,4 +220,5 @@ def test_left_to_us_it_is_measured_where_it_can_be(tmp_path):
         assert ["noise_scale" in line for line in lines(tmp_path / name)] == [False] * 9 + [there]
         told = json.loads((tmp_path / name / "corebatch.json").read_text())["noise"]
         assert told.startswith("measured") == there
+        assert ("jointly (coreset.track_error tells it" in told) == (name == "a")
         assert not made._run.noise._handles

@@ -6,9 +6,10 @@ taken, no copy; where rows are sorted by length also sketches of 256 numbers a p
 lengths are compared. `corebatch.noise.noise_of_sums` makes estimates of both, which are smoothed over steps.
 
 It needs a step's rows to be independent. Rows that were chosen jointly are not: how far they make up for each other
-cannot be told from what rows have in common. Nor can it be told by gradients of other steps: weights have moved along
-those, so that the gradient that is left is against them. There `coreset.track_error` tells it at its steps, from the
-rows that were drawn.
+cannot be told from what rows have in common: the choice's own error would have to be known to a part of |G|^2, which is
+itself a small part of it. Nor can it be told by gradients of other steps: weights have moved along those, so that the
+gradient that is left is against them. Rows at random beside the chosen ones would tell it, and cost as much as is
+trained to tell it as well. There `coreset.track_error` tells it at its steps, from the rows that were drawn.
 """
 
 from __future__ import annotations
@@ -72,10 +73,9 @@ def check_noise(trainer: Any) -> None:
     """Raises ConfigError where noise is asked for that cannot be measured."""
     coreset = trainer.coreset
     if coreset.asks_for_noise and not coreset.track_error and (found := why_not(trainer)) is not None:
-        cure = "Leave it out" if coreset.pool_factor == 1 else "Leave it out, or set coreset.track_error"
         raise ConfigError(
             f"coreset.noise_scale {str(coreset.noise_scale).lower()} measures the gradient's noise by micro-batches "
-            f"of a step, whose rows are independent. Found {found}. {cure}."
+            f"of a step, whose rows are independent. Found {found}. Leave it out."
         )
 
 
@@ -89,7 +89,7 @@ def why_not(trainer: Any) -> str | None:
     if coreset.by_length is not None:
         return "coreset.by_length, whose steps have rows of one length each"
     if coreset.pool_factor > 1 and (found := _joint(trainer)) is not None:
-        return f"{found}, which chooses rows jointly"
+        return f"{found}, which chooses rows jointly (coreset.track_error tells it by those drawn)"
     count = trainer.args.gradient_accumulation_steps
     if _sorted(coreset):
         if coreset.cut.most is None and count < FEWEST_SORTED:
