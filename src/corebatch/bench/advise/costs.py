@@ -69,6 +69,7 @@ def _time(probe: Probe, timed: Timed | str) -> Finding:
             told += f"; a whole step does not go into the time: {MORE_MINUTES}"
             return Finding(lever=lever, why=told, numbers=numbers)
     laid_out = padding.group_by_length(probe.args) and isinstance(timed, Timed)
+    probe.known["no time for a step"] = timed == padding.NO_TIME
     if timed == padding.NO_TIME:
         return Finding(lever=lever, unmeasured=timed)
     made = make_steps(probe, padding.rows_of(probe, padding.CONFIGURED) if laid_out else ())

@@ -202,6 +202,7 @@ def _factor(finding: Finding) -> str:
 
 def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
     """What to do, in plain words: whether the gradient's noise binds, and the strongest lever."""
+    missing = [finding.lever for finding in findings if finding.unmeasured is not None]
     told = [str(finding.numbers["verdict"]) for finding in findings if "verdict" in finding.numbers]
     timed = [finding for finding in taken if finding.factor is not None]
     if timed:
@@ -209,9 +210,8 @@ def sentence(findings: Sequence[Finding], taken: Sequence[Finding]) -> str:
         told.append(f"The strongest lever is {best.lever}: {_factor(best)} of the {best.of}.")
     elif taken:
         told.append(f"Recommended: {', '.join(finding.lever for finding in taken)}.")
-    else:
+    elif missing != [finding.lever for finding in findings] or not missing:
         told.append("Nothing that was measured is worth a change: train with the config as it is.")
-    missing = [finding.lever for finding in findings if finding.unmeasured is not None]
     if missing:
         told.append(f"{len(missing)} of {len(findings)} lines could not be measured: {', '.join(missing)}.")
     return " ".join(told)

@@ -71,7 +71,8 @@ def measure(probe: Probe) -> list[Finding]:
     own = arms[CONFIGURED].packed
     before = times(probe, packed=own)
     more = {key: probe.known.get(key, 0.0) for key in ("rest", "call")}
-    part = 0.0 if arms[CONFIGURED].coreset.takes_part or CUT not in arms else taking_part(probe, arms[CUT].coreset)
+    own_part = arms[CONFIGURED].coreset.takes_part or CUT not in arms
+    part = 0.0 if own_part else taking_part(probe, arms[CUT].coreset)
     if not isinstance(before, Timed):
         return [*findings, Finding(lever="cut of a step", unmeasured=before)]
     timed = {own: before, not own: times(probe, packed=not own)}
@@ -87,10 +88,14 @@ def measure(probe: Probe) -> list[Finding]:
             configured,
             before,
             own=None if mine is before else mine,
-            part=part * arm.coreset.takes_part,
+            part=(part or 0.0) * arm.coreset.takes_part,
             **more,
         )
-        findings.append(_finding(name, arm, laid[name], configured, factor, flash=is_flash(probe.model)))
+        found = _finding(name, arm, laid[name], configured, factor, flash=is_flash(probe.model))
+        if part is None and arm.coreset.takes_part:
+            told = f"{found.why}; what corebatch's own code adds to a step was not measured: {MORE_MINUTES}"
+            found = replace(found, why=told)
+        findings.append(found)
     return _best_alone(findings)
 
 
@@ -226,11 +231,12 @@ def _tensors(row: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(row[key], dtype=torch.long) for key in ("input_ids", "labels")}
 
 
-def taking_part(probe: Probe, coreset: CoresetConfig) -> float:
-    """Seconds that a step of the shortest row takes longer where it goes through corebatch's hands, as a cut does."""
+def taking_part(probe: Probe, coreset: CoresetConfig) -> float | None:
+    """Seconds that a step of the shortest row takes longer where it goes through corebatch's hands, as a cut does; None
+    where there is or was no time to make one."""
     before = probe.known.get("short_step")
     if before is None or 4 * before > probe.seconds_left:
-        return 0.0
+        return None
     made = make_steps(replace(probe, settings=replace(probe.settings, coreset=coreset)), steps=0)
     return max(0.0, (made.short_step or 0.0) - before)
 

@@ -125,6 +125,10 @@ def _measured(probe: Probe) -> RowGradients:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if len(sample) < FEWEST_ROWS:
         raise InputError(f"an interval needs the gradients of {FEWEST_ROWS} rows at least. Found {len(sample)} rows")
+    if probe.args.label_smoothing_factor:
+        raise InputError(
+            "label_smoothing_factor is part of the loss, and gradients are measured of the loss without it"
+        )
     with weights_kept(model), evaluating(model), probe.autocast():
         row_seconds: float = probe.known.get("seconds of a row") or _seconds_of_a_row(probe)
         probe.known["seconds of a row"] = row_seconds

@@ -40,7 +40,7 @@ def measure(probe: Probe) -> list[Finding]:
     or where none goes into the time, told from the time of a row's scoring."""
     coreset, step = probe.settings.coreset, probe.known.get("step")
     if step is None:
-        why = f": {MORE_MINUTES}" * (NO_TIME in map(str, probe.known.values()))
+        why = f": {MORE_MINUTES}" * probe.known.get("no time for a step", False)
         return [Finding(lever="scoring", unmeasured=f"the time of a step is not known{why}")]
     pool = probe.batch_size * max(coreset.pool_factor, 2)
     configured, chooses, end = _configured(probe), coreset.pool_factor > 1, probe.deadline

@@ -116,6 +116,8 @@ def test_the_last_line_says_what_is_not_known() -> None:
         [CUT, Finding(lever="rest", unmeasured="no rows"), Finding(lever="noise", unmeasured="no time")], []
     )
     assert text.endswith("2 of 3 lines could not be measured: rest, noise.")
+    assert text.startswith("Nothing that was measured")
+    assert not sentence([Finding(lever="rest", unmeasured="no time")], []).startswith("Nothing")
     assert "could not" not in sentence([CUT], [CUT])
 
 
@@ -167,6 +169,7 @@ def test_of_what_sets_one_key_the_strongest_is_set_and_what_would_be_refused_is_
     ("findings", "words"),
     [
         ([], "Nothing that was measured is worth a change"),
+        ([Finding(lever="rest", unmeasured="no time")], "1 of 1 lines could not be measured: rest."),
         ([CUT], "The strongest lever is cut: 0.60 (0.50 to 0.70) of the seconds a step."),
         ([Finding(lever="noise", numbers={"verdict": "A batch of 8 is near."})], "A batch of 8 is near. Nothing that"),
     ],

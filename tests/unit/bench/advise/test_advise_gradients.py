@@ -165,6 +165,11 @@ def test_a_step_has_fewer_rows_where_time_is_short(tmp_path: Path, monkeypatch: 
     assert short.known["seconds of a row"] == 10.0
 
 
+def test_a_loss_that_is_another_one_is_told(tmp_path: Path) -> None:
+    found = measure(tiny_probe(tmp_path, label_smoothing_factor=0.1))
+    assert "label_smoothing_factor is part of the loss" in str(found[0].unmeasured)
+
+
 # ---- whose checkpoints they are --------------------------------------------------------------------------------------
 
 

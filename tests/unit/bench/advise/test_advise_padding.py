@@ -80,10 +80,15 @@ def test_findings_tell_what_a_cut_saves_and_recommend_the_fastest(tmp_path: Path
 
 def test_what_taking_part_costs_is_in_the_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = tiny_probe(tmp_path)
-    assert padding.taking_part(probe, CoresetConfig(pool_factor=1)) == 0, "no step was made before"
+    assert padding.taking_part(probe, CoresetConfig(pool_factor=1)) is None, "no step was made before"
+    cuts = [one for one in padding.measure(probe) if one.lever == padding.CUT]
+    assert cuts[0].hurried
+    assert cuts[0].why.endswith("what corebatch's own code adds to a step was not measured: give more --minutes")
     cut = CoresetConfig(pool_factor=1, micro_batches="positions")
     probe.known["short_step"] = 1e-9
-    assert 0 < padding.taking_part(probe, cut) < 5
+    part = padding.taking_part(probe, cut)
+    assert part is not None
+    assert 0 < part < 5
     monkeypatch.setattr(padding, "taking_part", lambda *_: 10.0)
     found = {finding.lever: finding for finding in measure(probe)}
     assert found["cut by positions"].factor > 100
