@@ -49,8 +49,8 @@ def of_gradients(method: str, budget: int, after_steps: int, effective: float) -
 
 def test_the_page_has_what_the_script_makes_of_its_lines(script: Any) -> None:
     page = script.PAGE.read_text(encoding="utf-8")
-    tables = script.tables(script.read(script.OUTPUT), ["vocabulary", "memory"])
-    assert len(tables) == 3
+    tables = script.tables(script.read(script.OUTPUT), script.PARTS)
+    assert len(tables) == 13
     for name, text in tables.items():
         assert f"<!-- {name} -->\n{text.strip()}\n<!-- end of {name} -->" in page
 
