@@ -3,7 +3,6 @@ train together, and `corebatch` commands where the start of Python is not what a
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -109,18 +108,12 @@ class Forked:
 
 def serve() -> None:
     """Answers each line of standard input, a JSON object."""
-    import torch
-
     import corebatch.cli.compare
-    import corebatch.cli.train
+    import corebatch.cli.train  # noqa: F401
     import training  # noqa: F401
-    from quicker import quicken
+    from quicker import before_forks
 
-    quicken()
-    torch.set_num_threads(1)
-    corebatch.select(torch.rand(8, 2), budget=4, selector="cube")  # loads what is compiled
-    gc.collect()
-    gc.freeze()  # the Trainer collects at each start; a child need not look through what was imported
+    before_forks()
     for line in sys.stdin:
         asked = json.loads(line)
         answer = {"start": start, "end": end}[asked.pop("do")](**asked)

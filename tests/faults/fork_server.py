@@ -10,7 +10,6 @@ told that its moment has come (see `cases.py`). What the processes leave is in `
 folders.
 """
 
-import gc
 import json
 import os
 import signal
@@ -18,10 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from cases import live
 
-from corebatch import select
+from quicker import before_forks
 
 
 def child(run: dict, tell: int, log: int) -> None:
@@ -92,10 +90,7 @@ def read_all(pipe: int) -> bytes:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    select(torch.rand(8, 2), budget=4, selector="cube")  # loads what is compiled, which each child would do anew
-    gc.collect()
-    gc.freeze()  # the Trainer collects at each start; a child need not look through what was imported
+    before_forks()
     print(json.dumps({"ready": Path(__file__).name}), flush=True)
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
