@@ -8,7 +8,7 @@ STAMP := $(VENV)/.setup-done
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check seam bench docs clean
+.PHONY: setup demo test check seam bench gpu gpu-carry docs clean
 
 setup: $(STAMP)  ## make .venv with everything that demo, tests and benchmarks need
 
@@ -44,6 +44,12 @@ seam:  ## the seam's tests on transformers 4.57, 5.5, 5.14 and the newest; the r
 
 bench: setup  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/run_all.py
+
+gpu:  ## what CI shows on a CPU, on one CUDA device, within eight minutes (docs/running/gpu.md)
+	sh benchmarks/gpu.sh
+
+gpu-carry: setup  ## what that needs on a machine without a network, below 60 MB, in .cache/gpu-carry
+	$(BIN)/python benchmarks/gpu_carry.py
 
 docs: setup  ## run every snippet of README and docs
 	$(BIN)/python -m pytest tests/docs

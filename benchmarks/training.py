@@ -30,6 +30,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "plain 32": {"rows": 32, "coreset": {"pool_factor": 1}},
     "plain 64": {"rows": 64, "coreset": {"pool_factor": 1}},
     # no scoring
+    "default 16 of 64": {"coreset": {}},
     "tokens importance 16 of 64": {"coreset": {"scorer": "tokens", "selector": "importance"}},
     "none 16 of 64": {"coreset": {"scoring": "none"}},
     "remembered 16 of 64": {"coreset": {"selector": "balanced", "scoring": "remembered"}},
