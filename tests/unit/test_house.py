@@ -46,6 +46,7 @@ ALLOWED = {
     "bench": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset", "launch"},
     "launch": RUN | {"config", "mixture", "evaluation", "report", "rendering", "subset"},
     "demo": RUN | {"mixture", "evaluation"},
+    "integrations": RUN | {"mixture"},
 }
 EVERYBODY_ELSE = {"transformers", "peft", "trl", "accelerate", "datasets"}
 WITHOUT_TRANSFORMERS = {

@@ -111,6 +111,7 @@ def check_trained_loss(trainer: Any, model: Any) -> None:
         (getattr(trainer, "label_smoother", None) is not None, "label_smoother"),
         (getattr(trainer, "compute_loss_func", None) is not None, "compute_loss_func"),
         (loss_type not in (None, "nll", "chunked_nll"), f"loss_type {loss_type!r}"),
+        (bool(getattr(args, "orpo_alpha", None)), "orpo_alpha of Axolotl"),
         (getattr(trainer, "aux_loss_enabled", False), "an auxiliary loss of the router (TRL: router_aux_loss_coef)"),
     ]
     for bad, found in own:

@@ -34,8 +34,14 @@ KNOWN = (
     "trl.trainer.sft_trainer",
     "corebatch.trainer.mixin",
     "corebatch.trainer.sft",
+    "axolotl.core.trainers.base",
+    "axolotl.core.trainers.mixins.activation_checkpointing",
+    "axolotl.core.trainers.mixins.layer_offloading",
+    "swift.trainers.seq2seq_trainer",
+    "llamafactory.train.sft.trainer",
 )
 """Modules of classes whose loss is the cross-entropy that we weight, or refused by their settings."""
+_PACKAGES = {name.split(".")[0] for name in KNOWN}
 WAY = (
     "Multiply each row's summed loss by `weights = self.row_weights(inputs)` ([B], taken before the model is called) "
     "and return `(weights * row_losses).sum() / num_items_in_batch`, or add to what `super().compute_loss(model, "
@@ -87,7 +93,7 @@ def _is_own(base: type, method: Any) -> bool:
     if base.__module__ not in KNOWN:
         return True
     package = getattr(method, "__globals__", {}).get("__name__", "").split(".")[0]
-    return package not in ("transformers", "trl", "corebatch")
+    return package not in _PACKAGES
 
 
 def _place(base: type, method: Any) -> str:

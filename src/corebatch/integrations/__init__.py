@@ -1,0 +1,1 @@
+"""Selection inside programs that train models from a configuration of their own: one file a host."""

@@ -1,0 +1,108 @@
+"""How each host is started: its files and its own command, for one run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROWS, SEQUENCE = 4, 512
+"""Rows of a micro-batch; tokens that a row may have."""
+
+
+class Run(NamedTuple):
+    """One run: two passes over the data.
+
+    Attributes:
+        factor: pool_factor. ranks: processes, which together have the batches of one. resume: the step of a checkpoint.
+        more: options of the host beside those that every run has.
+    """
+
+    name: str
+    factor: int = 2
+    ranks: int = 1
+    resume: int | None = None
+    more: Mapping[str, Any] = {}
+
+    @property
+    def coreset(self) -> dict[str, Any]:
+        return {"pool_factor": self.factor}
+
+    @property
+    def accumulation(self) -> int:
+        return 2 // self.ranks
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host.
+
+    Attributes:
+        title: its name in messages. package, pins: on PyPI.
+        command: writes what a run needs into a folder and gives the words that start it there.
+        refused: options that have to be refused, with a value.
+    """
+
+    name: str
+    title: str
+    package: str
+    pins: tuple[str, ...]
+    command: Callable[[Path, Path, Run], list[str]]
+    refused: Mapping[str, Any] = field(default_factory=dict)
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [f"--nproc_per_node={ranks}", f"--master_port={29500 + os.getpid() % 1000}"]
+
+
+def write(folder: Path, name: str, values: dict[str, Any]) -> str:
+    """A YAML file, as JSON, which YAML contains."""
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(values, indent=1))
+    return str(path)
+
+
+def axolotl(folder: Path, output: Path, run: Run) -> list[str]:
+    """The folder says which rows are whose: `source` of one data set, the file's name of the others."""
+    values = {
+        "base_model": str(folder / "model"),
+        "plugins": ["corebatch.integrations.axolotl.CorebatchPlugin"],
+        "coreset": run.coreset,
+        "datasets": [
+            {"path": str(folder / "algebra.jsonl"), "type": "alpaca"},
+            {"path": str(folder / "shapes.jsonl"), "type": "alpaca", "source": "shapes"},
+            {"path": str(folder / "rare.jsonl"), "type": "alpaca"},
+        ],
+        "dataset_prepared_path": str(folder / "prepared"),
+        "dataset_num_proc": 1,
+        "num_dataset_shards_to_save": 1,
+        "output_dir": str(output),
+        "resume_from_checkpoint": str(output / f"checkpoint-{run.resume}") if run.resume else None,
+        "sequence_len": SEQUENCE,
+        "micro_batch_size": ROWS,
+        "gradient_accumulation_steps": run.accumulation,
+        "num_epochs": 2,
+        "learning_rate": 1e-3,
+        "optimizer": "adamw_torch",
+        "attn_implementation": "sdpa",
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "save_steps": 3,
+        "save_total_limit": 20,
+        "seed": 0,
+        **run.more,
+    }
+    config = write(folder, run.name, {key: value for key, value in values.items() if value is not None})
+    if run.ranks > 1:
+        return ["axolotl", "train", config, "--launcher", "torchrun", "--", *torchrun(run.ranks)]
+    return ["axolotl", "train", config, "--launcher", "python"]
+
+
+HOSTS = {
+    host.name: host
+    for host in (Host("axolotl", "Axolotl", "axolotl", ("axolotl==0.19.0",), axolotl, {"sample_packing": True}),)
+}
