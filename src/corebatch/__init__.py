@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from corebatch.batch.method import select
     from corebatch.types import Selection, SourceGroup
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = ["CorebatchError", "Selection", "SourceGroup", "__version__", "select"]
 

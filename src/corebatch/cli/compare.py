@@ -14,11 +14,13 @@ from corebatch.bench.runs.engine import compare as run_comparison
 from corebatch.bench.runs.from_config import Parts, reference_steps
 from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.promises import promises_of
+from corebatch.bench.runs.statistics import distributions
 from corebatch.config.building import load_tokenizer, read_mixture
 from corebatch.config.settings import Settings
 from corebatch.errors import ConfigError
 from corebatch.evaluation import parse_task
 from corebatch.mixture import Mixture, row_lengths
+from corebatch.rendering.page import require_matplotlib
 from corebatch.sampling.shares import plan_by_name
 from corebatch.text import say
 from corebatch.trainer.lengths import units_of_epoch
@@ -33,7 +35,10 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
 
     Raises:
         ConfigError: settings that do not go together, or a folder that holds something else.
+        MissingExtraError: scipy or matplotlib is not installed.
     """
+    distributions()  # an error now, and not after hours; and so of what the page needs
+    require_matplotlib()
     parts = Parts.of(values, where)
     settings, arms = parts.settings, parts.arms
     if not settings.data.eval_datasets:

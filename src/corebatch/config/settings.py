@@ -14,6 +14,7 @@ from huggingface_hub import get_token
 from transformers import Trainer, TrainingArguments
 
 from corebatch.config.coerce import check_number, coerce, members
+from corebatch.config.extras import check_extras
 from corebatch.config.other_names import other_name
 from corebatch.config.values import place, read_values
 from corebatch.errors import ConfigError, CorebatchError
@@ -99,7 +100,8 @@ class Settings:
     overwrite: bool = False
 
     def training_arguments(self) -> TrainingArguments:
-        """Raises ConfigError with transformers' own words if it refuses a value, or for an idle one in `optim_args`."""
+        """Raises MissingExtraError; ConfigError: what transformers refuses, in its words, or idle `optim_args`."""
+        check_extras(self.training)
         try:
             args: TrainingArguments = training_arguments(TrainingArguments, **self.training)
         except CorebatchError:

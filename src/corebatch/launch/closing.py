@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from corebatch.config.settings import Settings
 from corebatch.distributed.ranks import Ranks
-from corebatch.errors import CheckpointError, CorebatchError
+from corebatch.errors import CheckpointError, CorebatchError, MissingExtraError
 from corebatch.files import write_text
 from corebatch.launch.output_dir import FINISHED, Contents
 from corebatch.launch.prepare import PreparedRun
@@ -56,9 +56,12 @@ def close(run: PreparedRun, result: Any, settings: Settings, output_dir: Path, r
 
 
 def finish(output_dir: Path, settings: Settings, console: Console) -> None:
-    """The run's report, on the terminal and as a page; plain training has none."""
+    """The run's report, on the terminal and, where matplotlib is, as a page; plain training has none."""
     if settings.coreset.takes_part:
-        report_run(output_dir, console)
+        try:
+            report_run(output_dir, console)
+        except MissingExtraError as error:
+            say(console, f"There is no page of it yet. {error}; then: corebatch report {output_dir}")
     say(console, f"The model is in {output_dir}")
 
 

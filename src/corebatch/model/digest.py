@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import xxhash
 from torch import Tensor
 
 AT_ONCE = 2**24
@@ -23,6 +22,8 @@ def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str | None:
     weights = [(name, each.detach()) for name, each in sorted(named, key=lambda pair: pair[0])]
     if not weights or any(hasattr(each, "ds_shape") or not _here(each) for _, each in weights):
         return None
+    import xxhash  # not with corebatch.select, which needs torch and numpy alone
+
     digest = xxhash.xxh3_128()
     with torch.no_grad():
         for name, weight in weights:

@@ -139,7 +139,7 @@ def _class(name: str) -> type:
         import pytorch_optimizer
     except ImportError as error:
         raise MissingExtraError(
-            f"optim {str(name)!r} needs pytorch-optimizer: pip install corebatch[optimizers]."
+            f"optim {str(name)!r} needs pytorch-optimizer: pip install 'corebatch[optimizers]'."
         ) from error
     found: type = getattr(pytorch_optimizer, kind)
     return found

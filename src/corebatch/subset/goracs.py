@@ -185,7 +185,7 @@ def transport(costs_MV: _Floats) -> tuple[float, _Floats]:
     try:
         import ot
     except ImportError as error:
-        raise MissingExtraError("GORACS needs POT: pip install corebatch[subset].") from error
+        raise MissingExtraError("GORACS needs POT: pip install 'corebatch[subset]'.") from error
     rows, columns = costs_MV.shape
     value, log = ot.emd2(
         np.full(rows, 1.0 / rows), np.full(columns, 1.0 / columns), costs_MV, numItermax=_STEPS, log=True

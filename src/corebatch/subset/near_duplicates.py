@@ -156,7 +156,7 @@ def minhash(
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError as error:
-        raise MissingExtraError("Near-duplicates of texts need datasketch: pip install corebatch[subset].") from error
+        raise MissingExtraError("Near-duplicates of texts need datasketch: pip install 'corebatch[subset]'.") from error
     # Candidates are compared, so recall counts for more than buckets of nothing but duplicates.
     lsh = MinHashLSH(threshold=min(threshold, 0.99), num_perm=hashes, weights=(0.1, 0.9))
     empty = MinHash(num_perm=hashes, hashfunc=zlib.crc32)

@@ -139,5 +139,5 @@ def _bm25s() -> Any:
     try:
         import bm25s
     except ImportError as error:
-        raise MissingExtraError("Relevance by words needs bm25s: pip install corebatch[subset].") from error
+        raise MissingExtraError("Relevance by words needs bm25s: pip install 'corebatch[subset]'.") from error
     return bm25s

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from corebatch.errors import MissingExtraError
+from corebatch.trainer.mixin import CoresetMixin
+
 try:
     from trl import SFTTrainer
 except ImportError as error:
-    raise ImportError("CoresetSFTTrainer needs trl: pip install 'corebatch[trl]'") from error
-
-from corebatch.trainer.mixin import CoresetMixin
+    raise MissingExtraError("CoresetSFTTrainer needs trl: pip install 'corebatch[trl]'") from error
 
 
 class CoresetSFTTrainer(CoresetMixin, SFTTrainer):

@@ -237,5 +237,5 @@ def test_a_missing_extra_is_named(missing, name, given, monkeypatch):
         return real(module, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"pip install corebatch\[subset\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'corebatch\[subset\]'"):
         keep_rows(3, 0.5, name, **given)

@@ -20,7 +20,8 @@ LEVEL = 0.95
 _TINY = 1e-12  # spread below this share of the values is rounding
 
 
-def _distributions() -> Any:
+def distributions() -> Any:
+    """`scipy.stats`. Raises MissingExtraError: scipy is not installed."""
     try:
         from scipy import stats
     except ImportError as error:
@@ -94,7 +95,7 @@ def _spread(values: Sequence[float]) -> float:
 @cache
 def _quantile(freedom: int) -> float:
     """Student's, for a two-sided interval; kept, since scipy takes longer for it than all else here."""
-    return float(_distributions().t.ppf((1 + LEVEL) / 2, freedom))
+    return float(distributions().t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def values(comparison: Comparison, arm: str, metric: Metric) -> dict[int, float]:
@@ -172,7 +173,7 @@ def _test(
     else:
         verdict = ""
         t = found.mean / (_spread(differences) / math.sqrt(found.n))
-        p = float(2 * _distributions().t.sf(abs(t), found.n - 1))
+        p = float(2 * distributions().t.sf(abs(t), found.n - 1))
     return PairedTest(
         arm=arm,
         baseline=baseline,
