@@ -260,5 +260,6 @@ def each_row(query: Tensor, key: Tensor, value: Tensor, ends: Tensor) -> Tensor:
 
     new = "window_size" in inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if new else {"is_causal": True}
-    most = int(ends.diff().max())
-    return varlen_attn(query, key, value, ends, ends, most, most, **causal)
+    most, kind = int(ends.diff().max()), query.dtype
+    half = kind if kind.itemsize == 2 else torch.bfloat16  # the kernel takes no other
+    return varlen_attn(query.to(half), key.to(half), value.to(half), ends, ends, most, most, **causal).to(kind)

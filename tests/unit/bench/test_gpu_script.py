@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,6 +177,36 @@ def test_attention_over_rows_of_unequal_length(monkeypatch: pytest.MonkeyPatch) 
         for one, other in zip(wanted, torch.autograd.grad(found.square().sum(), (query, key, value)), strict=True):
             torch.testing.assert_close(one, other)
     assert bool((padded[~mask] == 0).all())
+
+
+PYTHON = """#!/bin/sh
+echo "$PYTHONPATH | $*" >>"$(dirname "$0")/calls"
+case "$*" in
+  *"import datasets"*) exit 1 ;;
+  *gpu.py*) ls -d "${PYTHONPATH##*:}" >>"$(dirname "$0")/calls"; exit 3 ;;
+esac
+"""
+
+
+def test_wheels_go_into_a_temporary_folder(tmp_path: Path) -> None:
+    """Where a package is missing; the exit status is the check's, and the folder goes."""
+    for name in ("benchmarks", ".cache/gpu-carry/wheels"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copy(BENCHMARKS / "gpu.sh", tmp_path / "benchmarks")
+    (tmp_path / ".cache/gpu-carry/wheels/datasets-5-py3-none-any.whl").touch()
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    variables = {"PATH": os.environ["PATH"], "PYTHON": str(python), "TMPDIR": str(tmp_path)}
+    command = ["sh", tmp_path / "benchmarks" / "gpu.sh", "--dry", "--parts", "1b lora 512"]
+    assert subprocess.run(command, env=variables).returncode == 3
+    _, install, check, site = (tmp_path / "calls").read_text().splitlines()
+    assert "pip install" in install
+    assert "--no-index" in install
+    assert install.endswith(f"--target {site} {tmp_path}/.cache/gpu-carry/wheels/datasets-5-py3-none-any.whl")
+    assert check.startswith(f"{tmp_path}/src:{site} | ")
+    assert check.endswith("benchmarks/gpu.py --dry --parts 1b lora 512")
+    assert not Path(site).exists()
 
 
 # ---- what travels, and the page --------------------------------------------------------------------------------------
