@@ -24,6 +24,8 @@ _COLORS = dict(
 )
 _UNKNOWN = svg.MUTED
 _MOST_BARS = 80
+_APART = 0.02
+"""Phases whose peaks differ by a smaller share have the same."""
 
 
 def _color(phase: str) -> str:
@@ -44,11 +46,13 @@ def time(summary: Summary) -> Chart | None:
 
 
 def memory(summary: Summary) -> Chart | None:
-    """Peak memory of each phase; None when none was recorded."""
+    """Peak memory of each phase; None when none was recorded, or it tells no phases apart: a process's own on a CPU,
+    which has no peak by phase."""
     found = [(p.name, p.peak_memory_mb) for p in summary.phases if p.peak_memory_mb is not None]
-    if not found:
+    values = [value for _, value in found]
+    if not values or max(values) - min(values) < _APART * max(values):
         return None
-    texts = [f"{value:,.0f}" for _, value in found if value is not None]
+    texts = [f"{value:,.0f}" for value in values]
     return Chart(
         title="Peak memory by phase (MB, highest of all steps)",
         svg=_bars("memory", "Peak memory by phase", found, texts),

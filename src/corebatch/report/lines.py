@@ -12,6 +12,7 @@ from corebatch.rendering import formats, svg
 from corebatch.rendering.svg import Chart, Key
 from corebatch.report import series
 from corebatch.report.record import RunRecord
+from corebatch.report.totals import held_out_name
 from corebatch.step_line import StepLine
 
 DASH = (0, (3, 2))
@@ -63,10 +64,7 @@ def lines(
 
     def paint(axes: Axes) -> None:
         for (line, raw), mean in zip(drawn, smooth, strict=True):
-            if width > 1:
-                axes.plot(x, raw, color=line.color, alpha=0.35, linewidth=0.9)
-            marker = "o" if len(x) < 20 else None
-            axes.plot(x, mean, color=line.color, linestyle=line.dash, linewidth=2, marker=marker, markersize=3.5)
+            _plot(axes, line, x, mean, raw if width > 1 else None)
         if line_at is not None:
             axes.axhline(line_at, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         svg.step_limits(axes, *(ends or (steps[0].step, steps[-1].step)))
@@ -87,6 +85,17 @@ def lines(
         ),
         caption=" ".join(part for part in (caption, bold, each) if part),
     )
+
+
+def _plot(axes: Axes, line: Line, x: series.Floats, mean: series.Floats, raw: series.Floats | None) -> None:
+    """The bold line and, where there is one, the faint one. Points are joined over the steps where nothing is known: a
+    rare source has points far apart."""
+    known = np.isfinite(mean)
+    if raw is not None:
+        axes.plot(x[known], raw[known], color=line.color, alpha=0.35, linewidth=0.9)
+    axes.plot(x[known], mean[known], color=line.color, linestyle=line.dash, linewidth=2)
+    if known.sum() < 20:
+        axes.plot(x[known], mean[known], color=line.color, linestyle="none", marker="o", markersize=3.5)
 
 
 _COLORS = {"chosen": svg.CHOSEN, "random": svg.EXTRA[4]}
@@ -230,7 +239,7 @@ def held_out(run: RunRecord) -> Chart | None:
         axes.margins(x=0.04, y=0.12)
         svg.step_axis(axes)
 
-    names = [_held_out_name(name) for name, _ in shown]
+    names = [held_out_name(name) or "held-out" for name, _ in shown]
     keys = [
         Key(name=formats.shorten(name, 28), variable=svg.VARIABLES[color])
         for name, color in zip(names, _HELD_OUT, strict=False)
@@ -242,8 +251,3 @@ def held_out(run: RunRecord) -> Chart | None:
         keys=tuple(keys),
         caption=f"{left_out} more curves are not drawn." if left_out else "",
     )
-
-
-def _held_out_name(key: str) -> str:
-    inner = key.removeprefix("eval_").removesuffix("loss").strip("_")
-    return inner or "held-out"

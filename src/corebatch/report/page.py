@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from markupsafe import Markup
 
 from corebatch.rendering import formats, page
 from corebatch.report import rows
+from corebatch.report.headline import headline
 from corebatch.report.reading import read_run
 from corebatch.report.record import RunRecord
 from corebatch.report.summary import Summary
@@ -18,12 +21,15 @@ _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _MOST_JSON = 400_000  # bytes; a longer summary is not embedded
 
 
-def write_report(folder: str | PathLike[str], out: str | PathLike[str] | None = None) -> Path:
+def write_report(
+    folder: str | PathLike[str], out: str | PathLike[str] | None = None, against: Sequence[str] = ()
+) -> Path:
     """Write the page for a run folder and return its path.
 
     Args:
         folder: the run folder.
         out: the file to write, or an existing folder for `report.html`; the run folder itself by default.
+        against: what a comparison found against plain training, in sentences.
 
     Raises:
         DataError: the run cannot be read; nothing is written.
@@ -34,15 +40,16 @@ def write_report(folder: str | PathLike[str], out: str | PathLike[str] | None = 
     path = run.folder / "report.html" if out is None else Path(out)
     if path.is_dir():
         path = path / "report.html"
-    return page.write(path, render(run, summarise(run)))
+    return page.write(path, render(run, replace(summarise(run), against=tuple(against))))
 
 
 def render(run: RunRecord, summary: Summary) -> str:
     """The page as text; the same run gives the same text."""
     from corebatch.report import sections  # draws, and so needs matplotlib
 
-    first, *others = rows.headline(summary)
-    line = [summary.model or "model unknown", rows.method(summary)]
+    (_, first), *others = headline(summary)
+    epochs = f" ({summary.epochs:.3g} epochs)" if summary.epochs is not None else ""
+    line = [summary.model or "model unknown", rows.method(summary), f"{rows.steps(summary.steps)}{epochs}"]
     if run.info.get("started"):
         line.append(f"started {run.info['started']}")
     return page.render(
@@ -51,7 +58,7 @@ def render(run: RunRecord, summary: Summary) -> str:
         over="corebatch",
         command="corebatch report",
         title=first,
-        lead=" ".join(others),
+        lead=others,
         facts=" · ".join(line),
         notes=summary.notes,
         tiles=_tiles(summary),
@@ -74,15 +81,27 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     scored = f"{formats.compact(summary.tokens_scored)} scored"
     if summary.scores:
         time = (formats.percent(shares.get("score")), "of time for scoring", ", ".join([f"{training} training", *mfu]))
-    epochs = f"{summary.epochs:.3g} epochs" if summary.epochs is not None else ""
+    results = _results(summary)
+    pool = (formats.percent(share), "of the pool trained", rows.examples(summary))
     return [
-        (formats.count(summary.steps), "optimizer steps", epochs),
-        (formats.percent(share), "of the pool trained", rows.examples(summary)),
+        *(results if len(results) == 2 else [*results, pool]),
         (formats.compact(summary.tokens_trained), "tokens trained", scored if summary.scores else "none scored"),
         (formats.duration(mean), "per step", f"{speed} trained tokens/s"),
         time,
         (f"{formats.compact(max(memory, default=None))} MB", "peak memory", "highest of all phases"),
     ]
+
+
+def _results(summary: Summary) -> list[tuple[str, str, str]]:
+    """What came of the run: answers where there are any, and a loss, held out if it can be; one or two."""
+    found, known = [], {each.name: each.loss for each in summary.held_out}
+    before, after = (e.overall if e else None for e in (summary.before, summary.after))
+    if after is not None and after.total:
+        below = f"{formats.percent(before.share)} before training" if before and before.total else "after training"
+        found.append((formats.percent(after.share), "of answers right", below))
+    name, loss = ("held-out loss", known[""]) if "" in known else ("training loss", summary.train_loss)
+    below = "nats per token" if loss.first is None else f"nats per token, {formats.number(loss.first)} at first"
+    return [*found, (formats.number(loss.last), name, below)]
 
 
 def _embedded(summary: Summary) -> Markup:

@@ -1,11 +1,11 @@
-"""What a summary holds in words and rows, the same for the terminal and for the page; and the headline of a run."""
+"""What a summary holds in words and rows, the same for the terminal and for the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from corebatch.rendering import formats
-from corebatch.rendering.formats import NOTHING, clean, compact, count, duration, listing, percent, share
+from corebatch.rendering.formats import NOTHING, clean, compact, count, listing, percent, share
 from corebatch.report.record import Accuracy, Examples
 from corebatch.report.summary import GradientSummary, LossSummary, SourceSummary, Summary
 
@@ -251,50 +251,4 @@ def method(summary: Summary) -> str:
     return clean(str(selector)) + ("" if scorer is None else f" on {clean(str(scorer))}") + follows
 
 
-def headline(summary: Summary) -> list[str]:
-    """What was done and what came of it, in a few plain sentences."""
-    steps = "At the one step" if summary.steps == 1 else f"At each of {count(summary.steps)} steps"
-    many = summary.chosen_size != (1, 1)
-    chosen, pool = span(summary.chosen_size), span(summary.pool_size)
-    if summary.examples_drawn == summary.examples_trained:
-        how = f"all {pool} examples drawn were trained on (plain training, nothing was chosen)."
-    else:
-        how = f"{chosen} of {pool} examples {'were' if many else 'was'} chosen and trained on."
-    sentences = [f"{steps} {how}", _cost(summary)]
-    if summary.kept:
-        sentences.append(f"Small sources kept whole: {listing(summary.kept)}.")
-    losses = (
-        _loss("Loss of the pool", summary.pool_loss, summary),
-        _loss("Training loss", summary.train_loss, summary),
-    )
-    sentences.append(losses[0] or losses[1])
-    before, after = (e.overall if e else None for e in (summary.before, summary.after))
-    if before and after and before.total and after.total:
-        sentences.append(
-            f"Exact answers on held-out items: {before.correct} of {before.total} ({percent(before.share)}) "
-            f"before, {after.correct} of {after.total} ({percent(after.share)}) after."
-        )
-    return [sentence for sentence in sentences if sentence]
-
-
-def _loss(what: str, loss: LossSummary, summary: Summary) -> str:
-    if loss.first is None or loss.last is None or summary.steps == 1:
-        return ""
-    went = "fell" if loss.last < loss.first else "rose" if loss.last > loss.first else "stayed"
-    window = tenth(summary.loss_window)
-    ends = f"from {loss.first:.3f} to {loss.last:.3f} nats per token"
-    return f"{what} {went} {ends} (means of the first and the last {window})."
-
-
-def _cost(summary: Summary) -> str:
-    shares = {phase.name: phase.share for phase in summary.phases}
-    if summary.phase_seconds is None:
-        return ""
-    mean = duration(summary.phase_seconds / summary.steps)
-    costs = _COSTS if summary.scores else _COSTS[1:]
-    parts = [f"{word} {percent(shares[key])}" for key, word in costs if shares.get(key)]
-    return f"A step took {mean} on average" + (f": {', '.join(parts)} of it." if parts else ".")
-
-
 _PHASES = {"exchange": "communication", "track": "tracking"}
-_COSTS = (("score", "scoring"), ("select", "selection"), ("train", "training"), ("track", "tracking gradients"))

@@ -22,6 +22,21 @@ class LossSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutSummary:
+    """A loss on held-out rows at its first and its last measurement (nats per token).
+
+    Attributes:
+        name: of the held-out set; empty for all of them together.
+        first_step: 0 where it was measured before training.
+    """
+
+    name: str
+    first_step: int
+    last_step: int
+    loss: LossSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSummary:
     """One source over the whole run.
 
@@ -116,6 +131,8 @@ class Summary:
         passes: rows that came in each pass over the data, where those that are learnt were left out.
         weighted: whether any weight was other than one.
         kept: sources that were kept whole in any step.
+        held_out: losses that were measured twice or more, over all sets first.
+        against: what a comparison found against plain training, in sentences; empty without one.
         gradient: None unless it was tracked. examples: None if they were not counted.
     """
 
@@ -166,6 +183,8 @@ class Summary:
     carried: float | None
     passes: tuple[int, ...]
     kept: tuple[str, ...]
+    held_out: tuple[HeldOutSummary, ...]
+    against: tuple[str, ...]
     gradient: GradientSummary | None
     examples: Examples | None
     before: Evaluated | None

@@ -12,6 +12,7 @@ from rich.text import Text
 from corebatch.rendering import formats
 from corebatch.rendering.sheet import Sheet, rich_table, sheet_by, sheet_of
 from corebatch.report import rows
+from corebatch.report.headline import headline
 from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
 
 _MOST_SOURCES = 20
@@ -22,8 +23,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     """Print what the run did: sentences, totals, losses, sources, phases, held-out answers, notes."""
     console.print()
     console.print(Text(f"corebatch · {formats.clean(summary.name)}", style="bold"))
-    for sentence in rows.headline(summary):
-        console.print(Text(sentence))
+    for about, sentence in headline(summary):
+        console.print(Text(f"{about}: {sentence}" if about else sentence))
     console.print()
     console.print(_totals(summary))
     for sheet in (_losses(summary), _sources(summary), _phases(summary), _answers(summary)):

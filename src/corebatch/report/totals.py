@@ -11,7 +11,15 @@ from typing import Any
 
 from corebatch.report.fields import record
 from corebatch.report.record import PHASES, PeakFlops, RunRecord
-from corebatch.report.summary import CutSummary, GradientSummary, LossSummary, PhaseSummary, SourceSummary, Summary
+from corebatch.report.summary import (
+    CutSummary,
+    GradientSummary,
+    HeldOutSummary,
+    LossSummary,
+    PhaseSummary,
+    SourceSummary,
+    Summary,
+)
 from corebatch.step_line import Distance, StepLine
 
 
@@ -38,8 +46,7 @@ def summarise(run: RunRecord) -> Summary:
         dropped_rows=run.info.get("dropped_rows"),
         tokens_scored=scored,
         tokens_trained=trained,
-        labels_scored=_total(s.labels_scored for s in steps),
-        labels_trained=_total(s.labels_trained for s in steps),
+        **_counts(steps),
         scored_per_second=_per_second(scored, seconds),
         trained_per_second=_per_second(trained, seconds),
         scored_per_second_in_phase=_per_second(scored, spent["score"]),
@@ -52,7 +59,6 @@ def summarise(run: RunRecord) -> Summary:
         peak_how=peak.how,
         reuse_mb=max((s.reuse_mb for s in steps if s.reuse_mb is not None), default=None),
         bytes_sent=dict(sum((Counter(s.bytes_sent) for s in steps), Counter())),
-        rows_moved=_total(s.rows_moved for s in steps),
         token_imbalance=_mean([s.token_imbalance for s in steps if s.token_imbalance is not None]),
         **{key: _text(run.info.get(key)) for key in ("model", "claimed", "scored")},
         scoring=dict(Counter(s.scoring for s in steps if s.scoring is not None)),
@@ -70,12 +76,20 @@ def summarise(run: RunRecord) -> Summary:
         carried=next((s.carried for s in reversed(steps) if s.carried is not None), None),
         passes=tuple({s.data_pass: s.pass_rows for s in steps if s.data_pass and s.pass_rows}.values()),
         kept=tuple(sorted({name for s in steps for name in s.kept})),
+        held_out=_held_out(run),
+        against=(),
         gradient=_gradient(steps, seconds),
         examples=run.examples,
         before=run.before,
         after=run.after,
         notes=run.notes,
     )
+
+
+def _counts(steps: tuple[StepLine, ...]) -> dict[str, Any]:
+    return {
+        key: _total(getattr(step, key) for step in steps) for key in ("labels_scored", "labels_trained", "rows_moved")
+    }
 
 
 def _positions(steps: tuple[StepLine, ...]) -> CutSummary:
@@ -157,6 +171,25 @@ def _source_loss(steps: Iterable[StepLine], name: str) -> float | None:
     return sum(map(mul, losses, counts)) / sum(counts) if sum(counts) else None
 
 
+def held_out_name(key: str) -> str:
+    """Of the set that a logged loss is of: eval_algebra_loss -> algebra; empty for eval_loss."""
+    return key.removeprefix("eval_").removesuffix("loss").strip("_")
+
+
+def _held_out(run: RunRecord) -> tuple[HeldOutSummary, ...]:
+    found = [
+        HeldOutSummary(
+            name=held_out_name(key),
+            first_step=curve[0][0],
+            last_step=curve[-1][0],
+            loss=LossSummary(first=curve[0][1], last=curve[-1][1]),
+        )
+        for key, curve in run.eval_losses.items()
+        if len(curve) > 1
+    ]
+    return tuple(sorted(found, key=lambda each: each.name))
+
+
 def _gradient(steps: tuple[StepLine, ...], seconds: float) -> GradientSummary | None:
     measured = [(s.gradient_error, s.ms.get("track")) for s in steps if s.gradient_error is not None]
     if not measured:
@@ -228,5 +261,5 @@ def _per_second(tokens: int | None, seconds: float) -> float | None:
     return tokens / seconds if tokens is not None and seconds > 0 else None
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> Any:
     return None if value is None else str(value)

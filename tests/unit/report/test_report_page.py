@@ -66,11 +66,16 @@ def text_of(folder: Path) -> str:
 def test_the_page_tells_the_numbers(full: Path) -> None:
     text = text_of(full)
     assert write_report(full) == full / "report.html"
-    assert "<h1>At each of 2 steps 4 of 8 examples were chosen and trained on.</h1>" in text
+    assert "<h1>Held-out loss fell from 2.000 to 1.000 nats per token.</h1>" in text
+    assert "<dt>How</dt><dd>At each of 2 steps 4 of 8 examples were chosen and trained on. " in text
+    assert "<dd>75.0 %</dd>" in text  # of answers right, a tile
     for number in ("16 drawn, 8 trained", "87.5 %", "75.0 %", "2.000", "30.1–95.4", "learning_<wbr>rate"):  # noqa: RUF001
         assert number in text
     for title in ("Loss", "Held-out data", "Sources", "Time, memory and tokens", "Weights", "Settings"):
         assert f"<h2>{title}</h2>" in text
+    assert text.index("<h2>Held-out data</h2>") < text.index("<h2>Loss</h2>")
+    folded = text[text.index("<details><summary>The run, its settings") :]
+    assert "learning_<wbr>rate" in folded[: folded.index("</details>")]
     assert "Weights undo the choice." in text
     # the loss twice, one drawing for each other chart, and one for each of three sources over time
     assert text.count("<svg ") == 15

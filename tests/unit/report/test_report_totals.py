@@ -9,7 +9,6 @@ import pytest
 from report_runs import EVALUATION, INFO, PEAK, STEPS, STEPS_TODAY, long_run, write_run
 
 from corebatch.report import LossSummary, read_run, rows, summarise
-from corebatch.report.rows import headline
 
 
 def test_totals(tmp_path: Path) -> None:
@@ -102,20 +101,6 @@ def test_json_holds_the_same_and_no_nan(tmp_path: Path) -> None:
     assert value["coreset"] == {"ridge": None}
     assert value["tokens_trained"] == 1000
     assert value["after"]["per_source"]["algebra"]["correct"] == 3
-
-
-def test_headline_says_what_was_done(tmp_path: Path) -> None:
-    text = " ".join(headline(summarise(read_run(write_run(tmp_path)))))
-    assert "At each of 2 steps 4 of 8 examples were chosen and trained on." in text
-    assert "scoring 30.0 %" in text
-    assert "Small sources kept whole: tiny." in text
-    assert "fell from 2.000 to 1.000 nats per token" in text
-
-
-def test_headline_of_plain_training_claims_no_choice(tmp_path: Path) -> None:
-    steps = [{**STEPS[0], "chosen_examples": 8, "chosen": STEPS[0]["drawn"]}]
-    first = headline(summarise(read_run(write_run(tmp_path, steps))))[0]
-    assert first == ("At the one step all 8 examples drawn were trained on (plain training, nothing was chosen).")
 
 
 def test_losses_of_sources_are_by_tokens_over_the_first_and_the_last_steps(tmp_path: Path) -> None:
