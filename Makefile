@@ -51,8 +51,9 @@ gpu:  ## what CI shows on a CPU, on one CUDA device, within eight minutes (docs/
 gpu-carry: setup  ## what that needs on a machine without a network, below 60 MB, in .cache/gpu-carry
 	$(BIN)/python benchmarks/gpu_carry.py
 
-docs: setup  ## run every snippet of README and docs
-	$(BIN)/python -m pytest tests/docs
+docs: setup  ## the site, into build/docs, with warnings as errors; `make test` runs every snippet of it
+	$(BIN)/python docs/site/options_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -32,6 +32,23 @@ class ModelSettings:
     The keys are those of TRL's ModelConfig; `eos_token` and `pad_token` (tokens of the vocabulary) are those of its
     SFTConfig, and go into the tokenizer that is saved. `load_in_4bit` keeps the frozen weights in four bits (QLoRA,
     arXiv 2305.14314); they multiply in `bnb_4bit_compute_dtype`, which is `dtype` if it is not given.
+
+    Attributes:
+        model_name_or_path: a folder as `save_pretrained` leaves it, or a hub id.
+        model_revision: of the hub: a branch, a tag or a commit.
+        dtype: of the weights that are loaded; "auto": as they are stored.
+        attn_implementation: as in transformers, such as "sdpa" or "flash_attention_2"; None: its choice.
+        eos_token, pad_token: tokens of the vocabulary, where the tokenizer has none or others.
+        trust_remote_code: whether code that comes with the model is run.
+        use_peft: whether adapters are trained; None: if any `lora_` key is given.
+        lora_r: the rank of the adapters.
+        lora_alpha: their output is multiplied by lora_alpha / lora_r.
+        lora_dropout: of their input, a probability.
+        lora_target_modules: names of the modules that have adapters, or "all-linear".
+        load_in_4bit: whether frozen weights are kept in four bits.
+        bnb_4bit_quant_type: the four-bit data type.
+        bnb_4bit_compute_dtype: in which four-bit weights multiply; None: `dtype`.
+        use_bnb_nested_quant: whether the scales of four-bit weights are quantised too.
     """
 
     model_name_or_path: str
@@ -57,10 +74,17 @@ class DataSettings:
     """Which data, and how rows become tokens; see `corebatch.mixture.load_mixture`.
 
     Attributes:
+        datasets: what is trained: entries, or paths alone.
+        eval_datasets: held-out rows.
         target_datasets: rows that `coreset.target` follows, and nothing trains.
         eval_by_source: the held-out loss is logged by source as well, if there are several; every row is still
             evaluated once.
         eval_tasks: lines or mappings as in `corebatch.evaluation.parse_task`, measured before and after training.
+        max_length: tokens of a row, at most; longer rows keep their beginning.
+        apply_chat_template: whether prompts with answers become turns of a chat; conversations always are.
+        chat_template: in place of the tokenizer's: a Jinja template, the path of one, "plain" or "trl".
+        separator: what stands between prompt and answer where no template does.
+        train_turns: which answers of a conversation are trained: "all", "last", or "each", a row for each.
         dataset_num_proc: processes that tokenise; the rows are the same with any number.
         dataset_cache: whether tokenised rows are kept for the next start, or the folder that they are kept in.
     """

@@ -18,16 +18,16 @@ class DatasetSpec:
     """One data set of a mixture.
 
     Attributes:
-        path: a file (kinds in names.DATA_SUFFIXES), a folder of such files, a folder written by `save_to_disk`, a
+        path: a file of JSON lines, JSON, CSV or Parquet, a folder of such files, a folder written by `save_to_disk`, a
             pattern (`*`, `?`, `[ab]`, `**`), a list of these, or a hub id.
         name: the configuration, as in `datasets.load_dataset(path, name)`; None: the only or default one.
         split: "train", "test[:100]", "train+validation", ...; None: "train".
         source: the source label of every row; wins over the rows' own column. None: the rows' own column,
             and without one the file's or data set's name.
         weight: how often the usable rows are in the data, above 0: 2 repeats them, 0.5 draws half, 1.5 does both.
-        repeat: the same, as a whole number; beside no weight.
+        repeat: `weight` as a whole number; beside no weight.
         share: of the rows that training draws, in (0, 1], which its source has whatever its rows are in the data:
-            `coreset.sampling.shares` of the source, which it has to name. For a config file (`take_shares`).
+            `coreset.sampling.shares` of the source, which it has to name. In a config file alone.
         replay: of the rows that each step trains, in (0, 1), likewise: `coreset.replay` of the source.
         columns: our name of a column -> the file's, as in {"prompt": "question", "completion": "answer"}.
         ignore_columns: columns, and keys of turns, that have a meaning and are left out on purpose.

@@ -77,7 +77,7 @@ class CoresetConfig(ClaimSettings, NoiseSettings):
             "drawn", what `sampling` makes of the data; {"online": name, ...}, shares that follow the run
             (`corebatch.sampling.online`); or a schedule, a list of {"until": 0.8, "is": ...}. Rows are the likelier to
             be chosen the more they count, and have weights by which the update's mean is the claimed one.
-        loss: the same by other names: "token_mean" for "tokens", "example_mean" for "examples".
+        loss: `objective` by other names: "token_mean" for "tokens", "example_mean" for "examples".
         weight_column: the data set's column with a number of at least 0 for each example, which multiplies what the
             objective has it count; none: ones.
         source_tokens: trained tokens of each source, by name, or numbers in proportion to them, for objectives that go

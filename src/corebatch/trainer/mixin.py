@@ -45,11 +45,11 @@ from corebatch.types import ID
 
 class CoresetMixin(ByRows, NamedParts):
     """Mini-batch coresets for any subclass of `transformers.Trainer`: `class MyTrainer(CoresetMixin, Trainer)`.
+    Other arguments are the Trainer's.
 
     Args:
         coreset: the settings; `CoresetConfig()` by default.
         target_dataset: rows as those of train_dataset, which `coreset.target` follows and nothing trains.
-        All others are the Trainer's.
 
     Raises:
         ConfigError: settings that do not go together, or that selection does not go with: packing, padding_free,

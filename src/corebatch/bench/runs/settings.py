@@ -21,11 +21,14 @@ class TuneSettings:
 
     Attributes:
         seed: of data order, weights and selection; should not be one of the comparison's.
-        learning_rates: absolute, or None for `factors` times the config's own.
+        learning_rates: absolute; None: `factors` times the config's own.
+        factors: of the config's learning rate, where `learning_rates` is none.
         adam_beta2: values; None leaves the config's.
         metric: which held-out mean decides, on rows that the final evaluation does not see; empty: the one that the
             config's objective is about.
-        held_out: share of the held-out rows that is for tuning alone; of them at most `rows` are used.
+        shortest: the first candidates' share of the steps, in (0, 1].
+        held_out: share of the held-out rows that is for tuning alone.
+        rows: of these, used at most.
         enabled: False: every method takes the config's own values, and the outputs say so.
     """
 
@@ -50,6 +53,7 @@ class CompareSettings:
             another than the plain Trainer's.
         extra_arms: name -> {title, coreset, training, baseline, large, subset}.
         seeds: a number n (1 to n), or a list.
+        tune: how each arm's rates are found (`TuneSettings`).
         evaluations: points of each curve of held-out loss.
         curve_rows: held-out rows of a point.
         final_rows: of the final evaluation; None: all that are not for tuning. The rows of the curve are among them.

@@ -1,0 +1,75 @@
+"""The pages as a site: each has a place in it, it is built without a warning, and it asks nothing of any network."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    named = re.findall(r"[\w/]+\.md", nav)
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {name for name in named if not name.startswith("tree/")} == pages
+    assert len(named) == len(set(named))
+
+
+def test_links_out_of_the_pages_lead_to_pages_of_the_site():
+    links = hooks["site_links"]
+    assert links("running/data.md", "[a](../../examples/chat.yaml)") == "[a](../tree/examples/chat.yaml.md)"
+    assert links("running/data.md", "[a](cli.md#keys)") == "[a](cli.md#keys)"
+    assert links("tree/CONTRIBUTING.md", "[a](docs/decisions.md)") == "[a](../decisions.md)"
+    assert links("tree/README.md", "[a](CONTRIBUTING.md#contributing)") == "[a](CONTRIBUTING.md#contributing)"
+    assert links("running/data.md", "```\n[a](../../examples/chat.yaml)\n```") == (
+        "```\n[a](../../examples/chat.yaml)\n```"
+    )
+    assert hooks["linked"]("running/data.md", "[a](../../examples/chat.yaml) `[b](../../Makefile)`") == [
+        "examples/chat.yaml"
+    ]
+    assert hooks["page_of"]("examples/chat.yaml").startswith("# examples/chat.yaml\n\n```yaml\n# Conversations")
+    assert "- `test_site.py`" in hooks["page_of"]("tests/docs")
+
+
+def test_lists_and_tables_of_the_tree_are_pythons_markdown():
+    assert hooks["spaced_lists"]("words:\n- one\n  more\n- two") == "words:\n\n- one\n  more\n- two"
+    assert hooks["spaced_lists"]("```\nx\n- y\n```") == "```\nx\n- y\n```"
+    assert hooks["without_comments"]("<!-- t -->\n| a |\n<!-- end of t -->\n") == "\n| a |\n\n"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_it_is_built_without_a_warning_and_loads_nothing_from_elsewhere(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        text = page.read_text()
+        loaded = re.findall(r'<(?:script|img|iframe|source)[^>]*\ssrc="([^"]+)"', text)
+        loaded += re.findall(r'<link[^>]*rel="(?:stylesheet|preconnect|icon|preload)"[^>]*href="([^"]+)"', text)
+        loaded += re.findall(r'<link[^>]*href="([^"]+)"[^>]*rel="(?:stylesheet|preconnect|icon|preload)"', text)
+        assert not [one for one in loaded if "//" in one], page
+
+
+def test_options_recipes_and_the_api_are_there(site):
+    assert 'id="coreset-what-comes-what-is-trained-and-with-what-weight"' in (site / "options.html").read_text()
+    api = (site / "api.html").read_text()
+    for name in ("CoresetTrainer", "CoresetConfig", "select", "keep_rows", "load_mixture", "NonFiniteError"):
+        assert re.search(rf'id="[\w.]*\b{name}"', api), name
+    for path in (ROOT / "docs" / "recipes").glob("*.md"):
+        assert (site / "recipes" / f"{path.stem}.html").exists()
