@@ -42,6 +42,9 @@ check: setup
 seam:  ## the seam's tests on transformers 4.57, 5.5, 5.14 and the newest; the results go into docs/running/combinations.md
 	$(PYTHON) tests/seam/run.py --torch "$(TORCH)" --write
 
+hosts:  ## selection inside Axolotl and other hosts, an environment each; the results go into docs/running/hosts.md
+	$(PYTHON) tests/hosts/run_hosts.py --torch "$(TORCH)" --write
+
 bench: setup  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/run_all.py
 

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hosts import HOSTS, Host, Run
+from commands import HOSTS, Host, Run
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "hosts"
@@ -97,7 +97,7 @@ def do(host: Host, python: Path, folder: Path, run: Run) -> Outcome:
     output = folder / run.name
     command = host.command(folder, output, run)
     done = subprocess.run(
-        [str(python.parent / command[0]), *command[1:]],
+        command,
         cwd=folder, env=environment(python), capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     said = done.stdout + done.stderr

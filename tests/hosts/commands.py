@@ -69,7 +69,10 @@ def axolotl(folder: Path, output: Path, run: Run) -> list[str]:
     """The folder says which rows are whose: `source` of one data set, the file's name of the others."""
     values = {
         "base_model": str(folder / "model"),
-        "plugins": ["corebatch.integrations.axolotl.CorebatchPlugin"],
+        "plugins": [
+            "corebatch.integrations.axolotl.CorebatchPlugin",
+            *(["hosts.on_cpu.OnCpu"] if run.ranks > 1 else []),
+        ],
         "coreset": run.coreset,
         "datasets": [
             {"path": str(folder / "algebra.jsonl"), "type": "alpaca"},
@@ -100,6 +103,77 @@ def axolotl(folder: Path, output: Path, run: Run) -> list[str]:
     if run.ranks > 1:
         return ["axolotl", "train", config, "--launcher", "torchrun", "--", *torchrun(run.ranks)]
     return ["axolotl", "train", config, "--launcher", "python"]
+
+
+def llamafactory(folder: Path, output: Path, run: Run) -> list[str]:
+    """dataset_info.json names the data sets, and so their rows' sources."""
+    info = {name: {"file_name": f"{name}.jsonl"} for name in ("algebra", "shapes", "rare")}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    values = {
+        "model_name_or_path": str(folder / "model"),
+        "coreset": run.coreset,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full",
+        "dataset": "algebra,shapes,rare",
+        "dataset_dir": str(folder),
+        "template": "alpaca",
+        "overwrite_cache": True,
+        "output_dir": str(output),
+        "resume_from_checkpoint": str(output / f"checkpoint-{run.resume}") if run.resume else None,
+        "cutoff_len": SEQUENCE,
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": run.accumulation,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "seed": 0,
+        **run.more,
+    }
+    config = write(folder, run.name, {key: value for key, value in values.items() if value is not None})
+    start = ["torchrun", *torchrun(run.ranks)] if run.ranks > 1 else ["python"]
+    return [*start, "-m", "corebatch.integrations.llamafactory", config]
+
+
+def swift(folder: Path, output: Path, run: Run) -> list[str]:
+    """Rows say by `channel` whose they are."""
+    plugin = folder / f"{run.name}.py"
+    settings = ", ".join(f"{key}={value!r}" for key, value in run.coreset.items())
+    plugin.write_text(f"from corebatch.integrations.swift import use_coresets\n\nuse_coresets({settings})\n")
+    values = {
+        "model": folder / "model",
+        "model_type": "llama",
+        "template": "llama",
+        "external_plugins": plugin,
+        "tuner_type": "full",
+        "torch_dtype": "float32",
+        "attn_impl": "sdpa",
+        "gradient_checkpointing": False,
+        "output_dir": output,
+        "add_version": False,
+        "resume_from_checkpoint": output / f"checkpoint-{run.resume}" if run.resume else None,
+        "max_length": SEQUENCE,
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": run.accumulation,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "use_hf": True,
+        "check_model": False,
+        "dataloader_num_workers": 0,
+        "seed": 0,
+        **run.more,
+    }
+    words = [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
+    files = [str(folder / f"{name}.jsonl") for name in ("algebra", "shapes", "rare")]
+    start = ["env", f"NPROC_PER_NODE={run.ranks}"] if run.ranks > 1 else []
+    return [*start, "swift", "sft", "--dataset", *files, *words]
 
 
 HOSTS = {
