@@ -146,7 +146,7 @@ def swift(folder: Path, output: Path, run: Run) -> list[str]:
     values = {
         "model": folder / "model",
         "model_type": "llama",
-        "template": "llama",
+        "template": "default",
         "external_plugins": plugin,
         "tuner_type": "full",
         "torch_dtype": "float32",
@@ -176,7 +176,14 @@ def swift(folder: Path, output: Path, run: Run) -> list[str]:
     return [*start, "swift", "sft", "--dataset", *files, *words]
 
 
+PACKING = {"packing": True}
 HOSTS = {
     host.name: host
-    for host in (Host("axolotl", "Axolotl", "axolotl", ("axolotl==0.19.0",), axolotl, {"sample_packing": True}),)
+    for host in (
+        Host("axolotl", "Axolotl", "axolotl", ("axolotl==0.19.0",), axolotl, {"sample_packing": True}),
+        Host("swift", "ms-swift", "ms-swift", ("ms-swift==4.6.0",), swift, {"group_by_length": True}),
+        Host(
+            "llamafactory", "LLaMA-Factory", "llamafactory", ("llamafactory==0.9.5",), llamafactory, {"packing": True}
+        ),
+    )
 }

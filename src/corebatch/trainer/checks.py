@@ -112,6 +112,7 @@ def check_trained_loss(trainer: Any, model: Any) -> None:
         (getattr(trainer, "compute_loss_func", None) is not None, "compute_loss_func"),
         (loss_type not in (None, "nll", "chunked_nll"), f"loss_type {loss_type!r}"),
         (bool(getattr(args, "orpo_alpha", None)), "orpo_alpha of Axolotl"),
+        (getattr(args, "enable_dft_loss", False), "enable_dft_loss of ms-swift"),
         (getattr(trainer, "aux_loss_enabled", False), "an auxiliary loss of the router (TRL: router_aux_loss_coef)"),
     ]
     for bad, found in own:

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from transformers import Trainer
 
-from corebatch.errors import ConfigError, DataError
+from corebatch.errors import ConfigError, DataError, LossMismatchError
 from corebatch.trainer import CoresetConfig, CoresetMixin
 from stand_ins import as_written_in
 from training import Collator, mixture, run, same, tiny_model, trainer, weights
@@ -213,3 +213,11 @@ def test_the_host_s_trainer_trains_as_ours_and_counts_tokens(host, tmp_path):
     assert same(weights(run(made)), expected)
     assert not made._run.weights.owned
     assert made.counted > 0
+
+
+@pytest.mark.parametrize("option, value", [("orpo_alpha", 0.1), ("enable_dft_loss", True)])
+def test_losses_that_hosts_ask_for_by_arguments_are_refused_without_a_plug_in_too(tmp_path, option, value):
+    made = trainer(tmp_path / "a", tiny_model())
+    setattr(made.args, option, value)
+    with pytest.raises(LossMismatchError, match=f"Found {option}"):
+        run(made)
