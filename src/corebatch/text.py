@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,3 +69,21 @@ def markdown_code(text: object) -> str:
 def common(a: Sequence[object], b: Sequence[object]) -> int:
     """How many elements (characters, tokens) two sequences have in common from the beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def decoded_parts(ids: Sequence[int], trained: Sequence[bool], tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    """A row's text in parts, special tokens included, and whether each is trained.
+
+    A part is what the text grows by: tokenizers that drop the first blank of a text do so once. `ids`, `trained`: [T]
+    each.
+    """
+
+    def decoded(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    start, before = 0, ""
+    for is_trained, run in groupby(trained):
+        end = start + len(list(run))
+        text = decoded(ids[:end])
+        yield text[len(before) :] if text.startswith(before) else decoded(ids[start:end]), is_trained
+        start, before = end, text

@@ -11,9 +11,10 @@ from rich.text import Text
 from corebatch.config.settings import Settings
 from corebatch.launch.telling import tell_mixture, tell_unused
 from corebatch.mixture import row_sources
-from corebatch.mixture.notices import parts, shortened
+from corebatch.mixture.notices import shortened
 from corebatch.rendering.sheet import table
-from corebatch.text import say, terminal
+from corebatch.text import decoded_parts, say, terminal
+from corebatch.types import IGNORED
 
 MOST_SOURCES = 20
 MOST_CHARACTERS = 1500
@@ -35,7 +36,10 @@ def show_rows(dataset: Any, tokenizer: Any, console: Console, each: int = 1) -> 
             own.append(number)
     shown = list(rows.items())[:MOST_SOURCES]
     read = [(source, dataset.with_format(None)[number]) for source, own in shown for number in own]
-    texts = [list(parts(row["input_ids"], row["labels"], tokenizer)) for _, row in read]
+    texts = [
+        list(decoded_parts(row["input_ids"], [label != IGNORED for label in row["labels"]], tokenizer))
+        for _, row in read
+    ]
     opens, closes = marks((text for row in texts for text, _ in row), console.encoding)
     say(console, f"Rows as the model reads them; what is trained stands between {opens} and {closes}", "italic")
     for (source, row), text in zip(read, texts, strict=True):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from corebatch.files import read_objects, replacing, write_json
+from corebatch.record.example_turns import shortened, turns_of
 from corebatch.sampling.tags import is_stream
 from corebatch.types import SOURCE
 
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 ROWS, EXAMPLES, SOURCES = "chosen.jsonl", "examples.json", "sources.npy"
 SHOWN = 10
 """Examples in each of the two lists."""
-CHARACTERS = 300
-"""Of an example's text: its beginning and its end."""
-END = 100
 
 
 def write_examples(folder: Path, trainer: Any) -> None:
@@ -47,7 +45,9 @@ def write_examples(folder: Path, trainer: Any) -> None:
             row = tagged[entry["id"]]
             plain = isinstance(row, Mapping)
             entry["source"] = sources.names[int(row[SOURCE] if plain else row.source)]
-            entry["text"] = text_of(row, getattr(trainer, "processing_class", None)) if plain else None
+            tokenizer = getattr(trainer, "processing_class", None)
+            entry["text"] = text_of(row, tokenizer) if plain else None
+            entry["turns"] = turns_of(row, tokenizer) if plain else None
         found["examples_in_data"] = len(tagged)
         write_json(folder / EXAMPLES, found)
     except Exception as error:  # of the user's data set and tokenizer too
@@ -157,11 +157,3 @@ def text_of(row: Mapping[str, Any], tokenizer: Any) -> str | None:
         return shortened(str(decode(tokens, skip_special_tokens=True)))
     texts = [value for key, value in row.items() if isinstance(value, str) and key in ("text", "prompt", "completion")]
     return shortened(" ".join(texts)) if texts else None
-
-
-def shortened(text: str) -> str:
-    """On one line, at most CHARACTERS: the beginning and the end of a longer one."""
-    text = " ".join(text.split())
-    if len(text) <= CHARACTERS:
-        return text
-    return text[: CHARACTERS - END - 3].rstrip() + " … " + text[-END:].lstrip()

@@ -50,6 +50,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A part of an example: of one role, and trained, not trained, or None where that is not known."""
+
+    role: str = ""
+    text: str
+    trained: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One example of the train set.
 
@@ -57,6 +66,7 @@ class Example:
         expected: how often a random choice of as many rows would have chosen it, on average.
         weight: mean of the weights that it was chosen with; None if it never was.
         text: its beginning and end; None if it could not be read.
+        turns: the same by role; empty in older records.
     """
 
     id: int
@@ -66,6 +76,7 @@ class Example:
     expected: float = 0.0
     weight: float | None
     text: str | None
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

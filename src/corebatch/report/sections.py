@@ -11,12 +11,13 @@ from corebatch.rendering.svg import Chart
 from corebatch.report import charts_cost as cost
 from corebatch.report import charts_sources as sources
 from corebatch.report import lines, rows, series
-from corebatch.report.record import Example, Examples, RunRecord
+from corebatch.report.record import Example, Examples, RunRecord, Turn
 from corebatch.report.summary import PhaseSummary, SourceSummary, Summary
 from corebatch.step_line import StepLine
 
 _MOST_SOURCES = 300
 _MOST_STEPS = 40
+_NO_TEXT = "(its text was not stored)"
 _OF_CHOICES = ("pool loss", "chosen loss", "tokens scored", "largest weight", "effective sample")
 
 
@@ -133,10 +134,12 @@ def _examples(found: Examples, steps: int) -> dict[str, Any]:
             "example was chosen: a small one was a likely choice."
         )
     lists = [
-        (title, [(_about(e), e.text or "(its text was not stored)") for e in entries])
+        (title, [(_about(e), e.turns or (Turn(text=e.text or _NO_TEXT, trained=None),)) for e in entries])
         for title, entries in zip(titles, (found.most, found.least), strict=True)
         if entries
     ]
+    if any(turn.trained for each in (*found.most, *found.least) for turn in each.turns):
+        how += " What is trained of an example is marked by a green bar."
     return {"told": told, "how": how, "lists": lists}
 
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from corebatch.record.example_counts import CHARACTERS, count_examples, shortened, text_of, write_examples
+from corebatch.record.example_counts import count_examples, text_of, write_examples
+from corebatch.record.example_turns import CHARACTERS, shortened
 from corebatch.trainer import CoresetConfig
 from training import mixture, run, trainer
 
@@ -58,13 +59,12 @@ def test_whole_pools_and_nothing_at_all(tmp_path):
 
 
 class Tokenizer:
-    def decode(self, ids, skip_special_tokens=False):
-        assert skip_special_tokens
-        return " ".join(f"t{i}" for i in ids)
+    def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=None):
+        return " ".join(f"t{i}" for i in ids if i or not skip_special_tokens)
 
 
 def test_texts_are_decoded_and_shortened():
-    assert text_of({"input_ids": [3, 4]}, Tokenizer()) == "t3 t4"
+    assert text_of({"input_ids": [0, 3, 4]}, Tokenizer()) == "t3 t4"  # without special tokens
     assert text_of({"input_ids": [3, 4]}, None) is None
     assert text_of({"prompt": "two  and\n two", "completion": "four", "source": "x"}, None) == "two and two four"
     text = shortened("begin " + "x " * 400 + "end")
@@ -84,6 +84,9 @@ def test_a_run_leaves_its_examples_with_their_texts(tmp_path):
     for entry in (*found["most"], *found["least"]):
         assert entry["source"] == data[entry["id"]]["source"]
         assert entry["text"].startswith(f"t{data[entry['id']]['input_ids'][0]} ")
+        turns = entry["turns"]
+        assert [(turn["role"], turn["trained"]) for turn in turns] == [("prompt", False), ("answer", True)]
+        assert " ".join(turn["text"] for turn in turns) == entry["text"]
     lines = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
     entry = found["most"][0]
     assert entry["chosen"] == sum(entry["id"] in line["chosen"] for line in lines)
@@ -117,7 +120,7 @@ def test_the_record_has_weights_by_source_and_ids(tmp_path):
 
 def test_what_goes_wrong_after_training_is_a_warning(tmp_path, caplog):
     class Broken(Tokenizer):
-        def decode(self, ids, skip_special_tokens=False):
+        def decode(self, ids, **options):
             raise RuntimeError("no vocabulary")
 
     made = trainer(tmp_path, None, CoresetConfig(), max_steps=7, extra={"processing_class": Broken()})

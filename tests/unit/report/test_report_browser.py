@@ -43,7 +43,7 @@ Browse = Callable[..., "Visit"]
 class Tokenizer:
     """Ids are words; some are long and have no space to break at."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: list[int], **options: bool) -> str:
         return " ".join(f"word{i}" * (12 if i % 11 == 0 else 1) for i in ids)
 
 

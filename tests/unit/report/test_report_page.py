@@ -161,6 +161,22 @@ def test_the_page_shows_examples_with_their_texts(tmp_path: Path) -> None:
     assert "Chosen most often" not in text
 
 
+def test_examples_are_chats_with_what_is_trained_marked(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "text": "Two & two?", "trained": False},
+        {"role": "assistant", "text": "Four", "trained": True},
+        {"role": "", "text": "(3 turns are left out here)", "trained": None},
+    ]
+    entry = {**EXAMPLES["most"][0], "turns": turns}
+    text = shown(text_of(write_run(tmp_path, STEPS_TODAY, examples={**EXAMPLES, "most": [entry]})))
+    assert "<div><p class='role'>user</p><p class='text'>Two &amp; two?</p></div>" in text
+    assert "<div class=\"trained\"><p class='role'>assistant · trained</p><p class='text'>Four</p></div>" in text
+    assert "<div><p class='text'>(3 turns are left out here)</p></div>" in text
+    assert "What is trained of an example is marked by a green bar." in text
+    assert "green bar" not in text_of(write_run(tmp_path / "older", STEPS_TODAY, examples=EXAMPLES))
+    assert Outline(text).open == []
+
+
 def test_examples_of_another_state_of_the_run_are_left_out(tmp_path: Path) -> None:
     text = text_of(write_run(tmp_path, STEPS_TODAY, examples={**EXAMPLES, "last_step": 9}))
     assert "examples.json ends at step 9, not at 2, and was left out." in text
