@@ -44,6 +44,8 @@ class Host:
         title: its name in messages. package, pins: on PyPI.
         command: writes what a run needs into a folder and gives the words that start it there.
         refused: options that have to be refused, with a value.
+        removed: packages that the host asks for, whose wheels go with a torch for CUDA alone.
+        empty: those of them that it imports, for rows other than text: empty modules in their places.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Host:
     pins: tuple[str, ...]
     command: Callable[[Path, Path, Run], list[str]]
     refused: Mapping[str, Any] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -176,14 +180,14 @@ def swift(folder: Path, output: Path, run: Run) -> list[str]:
     return [*start, "swift", "sft", "--dataset", *files, *words]
 
 
-PACKING = {"packing": True}
 HOSTS = {
     host.name: host
     for host in (
         Host("axolotl", "Axolotl", "axolotl", ("axolotl==0.19.0",), axolotl, {"sample_packing": True}),
         Host("swift", "ms-swift", "ms-swift", ("ms-swift==4.6.0",), swift, {"group_by_length": True}),
         Host(
-            "llamafactory", "LLaMA-Factory", "llamafactory", ("llamafactory==0.9.5",), llamafactory, {"packing": True}
+            "llamafactory", "LLaMA-Factory", "llamafactory", ("llamafactory==0.9.5",), llamafactory, {"packing": True},
+            removed=("torchvision", "torchaudio"), empty=("torchaudio",),
         ),
     )
-}
+}  # fmt: skip

@@ -3,7 +3,7 @@
     python tests/hosts/run_hosts.py [--torch torch==2.13.0] [--only axolotl] [--write]
 
 Environments lie in .cache/hosts/<host> and are made when they are missing (up to 5 GB each), runs in .cache/hosts/runs,
-results in .cache/hosts/results.json. A run trains a tiny model from random weights on a CPU. --write puts the results
+results in .cache/hosts/<host>.json. A run trains a tiny model from random weights on a CPU. --write puts the results
 into the page.
 """
 
@@ -55,6 +55,10 @@ def prepare(host: Host, torch: str) -> Path:
     subprocess.run([*install, torch], check=True)  # first, so that nobody brings another
     subprocess.run([*install, torch, *host.pins], check=True)
     subprocess.run([*install, torch, *host.pins, "--editable", str(ROOT)], check=True)
+    for name in host.removed:
+        subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", name], check=True)
+    for name in host.empty:
+        (next(folder.glob("lib/python*/site-packages")) / f"{name}.py").touch()
     stamp.write_text(json.dumps(wanted))
     return python
 
@@ -222,17 +226,17 @@ def holds(row: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", default="torch==2.13.0")
-    parser.add_argument("--only", nargs="+", choices=list(HOSTS), default=list(HOSTS))
+    parser.add_argument("--only", nargs="*", choices=list(HOSTS), default=list(HOSTS))
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
-    results = CACHE / "results.json"
-    rows = json.loads(results.read_text()) if results.is_file() else {}
     for name in args.only:
         print(f"== {name}", flush=True)
-        rows[name] = measure(HOSTS[name], prepare(HOSTS[name], args.torch))
-        results.write_text(json.dumps(rows, indent=1))
-    shown = [rows[name] for name in HOSTS if name in rows]
+        row = measure(HOSTS[name], prepare(HOSTS[name], args.torch))
+        (CACHE / f"{name}.json").write_text(json.dumps(row, indent=1))
+    there = [name for name in HOSTS if (CACHE / f"{name}.json").is_file()]
+    rows = {name: json.loads((CACHE / f"{name}.json").read_text()) for name in there}
+    shown = list(rows.values())
     print(table(shown))
     if args.write:
         PAGE.write_text(write(PAGE.read_text(encoding="utf-8"), shown), encoding="utf-8")
