@@ -56,11 +56,16 @@ def report(
     examples: Annotated[
         Path | None, typer.Option(help="also write what was done with each example: a .parquet or .csv file")
     ] = None,
+    comparison: Annotated[
+        Path | None,
+        typer.Option(help="a comparison of the run's config: the report tells what it found", metavar="DIR"),
+    ] = None,
+    show_it: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
     """Show what a run did, and write its page."""
     from corebatch.cli.report import report as show
 
-    show(run, console(), output, examples)
+    show(run, console(), output, examples, comparison, show_it)
 
 
 @app.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,21 @@ from corebatch.report import print_summary, read_run, summarise, write_report
 from corebatch.text import markdown, markdown_code, say
 
 
-def report_run(run: Path, console: Console, output: Path | None = None) -> Path:
-    """Prints the run's tables and writes its page; returns the page's path. `output`: the page's file or a folder for
-    it, instead of the run's folder. Raises DataError: the run cannot be read; ConfigError: the page cannot be written;
-    the tables were printed."""
-    summary = summarise(read_run(run))
+def report_run(run: Path, console: Console, output: Path | None = None, against: Sequence[str] = ()) -> Path:
+    """Prints the run's tables and writes its page; returns the page's path.
+
+    Args:
+        output: the page's file or a folder for it, instead of the run's folder.
+        against: what a comparison found against plain training.
+
+    Raises:
+        DataError: the run cannot be read.
+        ConfigError: the page cannot be written; the tables were printed.
+    """
+    summary = replace(summarise(read_run(run)), against=tuple(against))
     print_summary(summary, console)
     with page_written(run):
-        page = write_report(run, output)
+        page = write_report(run, output, against)
     say(console, f"The report is in {page}")
     return page
 
