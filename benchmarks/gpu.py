@@ -260,8 +260,8 @@ def run_part(options: argparse.Namespace) -> int:
             except Exception as error:  # of whatever is checked: the other checks go on
                 traceback.print_exc()
                 line, failed = {**line, "holds": False, "error": f"{type(error).__name__}: {error}"[:600]}, True
-            line["seconds"] = round(time.monotonic() - began, 2)
-        write(options.lines, {"kind": "check", "part": options.part, **line, **origin})
+            line["took"] = round(time.monotonic() - began, 2)
+        write(options.lines, {**line, "kind": "check", "part": options.part, **origin})
     return int(failed)
 
 

@@ -109,6 +109,7 @@ def test_a_check_that_raises_is_a_line_and_the_others_go_on(gpu: Any, tmp_path: 
     def find(setup: Any) -> Any:
         yield {"check": "one"}, lambda: 1 / 0
         yield {"check": "two"}, lambda: {"holds": True}
+        yield {"check": "three", "kind": "step", "commit": "another", "holds": True}
 
     gpu.PARTS["made up"] = gpu.Part(seconds=5, find=find)
     path = tmp_path / "lines.jsonl"
@@ -117,9 +118,10 @@ def test_a_check_that_raises_is_a_line_and_the_others_go_on(gpu: Any, tmp_path: 
         assert gpu.run_part(options) == 1
     finally:
         del gpu.PARTS["made up"]
-    one, two = gpu.read(path)
+    one, two, three = gpu.read(path)
     assert (one["holds"], one["error"]) == (False, "ZeroDivisionError: division by zero")
     assert (two["holds"], two["commit"]) == (True, one["commit"])
+    assert (three["kind"], three["part"], three["commit"]) == ("check", "made up", one["commit"])
 
 
 # ---- dry -------------------------------------------------------------------------------------------------------------
