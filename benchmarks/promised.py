@@ -53,7 +53,7 @@ def arms_of(before: dict[str, Any]) -> dict[str, dict[str, Any]]:
         training = {key: value for key, value in one.arm.items() if not key.startswith("coreset.")}
         coreset = {**CONFIG["coreset"], **own}
         try:
-            settings_from({**before, **training, "coreset": coreset})
+            settings_from({**before, **training, "coreset": coreset}, one.lever)
         except CorebatchError as error:  # said, and left out
             print(f"{one.lever}: {error}", flush=True)
             continue
