@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_lists_and_tables_of_the_tree_are_pythons_markdown():
     assert hooks["spaced_lists"]("words:\n- one\n  more\n- two") == "words:\n\n- one\n  more\n- two"
     assert hooks["spaced_lists"]("```\nx\n- y\n```") == "```\nx\n- y\n```"
     assert hooks["without_comments"]("<!-- t -->\n| a |\n<!-- end of t -->\n") == "\n| a |\n\n"
+
+
+def test_pictures_are_what_their_script_draws():
+    drawn = runpy.run_path(str(ROOT / "docs" / "site" / "pictures.py"))
+    for name in drawn["DRAWN"]:
+        assert (drawn["FOLDER"] / f"{name}.svg").read_text() == drawn["picture"](name), "python docs/site/pictures.py"
+    page = '<p><img alt="x" src="pictures/once.svg" /> <img alt="y" src="methods/noise.svg" /></p>'
+    within = hooks["on_page_content"](page, SimpleNamespace(file=SimpleNamespace(src_uri="index.md")), None, None)
+    assert within.startswith('<p><svg class="picture"')
+    assert within.endswith('<img alt="y" src="methods/noise.svg" /></p>')
 
 
 @pytest.fixture(scope="module")
