@@ -153,7 +153,9 @@ def joined(option: str, separator: str) -> str:
 
 
 def template_fields(template: str) -> list[str]:
-    """The columns that a template names. Raises ConfigError: it names none, or braces do not match."""
+    """The columns that a template names. Raises ConfigError: it is no text, names none, or braces do not match."""
+    if not isinstance(template, str):  # YAML reads bare braces as a mapping
+        raise ConfigError(f"`template` should be text: quote it, as in template='{{prompt}}'. Found {template!r}.")
     try:
         fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:

@@ -85,10 +85,7 @@ def load_mixture(
         max_length: tokens; longer rows keep their beginning and are counted.
         source_column: the rows' own column with the name of their source.
         weight_column: the rows' own column with how much each counts, which the data set has too; None: none.
-        apply_chat_template: whether prompts with answers become turns; all four as in TokeniseOptions.
-        chat_template: in place of the tokenizer's own.
-        separator: between prompt and answer without a template.
-        train_turns: which answers of a conversation are trained.
+        apply_chat_template: as in TokeniseOptions, like the three that follow it.
         seed: of the draws made for weights.
         dataset_num_proc: processes that tokenise; the rows and their order are those of one.
         cache: whether tokenised rows are kept for the next start and other processes, or the folder that they are

@@ -46,12 +46,9 @@ def keep_rows(
         keep: the share of rows that is kept, in (0, 1]; at least one row is.
         method: a name of `SUBSETS`, or an instance.
         options: of a name.
-        features: [N, P], what rows are compared by, as all below in the form of `SubsetProblem`.
-        target: [V, P], features of rows that those kept are to be like.
-        losses: [N, Q], by Q models.
+        features: [N, P]; `target` is [V, P] and `losses` [N, Q], all as `SubsetProblem` has them.
         scores: floating Tensor [N], a difficulty.
-        texts: N of them, the rows as text.
-        target_texts: V of them.
+        texts: and `target_texts`, as `SubsetProblem` has them.
         sources: as `corebatch.select` takes them; None: one source.
         tokens: integer Tensor [N]; None: one each.
         seed: of all randomness.

@@ -94,6 +94,7 @@ def test_a_task_of_ones_own(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("classification:{}", "needs `labels`"),
         ("classification:{},labels=[one]", "two or more"),
         ("classification:{},labels=[a, b],template=plain", "name columns"),
+        ("classification:{},labels=[a, b],template={{prompt}}", "quote it"),
     ],
 )
 def test_bad_tasks(numbers: Path, what: Any, found: str) -> None:
