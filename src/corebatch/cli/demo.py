@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from transformers import set_seed
 
-from corebatch.demo import DemoSettings, load_smollm2, make_mixture
+from corebatch.demo import DemoSettings, load_smollm2, make_mixture, smollm2_folder
+from corebatch.demo.next_steps import write_next
 from corebatch.demo.training import answer, make_trainer, prepare
 from corebatch.evaluation import ReasoningGymTask, accuracy_record, comparison_rows, write_json
 from corebatch.launch.progress import show_progress
@@ -82,6 +83,7 @@ def _demo(output_dir: Path, console: Console, steps: int | None, seed: int) -> N
     write_json(both, output_dir / "evaluation.json")
     after.write_json(output_dir / "answers.json")
     write_card(output_dir, trainer, base_model="SmolLM2-135M-Instruct", lora=True)
+    commands = write_next(output_dir, smollm2_folder(), files, settings)
 
     columns = ("source", "before", "after", "change in points")
     rows = [dict(zip(columns, row, strict=True)) for row in comparison_rows(before, after)]
@@ -89,3 +91,5 @@ def _demo(output_dir: Path, console: Console, steps: int | None, seed: int) -> N
     console.print()
     report_run(output_dir, console)
     say(console, f"The adapter is in {output_dir}. {(time.perf_counter() - began) / 60:.1f} minutes in all.")
+    for each in commands:
+        say(console, f"Next. {each['what']}\n  {each['command']}")

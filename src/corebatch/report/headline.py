@@ -86,10 +86,12 @@ def by_source(summary: Summary) -> str:
     if _right(summary):
         right = [(name, *(each.share if each else None for each in both)) for name, *both in answers(summary)[1:]]
         return _fared(_known(right), percent, better=1)
-    losses = [(each.name, each.loss) for each in summary.held_out if each.name]
-    if not _held_out(summary):
-        losses = losses or [(each.name, each.loss) for each in summary.sources if each.loss is not None]
-    return _fared(_known((name, loss.first, loss.last) for name, loss in losses), number, better=-1)
+    losses, what = [(each.name, each.loss) for each in summary.held_out if each.name], ""
+    if not losses:
+        losses = [(each.name, each.loss) for each in summary.sources if each.loss is not None]
+        what = "Training loss of " * bool(_held_out(summary))
+    told = _fared(_known((name, loss.first, loss.last) for name, loss in losses), number, better=-1)
+    return f"{what}{told}" if told else ""
 
 
 def _known(found: Iterable[Any]) -> list[Change]:

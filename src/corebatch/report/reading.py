@@ -1,4 +1,5 @@
-"""Reads a run folder: `selection.jsonl`, `corebatch.json`, `examples.json`, `trainer_state.json`, `evaluation.json`."""
+"""Reads a run folder: `selection.jsonl`, `corebatch.json`, `examples.json`, `trainer_state.json`, `evaluation.json`,
+`next.json`."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from corebatch.errors import DataError
-from corebatch.report.fields import field_of, is_not_finite, json_object, parse, record
-from corebatch.report.record import Evaluated, Examples, PeakFlops, RunRecord
+from corebatch.report.fields import T, field_of, is_not_finite, json_object, parse, record
+from corebatch.report.record import Evaluated, Examples, NextCommand, PeakFlops, RunRecord
 from corebatch.step_line import StepLine
 
 _LOSSES = ("pool_loss", "chosen_loss", "train_loss")
@@ -42,6 +43,11 @@ class _Evaluation:
     after: Evaluated | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Next:
+    commands: tuple[NextCommand, ...] = ()
+
+
 def read_run(folder: str | PathLike[str]) -> RunRecord:
     """Read what a run left behind.
 
@@ -55,8 +61,7 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
     steps = read_steps(folder / "selection.jsonl", notes)
     info = _read_info(folder / "corebatch.json", notes)
     coreset = info.get("coreset") or {}
-    path = folder / "evaluation.json"
-    evaluation = record(_Evaluation, _read_object(path) if path.is_file() else {}, str(path))
+    evaluation = _read_optional(_Evaluation, folder / "evaluation.json")
     return RunRecord(
         folder=folder,
         steps=steps,
@@ -65,6 +70,7 @@ def read_run(folder: str | PathLike[str]) -> RunRecord:
         examples=_read_examples(folder, steps[-1].step, notes, chooses=coreset.get("pool_factor") != 1),
         before=evaluation.before,
         after=evaluation.after,
+        commands=_read_optional(_Next, folder / "next.json").commands,
         notes=tuple(notes),
     )
 
@@ -99,6 +105,10 @@ def read_steps(path: Path, notes: list[str] | None = None) -> tuple[StepLine, ..
     if not_finite:
         notes.append(f"{not_finite} of {len(steps)} steps have a loss that is NaN or infinite; it is left out.")
     return tuple(steps)
+
+
+def _read_optional(kind: type[T], path: Path) -> T:
+    return record(kind, _read_object(path) if path.is_file() else {}, str(path))
 
 
 def _read_object(path: Path) -> dict[str, Any]:

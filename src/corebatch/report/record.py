@@ -112,6 +112,14 @@ class PeakFlops:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NextCommand:
+    """A command that goes on from the run, and what it does."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A run folder as it was read.
 
@@ -122,6 +130,7 @@ class RunRecord:
         eval_losses: by name of the logged value ("eval_loss", "eval_algebra_loss"): (step, loss) pairs.
         examples: those chosen most and least often, where training came to its end.
         before, after: evaluations of the model before and after training, where there are any.
+        commands: those that go on from the run; a demo leaves some.
         notes: what was missing, unfinished or left out, in sentences for the reader.
     """
 
@@ -132,4 +141,5 @@ class RunRecord:
     examples: Examples | None = None
     before: Evaluated | None = None
     after: Evaluated | None = None
+    commands: tuple[NextCommand, ...] = ()
     notes: tuple[str, ...] = ()

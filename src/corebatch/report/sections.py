@@ -36,6 +36,7 @@ def contents(run: RunRecord, summary: Summary) -> dict[str, Any]:
         },
         "examples": None if summary.examples is None else _examples(summary.examples, summary.steps),
         "gradient": _told(summary),
+        "commands": run.commands,
         "run": flat([*rows.totals(summary), *_origin(run)]),
         "settings": [
             (title, flat(run.info.get(key) or {}))

@@ -106,6 +106,9 @@ def test_training_losses_of_sources_where_nothing_was_held_out(tmp_path: Path) -
         for step in (1, 2)
     ]
     assert by_source(summary_of(tmp_path, steps)) == "algebra (3.000 to 1.500), tiny (1.000 to 2.000)."
+    held_out = losses(overall={0: 2.0, 9: 1.5})  # of all sources together
+    text = by_source(summary_of(tmp_path / "held", steps, trainer_state=held_out))
+    assert text == "Training loss of algebra (3.000 to 1.500), tiny (1.000 to 2.000)."
 
 
 def test_how_it_was_done_comes_last(tmp_path: Path) -> None:

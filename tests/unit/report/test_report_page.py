@@ -177,6 +177,17 @@ def test_examples_are_chats_with_what_is_trained_marked(tmp_path: Path) -> None:
     assert Outline(text).open == []
 
 
+def test_the_page_ends_with_the_commands_that_go_on(tmp_path: Path) -> None:
+    commands = [{"what": "Train & see.", "command": "corebatch train '[a.jsonl]'"}]
+    text = shown(text_of(write_run(tmp_path, next={"commands": commands})))
+    end = text[text.index("<h2>Next</h2>") :]
+    assert "Train &amp; see.</p>\n<pre>corebatch train &#x27;[a.jsonl]&#x27;</pre>" in end
+    assert "<h2>" not in end[1:].replace("h2>Next</h2>", "")
+    assert "<h2>Next</h2>" not in text_of(write_run(tmp_path / "without"))
+    with pytest.raises(DataError, match=r"next\.json: commands\[0\]: field 'command' is missing"):
+        write_report(write_run(tmp_path / "broken", next={"commands": [{"what": "x"}]}))
+
+
 def test_examples_of_another_state_of_the_run_are_left_out(tmp_path: Path) -> None:
     text = text_of(write_run(tmp_path, STEPS_TODAY, examples={**EXAMPLES, "last_step": 9}))
     assert "examples.json ends at step 9, not at 2, and was left out." in text
