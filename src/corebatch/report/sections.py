@@ -103,9 +103,13 @@ def _sources(summary: Summary) -> Sheet | None:
         ("share", lambda s: formats.percent(s.drawn_share)),
         *(_CHOSEN if summary.chooses else ()),
         *([("share by weight", lambda s: formats.percent(s.weight_share))] if weighted else []),
-        ("steps kept whole", lambda s: formats.count(s.kept_steps) if s.small or s.kept_steps else ""),
+        *([("steps kept whole", _kept)] if any(s.small or s.kept_steps for s in shown) else []),
     ]
     return sheet_by(columns, (*shown, *([other] if other else [])))
+
+
+def _kept(source: SourceSummary) -> str:
+    return formats.count(source.kept_steps) if source.small or source.kept_steps else ""
 
 
 _CHOSEN: tuple[tuple[str, Callable[[SourceSummary], str]], ...] = (

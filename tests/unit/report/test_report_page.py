@@ -174,6 +174,12 @@ def test_examples_are_chats_with_what_is_trained_marked(tmp_path: Path) -> None:
     assert "<div><p class='text'>(3 turns are left out here)</p></div>" in text
     assert "What is trained of an example is marked by a green bar." in text
     assert "green bar" not in text_of(write_run(tmp_path / "older", STEPS_TODAY, examples=EXAMPLES))
+    assert "more</summary>" not in text
+    five = {**EXAMPLES, "most": [{**entry, "id": number} for number in range(5)]}
+    five_of = shown(text_of(write_run(tmp_path / "five", STEPS_TODAY, examples=five)))
+    folded = five_of[five_of.index("<details><summary>2 more</summary>") :]
+    assert folded.index("example 3 ·") < folded.index("example 4 ·") < folded.index("</details>")
+    assert Outline(five_of).open == []
     assert Outline(text).open == []
 
 
