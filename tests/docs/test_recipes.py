@@ -67,8 +67,7 @@ def recipe(model, tmp_path, monkeypatch):
             for entry in values.get(block, []):
                 spec = entry if isinstance(entry, dict) else {"path": entry}
                 write(Path(spec["path"].replace("*", "part")), spec)
-        values |= {key: value for key, value in SMALLER.items() if key in values or key not in ("eval_steps",)}
-        values |= {"model_name_or_path": model}
+        values |= {**SMALLER, "model_name_or_path": model}
         if "subset" in values:
             values["subset"]["reference"] = model
         if "optim_args" in values:
@@ -103,8 +102,8 @@ def test_a_recipe_trains(page, recipe):
         pytest.importorskip("apollo_torch")
     lines = [json.loads(line) for line in (recipe(page) / "selection.jsonl").read_text().splitlines()]
     step = values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1)
-    factor = 1 if "subset" in values else values["coreset"]["pool_factor"]
-    assert [(line["chosen_examples"], line["pool_examples"]) for line in lines] == [(step, step * factor)] * 2
+    drawn = step * values["coreset"]["pool_factor"]
+    assert [(line["chosen_examples"], line["pool_examples"]) for line in lines] == [(step, drawn)] * 2
 
 
 def test_the_index_has_each_recipe():
