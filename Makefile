@@ -8,7 +8,7 @@ STAMP := $(VENV)/.setup-done
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check seam bench gpu gpu-carry docs clean
+.PHONY: setup demo test check seam wheel bench gpu gpu-carry docs clean
 
 setup: $(STAMP)  ## make .venv with everything that demo, tests and benchmarks need
 
@@ -44,6 +44,9 @@ seam:  ## the seam's tests on transformers 4.57, 5.5, 5.14 and the newest; the r
 
 hosts:  ## selection inside Axolotl and other hosts, an environment each; the results go into docs/running/hosts.md
 	$(PYTHON) tests/hosts/run_hosts.py --torch "$(TORCH)" --write
+
+wheel:  ## wheel and sdist into dist/, tried in empty environments of Python 3.11, 3.12 and 3.13; writes docs/running/combinations.md
+	$(PYTHON) tests/wheel/run_wheel.py --torch "$(TORCH)" --write
 
 bench: setup  ## the measurements that README and docs quote
 	$(BIN)/python benchmarks/run_all.py

@@ -19,6 +19,7 @@ from corebatch.config.building import SOURCE_COLUMN, load_model, load_tokenizer,
 from corebatch.config.settings import load_settings
 from corebatch.config.yaml_file import read_lines
 from corebatch.errors import ConfigError
+from corebatch.rendering.page import require_matplotlib
 from corebatch.rendering.sheet import table
 from corebatch.text import say
 
@@ -39,7 +40,9 @@ def run_gradients(
     **others: Any,
 ) -> None:
     """What `corebatch bench gradients` does; for the arguments see there. `others` are settings of `bench_gradients`.
-    Raises ConfigError: an argument that is out of range or cannot be read."""
+    Raises ConfigError: an argument that is out of range or cannot be read; MissingExtraError: plots need matplotlib."""
+    if output is not None:
+        require_matplotlib()  # an error now, and not after the measurement
     settings = load_settings(config, overrides)
     warm_up = WARM_UP if warm_up is None else warm_up
     if warm_up < 0:
