@@ -55,3 +55,20 @@ def test_what_is_run_is_there():
     for test in seam.TESTS:
         path, _, name = test.partition("::")
         assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_what_make_wheel_did_on_each_python_is_in_the_table_and_its_commands_on_the_first_screen():
+    page = seam.PAGE.read_text(encoding="utf-8")
+    text = page.partition("<!-- table of make wheel -->")[2].partition("<!-- end of table of make wheel -->")[0]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    found = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    assert [row["Python"].rpartition(".")[0] for row in found] == ["3.11", "3.12", "3.13"]
+    for row in found:
+        named, _, asked = row["extras named"].partition(" of ")
+        assert (row["core"], row["types"], row["failed"], named) == ("yes", "yes", "0", asked)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (first,) = re.findall(r"\A# corebatch\n.*?^```sh\n(.*?)^```\n\n```yaml\n", readme, re.S | re.M)
+    assert [line.split()[1] for line in first.splitlines()] == ["install", "validate", "train", "report"]
+    (line,) = [line for line in readme.splitlines() if line.startswith("| Python |")]
+    for row in found:
+        assert row["Python"] in line
