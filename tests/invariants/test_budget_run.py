@@ -302,7 +302,12 @@ def test_noise_of_rows_that_are_chosen_jointly_is_tracked(tmp_path):
             {},
             "budget noise goes by the measured noise. Found coreset.noise_scale false. Use ramp",
         ),
-        ({"pool_factor": 2}, {}, "Found coreset.feedback 0.99, which chooses rows jointly. Set coreset.track_error"),
+        (
+            {"pool_factor": 2},
+            {},
+            r"Found coreset.feedback 0.99, which chooses rows jointly \(coreset.track_error tells it by those "
+            r"drawn\). Set coreset.track_error",
+        ),
         ({}, {"gradient_accumulation_steps": 1}, "Found 1 micro-batches a step, of which it takes 2. Use ramp"),
     ],
 )
