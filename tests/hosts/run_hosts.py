@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 
 from commands import HOSTS, Host, Run
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from page_tables import between, commit, table
+
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "hosts"
 PAGE = ROOT / "docs" / "running" / "hosts.md"
@@ -195,25 +198,9 @@ def about(host: Host, python: Path, tested: str) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The short hash, with a + where files differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "tests")
-    return (git("rev-parse", "--short=7", "HEAD") or "unknown") + ("+" if changed else "")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    cells = [HEAD, ["---"] * len(HEAD), *([row[key] for key in HEAD] for row in rows)]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in cells)
-
-
 def write(page: str, rows: list[dict[str, Any]]) -> str:
     """The page with another table between its two marks."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + table(rows) + END + rest.split(END)[1]
+    return between(page, BEGIN, END, table(HEAD, rows))
 
 
 def holds(row: dict[str, Any]) -> bool:
@@ -237,7 +224,7 @@ def main() -> None:
     there = [name for name in HOSTS if (CACHE / f"{name}.json").is_file()]
     rows = {name: json.loads((CACHE / f"{name}.json").read_text()) for name in there}
     shown = list(rows.values())
-    print(table(shown))
+    print(table(HEAD, shown))
     if args.write:
         PAGE.write_text(write(PAGE.read_text(encoding="utf-8"), shown), encoding="utf-8")
     if not all(holds(rows[name]) for name in args.only):

@@ -19,6 +19,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from page_tables import between, commit, table
+
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "seam"
 PAGE = ROOT / "docs" / "running" / "combinations.md"
@@ -115,25 +118,9 @@ def measure(version: str, python: Path, options: list[str]) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The short hash, with a + where files differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "tests")
-    return (git("rev-parse", "--short=7", "HEAD") or "unknown") + ("+" if changed else "")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [HEAD, ["---"] * len(HEAD), *([row[key] for key in HEAD] for row in rows)]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
 def write(page: str, rows: list[dict[str, Any]]) -> str:
     """The page with another table between its two marks."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + table(rows) + END + rest.split(END)[1]
+    return between(page, BEGIN, END, table(HEAD, rows))
 
 
 def main() -> None:
@@ -150,7 +137,7 @@ def main() -> None:
         rows[version] = measure(version, prepare(version, args.torch), options)
         results.write_text(json.dumps(rows, indent=1))
     shown = [rows[version] for version in PINS if version in rows]
-    print(table(shown))
+    print(table(HEAD, shown))
     if args.write:
         PAGE.write_text(write(PAGE.read_text(encoding="utf-8"), shown), encoding="utf-8")
     if any(rows[version]["failed"] for version in args.only):
