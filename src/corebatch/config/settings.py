@@ -82,7 +82,8 @@ class DataSettings:
         eval_tasks: lines or mappings as in `corebatch.evaluation.parse_task`, measured before and after training.
         max_length: tokens of a row, at most; longer rows keep their beginning.
         apply_chat_template: whether prompts with answers become turns of a chat; conversations always are.
-        chat_template: in place of the tokenizer's: a Jinja template, the path of one, "plain" or "trl".
+        chat_template: in place of the tokenizer's: a Jinja template, the path of one, "plain" or "trl"; all but the
+            last become the template of the tokenizer that is saved with the model.
         separator: what stands between prompt and answer where no template does.
         train_turns: which answers of a conversation are trained: "all", "last", or "each", a row for each.
         dataset_num_proc: processes that tokenise; the rows are the same with any number.

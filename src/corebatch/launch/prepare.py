@@ -19,7 +19,7 @@ from corebatch.launch.held_out import CheckGeneration, TrainerBySource, refused,
 from corebatch.launch.tasks import BeforeAndAfter
 from corebatch.launch.telling import tell_idle, tell_known, tell_mixture, tell_unused
 from corebatch.launch.trained_mixture import tell_trained
-from corebatch.mixture import Mixture, PaddingCollator
+from corebatch.mixture import Mixture, PaddingCollator, attach_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,7 @@ def prepare(settings: Settings, console: Console, look: Callable[..., None] | No
     target = read_target(settings, tokenizer)
     held_out = read_mixture(settings, tokenizer, evaluation=True) if settings.data.eval_datasets else None
     eval_dataset = None if held_out is None else sets_by_source(held_out.dataset, settings)
+    attach_template(tokenizer, settings.data.chat_template)
     check_best_metric(args, eval_dataset)
     if first and look is not None:
         look(mixture, held_out, tokenizer, args)

@@ -16,7 +16,7 @@ from corebatch.mixture.preview import MixturePreview, SourcePreview, preview_mix
 from corebatch.mixture.spec import DatasetSpec, parse_spec, parse_specs
 from corebatch.mixture.store import row_lengths, row_sources
 from corebatch.mixture.tally import SourceCounts
-from corebatch.mixture.template import PLAIN_CHAT_TEMPLATE
+from corebatch.mixture.template import PLAIN_CHAT_TEMPLATE, attach_template
 from corebatch.mixture.tokenise import TokeniseOptions, TokenRow, tokenise_row
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "TokenIds",
     "TokenRow",
     "TokeniseOptions",
+    "attach_template",
     "canonical",
     "check_processes",
     "detect_form",

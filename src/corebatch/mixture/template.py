@@ -58,6 +58,18 @@ def read_template(given: str | None) -> str | None:
     return text
 
 
+def attach_template(tokenizer: Any, given: str | None) -> None:
+    """The tokenizer's own template becomes the one that its rows were made with, so that what is saved beside the model
+    chats as it was trained. Nothing changes without one, nor for "trl", which marks what is trained in a text that is
+    the tokenizer's own. Call it when all rows are read: they are known again by the tokenizer as it was.
+
+    Raises:
+        ConfigError: `given` is no template.
+    """
+    if given not in (None, "trl"):
+        tokenizer.chat_template = ChatTemplate(tokenizer, read_template(given)).source()
+
+
 def _trl_template(tokenizer: Any) -> str | None:
     """The template that TRL trains this tokenizer's conversations with; None: the tokenizer's own."""
     try:
