@@ -86,7 +86,7 @@ METHODS = {
     ),
     "every_row": (
         CoresetConfig(pool_factor=1, micro_batches="positions", noise_scale=2),
-        {"kind": "gpt2", "gradient_accumulation_steps": 4},
+        {"kind": "gpt2", "gradient_accumulation_steps": 8},
     ),
     "every_row_told": (CoresetConfig(pool_factor=1, loss_by_source=True, noise_scale=2), {"kind": "gpt2"}),
     # 35 rows, of which two are of the source that half of the draws are of

@@ -70,9 +70,9 @@ def test_it_is_that_of_the_micro_batches_run_by_themselves(tmp_path, monkeypatch
         begin(self, batches, rows)
 
     monkeypatch.setattr(NoiseMeter, "begin", watched)
-    settings = {"gradient_accumulation_steps": 4, "max_steps": 3, "learning_rate": 0.0, "max_grad_norm": 0.01}
+    settings = {"gradient_accumulation_steps": 8, "max_steps": 3, "learning_rate": 0.0, "max_grad_norm": 0.01}
     coreset = CoresetConfig(**WAYS[way], noise_scale=2 if way == "random" else True)
-    ours = run(trainer(tmp_path, tiny_model(lora=False), coreset, **settings))
+    ours = run(trainer(tmp_path, tiny_model(lora=False), coreset, train_dataset=mixture(128), **settings))
     running = RunningNoise()
     for number, ((batches, rows, divisor), line) in enumerate(zip(made, lines(tmp_path), strict=True), 1):
         if way == "random" and number % 2:
@@ -95,7 +95,7 @@ def test_it_is_that_of_the_micro_batches_run_by_themselves(tmp_path, monkeypatch
     logged = [entry["noise/scale"] for entry in ours.state.log_history if "noise/scale" in entry]
     assert logged == [line["noise_scale"] for line in lines(tmp_path) if line.get("noise_scale")]
     if way == "in_parts":
-        assert max(len(batches) for batches, *_ in made) > 4
+        assert max(len(batches) for batches, *_ in made) > 8
         assert all(FURTHER not in batch for batches, *_ in made for batch in batches)
 
 
@@ -194,7 +194,7 @@ def test_a_resumed_run_goes_on_with_the_average(tmp_path):
         ({**RANDOM, "replay": {"rare": 0.2}}, {}, "replay"),
         ({"selector": "importance", "scorer": "tokens", "selector_options": {"calibrate": True}}, {}, "importance"),
         ({"pool_factor": 1}, {"gradient_accumulation_steps": 1}, "1 micro-batches a step, of which it takes 2"),
-        ({"pool_factor": 1, "micro_batches": "length"}, {}, "2 micro-batches of a rank, sorted by length.* 4"),
+        ({"pool_factor": 1, "micro_batches": "length"}, {}, "2 micro-batches of a rank, sorted by length.* 8"),
         ({"pool_factor": 1, "by_length": {}}, {}, "by_length"),
         (
             {"pool_factor": 1},
