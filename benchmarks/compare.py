@@ -5,6 +5,7 @@
 
 mathmix: a Llama of 5.8 M parameters (benchmarks/small_llama.py) with LoRA, on 576 rows of a real maths mixture.
 reasoning: SmolLM2-135M with LoRA on the demo's mixture of reasoning-gym tasks.
+replay: a Llama of 1 M parameters that knows mathmix is taught easy tasks, with rows of mathmix among them.
 dirty: an untrained Llama of 1 M parameters on easy tasks (benchmarks/easy_tasks.py); 40 % of the answers are wrong.
 Each writes its data and its config beside the output first; any key can be changed: `--max_steps 20`.
 """
@@ -63,6 +64,26 @@ def reasoning(folder: Path, settings: Path, model: Path) -> dict:
     }
 
 
+NEW, NEW_HELD_OUT, KEPT_HELD_OUT = 4000, 600, 300
+"""Of `replay`: rows of the easy tasks, and held-out rows of both sides."""
+
+
+def replay(folder: Path, settings: Path, data: Path, model: Path) -> dict:
+    """Easy tasks are new; mathmix, on whose text the model was pre-trained, is one source that is to be kept."""
+    new, new_held_out, kept_held_out = (folder / f"{name}.jsonl" for name in ("new", "new_held_out", "kept_held_out"))
+    for path, count, seed in ((new, NEW, 2), (new_held_out, NEW_HELD_OUT, 3)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in easy_tasks.rows(count, seed)), encoding="utf-8")
+    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    chosen = random.Random(0).sample(lines, KEPT_HELD_OUT)
+    kept_held_out.write_text("".join(line + "\n" for line in chosen), encoding="utf-8")
+    return {
+        **yaml.safe_load(settings.read_text()),
+        "model_name_or_path": str(model),
+        "datasets": [{"path": str(new)}, {"path": str(data / "train.jsonl"), "source": "mathmix"}],
+        "eval_datasets": [{"path": str(new_held_out)}, {"path": str(kept_held_out), "source": "mathmix"}],
+    }
+
+
 CLEAN, POOL, WRONG = 640, 4000, 0.4
 """Of `dirty`: rows that are known to be right, other rows, and the share of all of them that is wrong."""
 
@@ -102,7 +123,7 @@ def dirty(folder: Path, settings: Path, model: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=("mathmix", "reasoning", "dirty"))
+    parser.add_argument("which", choices=("mathmix", "reasoning", "dirty", "replay"))
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "mathmix")
     parser.add_argument("--model", type=Path, help="where the model lies, or is put")
     parser.add_argument("--rows", type=int, default=576, help="of mathmix's train split")
@@ -115,6 +136,8 @@ def main() -> None:
     settings = args.settings or HERE / f"compare_{args.which}.yaml"
     if args.which == "mathmix":
         config = mathmix(inputs, settings, args.data, args.model or Path(".cache/small-llama"), args.rows)
+    elif args.which == "replay":
+        config = replay(inputs, settings, args.data, args.model or Path(".cache/tiny-llama"))
     elif args.which == "dirty":
         config = dirty(inputs, settings, args.model or inputs / "untrained")
     else:

@@ -369,6 +369,10 @@ def test_bad_settings_are_errors_before_anything_runs(values: dict[str, Any], tm
         every_row = {**values, "coreset": {"pool_factor": 1}, "compare": {**values["compare"], **own}}
         with pytest.raises(ConfigError, match="pool_factor should be at least 2, or nothing is chosen"):
             command.compare(every_row, "config.yaml", console)
+    name = next(iter(values["compare"]["extra_arms"]))
+    own = {**values["compare"], "arms": [f"{name}@steps"]}
+    parts = Parts.of({**values, "coreset": {"pool_factor": 1}, "compare": own}, "config.yaml")
+    assert [arm.name for arm in parts.arms] == ["coreset@wall_clock", f"{name}@steps"]
     full = tmp_path / "full"
     full.mkdir()
     (full / "thesis.txt").write_text("mine")

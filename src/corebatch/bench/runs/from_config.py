@@ -54,10 +54,12 @@ class Parts:
         objective = settings.coreset.claimed
         wanted = (*DEFAULT_ARMS, *(OBJECTIVE_ARMS if settings.coreset.weighs else ())) if own.arms is None else own.arms
         arms = make_arms(wanted, own.extra_arms, settings.coreset, block, settings.training)
-        if settings.coreset.pool_factor < 2 and (own.arms != () or not own.extra_arms):
+        others = own.arms is None or any(str(arm).partition("@")[0] not in own.extra_arms for arm in own.arms)
+        if settings.coreset.pool_factor < 2 and (others or not own.extra_arms):
             raise ConfigError(
                 f"{where}: coreset.pool_factor should be at least 2, or nothing is chosen; with 1 a comparison is of "
-                "arms of your own: compare.extra_arms, with compare.arms: []. Found coreset.pool_factor 1."
+                "arms of your own: compare.extra_arms, with compare.arms naming none but these, or []. Found "
+                "coreset.pool_factor 1."
             )
         for arm in arms:
             _check_held_out(arm, where)
