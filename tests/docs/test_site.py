@@ -1,13 +1,21 @@
 """The pages as a site: each has a place in it, it is built without a warning, and it asks nothing of any network."""
 
+import functools
+import http.server
+import json
+import queue
 import re
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
+
+import browsers
 
 ROOT = Path(__file__).parents[2]
 hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
@@ -84,3 +92,61 @@ def test_options_recipes_and_the_api_are_there(site):
         assert re.search(rf'id="[\w.]*\b{name}"', api), name
     for path in (ROOT / "docs" / "recipes").glob("*.md"):
         assert (site / "recipes" / f"{path.stem}.html").exists()
+
+
+TYPE = """<script>addEventListener("load", () => {
+  const field = document.querySelector("[data-md-component=search-query]");
+  const type = () => { field.focus(); field.dispatchEvent(new Event("input", {bubbles: true})); };
+  field.value = "micro-batches"; type(); setInterval(type, 3000);  // again: the page may not have listened yet
+  const told = setInterval(() => {
+    const found = [...document.querySelectorAll(".md-search-result__item a")].map((each) => each.href);
+    if (found.length && !clearInterval(told)) new Image().src = "FOUND" + encodeURIComponent(JSON.stringify(found));
+  }, 100);
+});</script>"""
+
+
+class Listener(http.server.SimpleHTTPRequestHandler):
+    """Serves a site, and keeps what a page of it tells."""
+
+    told: queue.Queue = queue.Queue()
+
+    def do_GET(self):
+        if self.path.startswith("/found?"):
+            self.told.put(json.loads(unquote(self.path.partition("?")[2])))
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def searched(site, tmp_path, monkeypatch):
+    """Types a word into the search of the start page, and gives the pages that are offered."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Listener, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_port}"
+    typing = TYPE.replace("FOUND", f"{here}/found?")
+    (site / "typed.html").write_text((site / "index.html").read_text().replace("</body>", f"{typing}</body>"))
+    monkeypatch.setattr(Listener, "told", queue.Queue())
+
+    def search(base):
+        command = [browsers.BROWSER, *browsers.FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
+        command += ["--remote-debugging-port=0", f"{base or here}/typed.html"]  # so that it stays open
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            return Listener.told.get(timeout=150)
+        finally:
+            browser.kill()
+            browser.wait()
+
+    yield search
+    server.shutdown()
+    server.server_close()
+    (site / "typed.html").unlink()
+
+
+@browsers.needed
+@pytest.mark.parametrize("from_disk", [False, True], ids=["served", "from the disk"])
+def test_search_finds_a_page(searched, site, from_disk):
+    found = searched(site.as_uri() if from_disk else None)
+    assert any("running/trainer.html" in address and "#micro-batches" in address for address in found)

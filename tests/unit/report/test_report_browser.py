@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,25 +13,19 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+import browsers
 from corebatch.report import write_report
 from corebatch.trainer import CoresetConfig
 from training import mixture, run, tiny_model, trainer
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = os.environ.get("CHROME") or next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
-    *("--hide-scrollbars", "--force-device-scale-factor=1", "--virtual-time-budget=5000", "--enable-logging=stderr"),
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # what the browser asks of its maker stays here
-)
+FLAGS = (*browsers.FLAGS, "--virtual-time-budget=5000")
 DARK = "--blink-settings=preferredColorScheme=0"
 SECONDS = 100
 LIGHT_PAGE, DARK_PAGE = (245, 246, 248), (15, 19, 25)
 """`--page` of page.css."""
 
 pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: {', '.join(NAMES)}, or its path in CHROME"),
+    browsers.needed,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.slow,
 ]
@@ -83,7 +76,7 @@ def browse(tmp_path: Path) -> Browse:
     def visit(page: Path, *flags: str) -> Visit:
         profile, requests = tmp_path / "profile", tmp_path / "requests.json"
         shutil.rmtree(profile, ignore_errors=True)
-        command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", f"--log-net-log={requests}", *flags]
+        command = [str(browsers.BROWSER), *FLAGS, f"--user-data-dir={profile}", f"--log-net-log={requests}", *flags]
         done = subprocess.run(
             [*command, page.resolve().as_uri()], capture_output=True, text=True, timeout=SECONDS, check=True
         )
