@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from corebatch.batch.budget import WHAT, Measured, RunBudget
 from corebatch.errors import CheckpointError, ConfigError
 from corebatch.sampling.tags import is_stream
-from corebatch.trainer.noise import why_not
+from corebatch.trainer.noise_checks import why_not
 
 PATIENCE = 10
 """Steps at which the noise should be measured, and may not be known yet: fp16 may begin with too large a scale."""

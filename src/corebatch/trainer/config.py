@@ -22,7 +22,7 @@ from corebatch.selectors import Selector, make_selector
 from corebatch.sources import Leftovers, SmallSources, check_cap, small_candidates
 from corebatch.trainer.auto import AUTO, is_auto, resolved
 from corebatch.trainer.claiming import ClaimSettings
-from corebatch.trainer.noise import NoiseSettings
+from corebatch.trainer.noise_checks import NoiseSettings
 from corebatch.trainer.online import check_followed
 from corebatch.trainer.recipes import plain_values, recipe
 from corebatch.transforms import Normaliser, Sparsifier, make_normaliser, make_sparsifier

@@ -17,7 +17,7 @@ from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.in_backward import check_in_backward
 from corebatch.trainer.learnt import LearntWatch
-from corebatch.trainer.noise import check_noise
+from corebatch.trainer.noise_checks import check_noise
 from corebatch.trainer.online import OnlineWatch
 from corebatch.trainer.own_loss import LossWatch
 from corebatch.trainer.parts import check_parts

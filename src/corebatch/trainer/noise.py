@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,104 +24,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from corebatch.errors import ConfigError, InputError
+from corebatch.errors import InputError
 from corebatch.noise import Noise, RunningNoise, Sketches, length, noise_of_sums, within_sorted
-from corebatch.selectors import Selector
-from corebatch.selectors.importance import Importance
-from corebatch.selectors.random import Random
-from corebatch.trainer.auto import AUTO, is_auto
-from corebatch.trainer.engine import sharded
-from corebatch.trainer.in_backward import updates_in_backward
+from corebatch.trainer.auto import is_auto
+from corebatch.trainer.noise_checks import EVERY, FEWEST, FEWEST_SORTED, check_noise, is_sorted, why_not
 from corebatch.types import IGNORED
 
 logger = logging.getLogger(__name__)
 
-EVERY = 10
-"""Steps from one measurement to the next, where it is left to us."""
-FEWEST, FEWEST_SORTED = 2, 8
-"""Micro-batches: of a step of rows in random order, and of each rank's rows that are sorted by length, of which the
-signal comes out too small by the less the more there are: at four micro-batches of 256 rows the scale of a Llama of a
-million parameters was 30 % off, at eight 6 % (docs/methods/noise.md)."""
 DIGITS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseSettings:
-    """Whether the noise of the gradient is measured; `CoresetConfig` has it.
-
-    Attributes:
-        noise_scale: see `corebatch.trainer.CoresetConfig`.
-    """
-
-    noise_scale: bool | int | str = AUTO
-
-    def check_noise_scale(self) -> None:
-        """Raises ConfigError unless it is true, false, auto or a number of steps."""
-        value = self.noise_scale
-        if not (isinstance(value, bool) or is_auto(value) or (isinstance(value, int) and value > 0)):
-            raise ConfigError(
-                f"coreset.noise_scale should be true, false, auto or a number of steps of at least 1. Found {value!r}."
-            )
-
-    @property
-    def asks_for_noise(self) -> bool:
-        """Whether it has to be measured, and not only where it can be."""
-        return not is_auto(self.noise_scale) and self.noise_scale is not False
-
-
-def check_noise(trainer: Any) -> None:
-    """Raises ConfigError where noise is asked for that cannot be measured."""
-    coreset = trainer.coreset
-    if coreset.asks_for_noise and not coreset.track_error and (found := why_not(trainer)) is not None:
-        raise ConfigError(
-            f"coreset.noise_scale {str(coreset.noise_scale).lower()} measures the gradient's noise by micro-batches "
-            f"of a step, whose rows are independent. Found {found}. Leave it out."
-        )
-
-
-def why_not(trainer: Any) -> str | None:
-    """Why the noise of the gradient cannot be measured, in words; None if it can."""
-    coreset = trainer.coreset
-    if (engine := sharded(trainer)) is not None:
-        return f"{engine}, which divides gradients over ranks"
-    if trainer.model is not None and (moved := updates_in_backward(trainer)) is not None:
-        return f"{moved}, which leaves no gradient of the whole step"
-    if coreset.by_length is not None:
-        return "coreset.by_length, whose steps have rows of one length each"
-    if coreset.pool_factor > 1 and (found := _joint(trainer)) is not None:
-        return f"{found}, which chooses rows jointly (coreset.track_error tells it by those drawn)"
-    count = trainer.args.gradient_accumulation_steps
-    if _sorted(coreset):
-        if coreset.cut.most is None and count < FEWEST_SORTED:
-            return (
-                f"{count} micro-batches of a rank, sorted by length, of which it takes {FEWEST_SORTED} (or {FEWEST} "
-                "with coreset.micro_batches plain)"
-            )
-    elif count * trainer.accelerator.num_processes < FEWEST:
-        return f"{count} micro-batches a step, of which it takes {FEWEST}"
-    return None
-
-
-def _sorted(coreset: Any) -> bool:
-    """Whether a step's micro-batches have rows of like lengths."""
-    return bool(coreset.cut.by != "plain")
-
-
-def _joint(trainer: Any) -> str | None:
-    """What makes the chosen rows depend on each other."""
-    coreset, run = trainer.coreset, trainer._run
-    selector: Selector = run.method.selector
-    way = run.scoring.strategy.way
-    for bad, found in (
-        (coreset.feedback is not None, f"coreset.feedback {coreset.feedback}"),
-        (not isinstance(selector, Random | Importance) or getattr(selector, "calibrate", False), selector.name),
-        (coreset.small_sources is not None, "coreset.small_sources"),
-        (coreset.replay is not None, "coreset.replay"),
-        (way in ("every", "remembered", "two_phase"), f"coreset.scoring {way}"),
-    ):
-        if bad:
-            return found if found.startswith("coreset.") else f"selector {found}"
-    return None
 
 
 class NoiseMeter:
@@ -175,7 +85,7 @@ class NoiseMeter:
         self._extents, self._rows = torch.stack([_extent(batch) for batch in made]), rows
         trained = self._trainer._run.model().parameters()
         self._parameters = [parameter for parameter in trained if parameter.requires_grad]
-        if _sorted(self._trainer.coreset):
+        if is_sorted(self._trainer.coreset):
             self._sketches = Sketches(self._parameters)
             self._order = sorted(range(len(made)), key=lambda part: made[part]["input_ids"].shape[1])
 
