@@ -65,6 +65,8 @@ class StepLine:
         rows_moved: chosen rows that changed ranks.
         token_imbalance: how many more tokens the busiest rank trained than the mean (share of the mean).
         bytes_sent: between ranks, by what for; all ranks together.
+        drawn_at_random: whether the step's rows are a random part of the pool, so that they tell the noise, where those
+            of other steps are chosen jointly.
         carried: with error feedback, the length of the sum of errors after the step, in mean norms of a row.
         reuse_mb: what scoring kept for training, in megabytes.
         gradient_error: where the step's gradients were compared.
@@ -111,6 +113,7 @@ class StepLine:
     rows_moved: int | None = None
     token_imbalance: float | None = None
     bytes_sent: Mapping[str, int] = field(default_factory=dict)
+    drawn_at_random: bool | None = None
     carried: float | None = None
     reuse_mb: float | None = None
     gradient_error: GradientError | None = None

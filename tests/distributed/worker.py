@@ -88,6 +88,7 @@ METHODS = {
         CoresetConfig(pool_factor=1, micro_batches="positions", noise_scale=2),
         {"kind": "gpt2", "gradient_accumulation_steps": 8},
     ),
+    "random_steps": (CoresetConfig(micro_batches="plain", noise_scale=2), {"kind": "gpt2"}),
     "every_row_told": (CoresetConfig(pool_factor=1, loss_by_source=True, noise_scale=2), {"kind": "gpt2"}),
     # 35 rows, of which two are of the source that half of the draws are of
     "shares": (

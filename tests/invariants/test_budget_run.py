@@ -287,9 +287,10 @@ def test_adadagrad_grows_in_a_run_as_its_rule_has_it_where_the_noise_is_known(tm
     assert sum(sizes) == steps * 8
 
 
-def test_noise_of_rows_that_are_chosen_jointly_is_tracked(tmp_path):
+@pytest.mark.parametrize("way", ["track_error", "noise_scale"])
+def test_noise_of_rows_that_are_chosen_jointly_is_tracked_or_that_of_random_steps(tmp_path, way):
     budget = {"adadagrad": {"every": 2, "eta": 0.3}}
-    made = trainer(tmp_path, coreset=coreset(budget, pool_factor=2, track_error=2), max_steps=12)
+    made = trainer(tmp_path, coreset=coreset(budget, pool_factor=2, micro_batches="plain", **{way: 2}), max_steps=12)
     run(made)
     assert max(line["chosen_examples"] for line in lines(tmp_path)) > 8
 
@@ -306,7 +307,7 @@ def test_noise_of_rows_that_are_chosen_jointly_is_tracked(tmp_path):
             {"pool_factor": 2},
             {},
             r"Found coreset.feedback 0.99, which chooses rows jointly \(coreset.track_error tells it by those "
-            r"drawn\). Set coreset.track_error",
+            r"drawn\). Set coreset.track_error, or give coreset.noise_scale a number of steps from 2 on",
         ),
         ({}, {"gradient_accumulation_steps": 1}, "Found 1 micro-batches a step, of which it takes 2. Use ramp"),
     ],

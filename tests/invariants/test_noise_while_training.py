@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from corebatch.errors import ConfigError
+from corebatch.errors import CheckpointError, ConfigError
 from corebatch.model.weighted_loss import weighted_loss
 from corebatch.noise import RunningNoise, Sketches, noise_of_parts, noise_of_rows, noise_of_sums, within_sorted
 from corebatch.trainer import CoresetConfig, OptimizerInBackward
@@ -222,3 +222,78 @@ def test_left_to_us_it_is_measured_where_it_can_be(tmp_path):
         assert told.startswith("measured") == there
         assert ("jointly (coreset.track_error tells it" in told) == (name == "a")
         assert not made._run.noise._handles
+
+
+def drawn(folder):
+    return [line.get("drawn_at_random") for line in lines(folder)]
+
+
+@pytest.mark.parametrize(
+    "coreset", [{}, {"selector": "cube", "scoring": "full"}, {"feedback": 0.5, "objective": "sources"}]
+)
+def test_every_so_many_th_step_s_rows_are_drawn_at_random_where_others_are_chosen_jointly(tmp_path, coreset):
+    made = run(trainer(tmp_path, coreset=CoresetConfig(**coreset, micro_batches="plain", noise_scale=3), max_steps=7))
+    assert drawn(tmp_path) == [False, False, True, False, False, True, False]
+    for line in lines(tmp_path):
+        assert (line.get("noise_trace") is not None) == line["drawn_at_random"]
+        assert line["chosen_examples"] == line["pool_examples"] / 2
+        if line["drawn_at_random"]:
+            assert line["weight_max"] == 1
+    told = "measured at every step whose number 3 divides, whose rows are drawn at random"
+    assert json.loads((tmp_path / "corebatch.json").read_text())["noise"] == told
+    assert made._run.noise.running.noise.trace > 0
+
+
+def test_over_steps_the_noise_of_such_steps_is_that_of_the_population(tmp_path):
+    data, model = alike(), tiny_model(lora=False)
+    expected = truth(model, data)
+    settings = {"gradient_accumulation_steps": 4, "max_steps": 80, "train_dataset": data, "logging_steps": 20}
+    run(trainer(tmp_path, model, CoresetConfig(micro_batches="plain", noise_scale=2), learning_rate=0.0, **settings))
+    found = torch.tensor(
+        [(line["noise_signal"], line["noise_trace"]) for line in lines(tmp_path) if line["drawn_at_random"]]
+    )
+    (signal, trace), (error, other) = found.mean(dim=0), found.std(dim=0) / len(found) ** 0.5
+    assert abs(signal - expected.signal) < 4 * error
+    assert abs(trace - expected.trace) < 4 * other
+    assert error < 0.15 * expected.signal
+
+
+def test_a_run_with_such_steps_resumes_bit_for_bit_and_not_with_another_number(tmp_path):
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    coreset = CoresetConfig(micro_batches="plain", noise_scale=3)
+    whole = weights(run(trainer(tmp_path, tiny_model(), coreset, **settings)))
+    before = [(line["chosen"], line["carried"], line.get("noise_scale")) for line in lines(tmp_path)]
+    (tmp_path / "checkpoint-8").rename(tmp_path / "later")
+    for other in (2, "auto"):
+        changed = trainer(tmp_path, tiny_model(), coreset.changed(noise_scale=other), **settings)
+        with pytest.raises(CheckpointError, match=r"at random at every so-many-th step, 3 .*would choose otherwise"):
+            run(changed, resume_from_checkpoint=True)
+    assert same(weights(run(trainer(tmp_path, tiny_model(), coreset, **settings), resume_from_checkpoint=True)), whole)
+    assert [(line["chosen"], line["carried"], line.get("noise_scale")) for line in lines(tmp_path)] == before
+
+
+@pytest.mark.parametrize(
+    ("coreset", "settings", "found"),
+    [
+        ({"noise_scale": True}, {}, "noise_scale true .*feedback 0.99.* a number of steps from 2 on"),
+        ({"noise_scale": 1}, {}, "noise_scale 1 .*feedback 0.99.* a number of steps from 2 on"),
+        ({"small_sources": "auto"}, {}, r"small_sources, which chooses rows jointly .*Leave it out\.$"),
+        ({"replay": {"rare": 0.2}}, {}, r"replay, which chooses rows jointly .*Leave it out\.$"),
+        ({"scoring": "remembered"}, {}, r"scoring remembered, which .*Leave it out\.$"),
+        ({"scoring": {"way": "two_phase"}, "pool_factor": 4}, {}, r"scoring two_phase, which .*Leave it out\.$"),
+        ({"scoring": "none", "selector": "cube"}, {}, r"selector cube, which .*Leave it out\.$"),
+        ({"scorer": "loss", "selector": "hard"}, {}, r"selector hard, which .*Leave it out\.$"),
+        ({}, {"gradient_accumulation_steps": 1}, r"1 micro-batches a step, of which it takes 2\. Leave it out\.$"),
+        ({"micro_batches": "length"}, {}, r"2 micro-batches of a rank, sorted by length.*Leave it out\.$"),
+    ],
+)  # fmt: skip
+def test_where_no_step_can_have_rows_at_random_is_an_error(tmp_path, coreset, settings, found):
+    made = CoresetConfig(**{"noise_scale": 3, "micro_batches": "plain", **coreset})
+    with pytest.raises(ConfigError, match=found):
+        trainer(tmp_path, coreset=made, **settings)
+
+
+def test_beside_the_rows_that_are_drawn_no_step_is_random(tmp_path):
+    run(trainer(tmp_path, coreset=CoresetConfig(track_error=2, noise_scale=2), max_steps=2))
+    assert drawn(tmp_path) == [None, None]
+    assert lines(tmp_path)[1]["noise_trace"] is not None

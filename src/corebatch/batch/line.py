@@ -45,8 +45,8 @@ def step_line(
     losses = None
     if scores is not None and scores.losses is not None and len(scored) == len(candidates):
         losses = scores.losses.double().cpu()
-    work = scoring.forwards.work
-    tokens_scored, tokens_trained = scoring.tokens_scored(pool, scored), int(pool.lengths[chosen].sum())
+    work, tokens_trained = scoring.forwards.work, int(pool.lengths[chosen].sum())
+    tokens_scored = scoring.tokens_scored(pool, scored)
     line: dict[str, Any] = {
         "drawn": per_source(pool.sources[candidates], names),
         "chosen": per_source(pool.sources[chosen], names),
@@ -73,6 +73,7 @@ def step_line(
         "token_imbalance": round(layout.shares.imbalance, 4),
         "bytes_sent": ranks.take_sent(),
     }
+    line |= {"drawn_at_random": choice.at_random} if scoring.step.random_every else {}
     if drawn_losses and losses is not None:
         line["drawn_loss_by_source"] = by_source(losses, tokens[candidates], pool.sources[candidates], names)
     if scoring.step.feedback is not None:

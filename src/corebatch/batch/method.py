@@ -31,6 +31,7 @@ from corebatch.scoring import LossUnit, Scorer, Scores, extents
 from corebatch.seeds import seeded
 from corebatch.selectors import SELECTORS, Selector, make_selector
 from corebatch.selectors.checks import check_column
+from corebatch.selectors.random import Random
 from corebatch.sources import (
     Keeping,
     Leftovers,
@@ -55,10 +56,12 @@ class Choice:
     Attributes:
         selection: indices into the rows of the large batch, and weights.
         groups: how the rows were split by source.
+        at_random: whether the step's rows were drawn at random (`CoresetStep.random_every`).
     """
 
     selection: Selection
     groups: Sequence[SourceGroup]
+    at_random: bool = False
 
 
 @dataclass(kw_only=True)
@@ -80,6 +83,8 @@ class CoresetStep:
         validation: [1, P], the mean feature of the target's rows, unnormalised; None before the first look at it.
         seed: of all randomness, together with the number of the step.
         loss: what is minimised.
+        random_every: at every so-many-th step rows are drawn at random out of all, with weights of one, so that they
+            tell the noise of the gradient; what such a step misses is carried as any other is. 0: never.
     """
 
     scorer: Scorer
@@ -96,6 +101,7 @@ class CoresetStep:
     validation: Tensor | None = None
     seed: int = 0
     loss: LossUnit = "token_mean"
+    random_every: int = 0
 
     def __post_init__(self) -> None:
         self._check_target()
@@ -187,15 +193,14 @@ class CoresetStep:
         if self.sparsify is not None:
             features = self.sparsify(features, source_ids)
             validation = None if validation is None else self.sparsify(validation.to(features), source_ids[:1])
-        sizes, carried = None, None
-        if self.selector.draws and self.scorer.sized_by_tokens:
-            sizes = root
+        carried, sizes = None, root if self.selector.draws and self.scorer.sized_by_tokens else None
         if self.feedback is not None:
             sizes = features.double().norm(dim=1) if sizes is None else sizes  # columns for sources are no part of it
             features, carried = self.feedback.look(features, source_ids, extent, share, ids)
         generator = seeded(self.seed, step, "select")
         losses = scores.features[:, 0] if self.scorer.stands_for_loss else scores.losses
-        selection = self.selector.select(
+        at_random = self.random_every > 0 and (step + 1) % self.random_every == 0
+        selection = Random().select(features, budget, generator) if at_random else self.selector.select(
             features, budget, generator, groups=groups, losses=losses, validation=validation, carried=carried,
             sizes=sizes, costs=costs,
         )  # fmt: skip
@@ -203,7 +208,7 @@ class CoresetStep:
             self.feedback.update(selection, share)
         if self.normalise is not None:
             self._remember(scores.features, selection, groups)
-        return Choice(selection=selection, groups=groups)
+        return Choice(selection=selection, groups=groups, at_random=at_random)
 
     def _split(self, source_ids: Tensor, budget: int, generator: torch.Generator) -> list[SourceGroup]:
         """Stage 1: which rows are chosen together."""

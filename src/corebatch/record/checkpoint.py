@@ -70,6 +70,7 @@ def save_state(
     for name in files:
         sync(folder / name)  # a marker that outlives its files in a power failure would be a lie
     marker = {"global_step": global_step, "coreset": settings, "run": run, "versions": versions(), "files": files}
+    marker |= {"random_every": step.random_every} if step.random_every else {}
     write_text(folder / MARKER, json.dumps(marker, indent=1))
     sync(folder.parent)
 
@@ -134,6 +135,12 @@ def load_state(
     except CheckpointError as error:
         raise CheckpointError(f"{_sentence(error)} {_older(folder)}") from error
     _check_settings(folder, dict(state["coreset"]), json.loads(json.dumps(settings)))
+    if (before := state.get("random_every", 0)) != step.random_every:
+        raise CheckpointError(
+            f"{folder} was written with rows drawn at random at every so-many-th step, {before} (0: at none), and "
+            f"coreset.noise_scale {settings.get('noise_scale')!r} draws them at every {step.random_every}: the run "
+            "would choose otherwise."
+        )
     if run is not None:
         check_same_run(folder, state.get("run"), json.loads(json.dumps(run)))
         note_versions(folder, state.get("versions"))

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from corebatch.batch.budget import WHAT, Measured, RunBudget
 from corebatch.errors import CheckpointError, ConfigError
 from corebatch.sampling.tags import is_stream
-from corebatch.trainer.noise_checks import why_not
+from corebatch.trainer.noise_checks import or_a_number, why_not
 
 PATIENCE = 10
 """Steps at which the noise should be measured, and may not be known yet: fp16 may begin with too large a scale."""
@@ -53,6 +53,7 @@ def check_budget(trainer: Any) -> None:
         found = "coreset.noise_scale false"
     if found is not None:
         cure = "Use ramp" if coreset.pool_factor == 1 or coreset.noise_scale is False else "Set coreset.track_error"
+        cure += "" if coreset.noise_scale is False else or_a_number(trainer)
         raise ConfigError(f"{WHAT} {coreset.budget.name} goes by the measured noise. Found {found}. {cure}.")
 
 

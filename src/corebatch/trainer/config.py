@@ -110,7 +110,7 @@ class CoresetConfig(ClaimSettings, NoiseSettings):
             that train; "auto": where the step is ours and the data have several sources. True also where everything
             else is left to the plain Trainer, whose update stays the same bit for bit.
         noise_scale: whether the gradient's noise goes there (`corebatch.trainer.noise`), of every step, or every
-            so-many-th; "auto": every tenth, where the step is ours and it can be told.
+            so-many-th, where rows that are else chosen jointly come at random; "auto": every tenth, if it can be told.
     """
 
     pool_factor: int = 2

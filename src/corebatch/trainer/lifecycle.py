@@ -17,7 +17,7 @@ from corebatch.trainer.engine import inner_model, sharded
 from corebatch.trainer.hosts import check_chosen
 from corebatch.trainer.in_backward import check_in_backward
 from corebatch.trainer.learnt import LearntWatch
-from corebatch.trainer.noise_checks import check_noise
+from corebatch.trainer.noise_checks import check_noise, random_every
 from corebatch.trainer.online import OnlineWatch
 from corebatch.trainer.own_loss import LossWatch
 from corebatch.trainer.parts import check_parts
@@ -66,6 +66,7 @@ def start_over(trainer: Any) -> None:
     selects = trainer.coreset.takes_part
     trainer._run = SelectionRun(trainer, compiled=selects and compiling.is_asked_for(trainer.accelerator))
     trainer._run.scoring.target = make_target_of(trainer)
+    trainer._run.method.random_every = random_every(trainer)
     trainer._run.identity = None if before is None else before.identity
 
 

@@ -9,7 +9,8 @@ It needs a step's rows to be independent. Rows that were chosen jointly are not:
 cannot be told from what rows have in common: the choice's own error would have to be known to a part of |G|^2, which is
 itself a small part of it. Nor can it be told by gradients of other steps: weights have moved along those, so that the
 gradient that is left is against them. Rows at random beside the chosen ones would tell it, and cost as much as is
-trained to tell it as well. There `coreset.track_error` tells it at its steps, from the rows that were drawn.
+trained to tell it as well. There `coreset.track_error` tells it at its steps, from the rows that were drawn; or, where
+`coreset.noise_scale` is a number, every so-many-th step draws the rows that it trains at random.
 """
 
 from __future__ import annotations
@@ -209,7 +210,8 @@ class NoiseMeter:
         if not self.every:
             return "not measured"
         if (reason := why_not(self._trainer)) is None:
-            return f"measured at every step whose number {self.every} divides"
+            drawn = ", whose rows are drawn at random" if self._trainer._run.method.random_every else ""
+            return f"measured at every step whose number {self.every} divides{drawn}"
         every = self._trainer.coreset.track_error
         drawn = f"; measured by the rows drawn at every step whose number {every} divides" if every else ""
         return f"not measured by what is trained: {reason}{drawn}"

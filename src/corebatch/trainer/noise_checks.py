@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from corebatch.batch.followed import POOL, followed
+from corebatch.batch.strategies import Unscored
 from corebatch.errors import ConfigError
 from corebatch.selectors import Selector
 from corebatch.selectors.importance import Importance
@@ -51,7 +53,7 @@ def check_noise(trainer: Any) -> None:
     if coreset.asks_for_noise and not coreset.track_error and (found := why_not(trainer)) is not None:
         raise ConfigError(
             f"coreset.noise_scale {str(coreset.noise_scale).lower()} measures the gradient's noise by micro-batches "
-            f"of a step, whose rows are independent. Found {found}. Leave it out."
+            f"of a step, whose rows are independent. Found {found}. Leave it out{or_a_number(trainer)}."
         )
 
 
@@ -64,7 +66,7 @@ def why_not(trainer: Any) -> str | None:
         return f"{moved}, which leaves no gradient of the whole step"
     if coreset.by_length is not None:
         return "coreset.by_length, whose steps have rows of one length each"
-    if coreset.pool_factor > 1 and (found := _joint(trainer)) is not None:
+    if coreset.pool_factor > 1 and not random_every(trainer) and (found := _fixed(trainer) or _joint(trainer)):
         return f"{found}, which chooses rows jointly (coreset.track_error tells it by those drawn)"
     count = trainer.args.gradient_accumulation_steps
     if is_sorted(coreset):
@@ -83,18 +85,50 @@ def is_sorted(coreset: Any) -> bool:
     return bool(coreset.cut.by != "plain")
 
 
-def _joint(trainer: Any) -> str | None:
-    """What makes the chosen rows depend on each other."""
+def _fixed(trainer: Any) -> str | None:
+    """What makes rows depend on each other at every step, so that none can have its rows drawn at random."""
     coreset, run = trainer.coreset, trainer._run
-    selector: Selector = run.method.selector
     way = run.scoring.strategy.way
     for bad, found in (
-        (coreset.feedback is not None, f"coreset.feedback {coreset.feedback}"),
-        (not isinstance(selector, Random | Importance) or getattr(selector, "calibrate", False), selector.name),
         (coreset.small_sources is not None, "coreset.small_sources"),
         (coreset.replay is not None, "coreset.replay"),
         (way in ("every", "remembered", "two_phase"), f"coreset.scoring {way}"),
     ):
         if bad:
-            return found if found.startswith("coreset.") else f"selector {found}"
+            return found
     return None
+
+
+def _joint(trainer: Any) -> str | None:
+    """What makes the rows that are chosen of a pool depend on each other."""
+    selector: Selector = trainer._run.method.selector
+    if trainer.coreset.feedback is not None:
+        return f"coreset.feedback {trainer.coreset.feedback}"
+    if not isinstance(selector, Random | Importance) or getattr(selector, "calibrate", False):
+        return f"selector {selector.name}"
+    return None
+
+
+def can_draw(trainer: Any) -> bool:
+    """Whether rows are chosen jointly, and a step could draw its rows at random in their place: all rows are chosen
+    together, and what the choice follows is the pool."""
+    method = trainer._run.method
+    chosen = trainer.coreset.pool_factor > 1 and trainer._run.scoring.strategy.way != Unscored.way
+    return chosen and _fixed(trainer) is None and _joint(trainer) is not None and followed(method) == POOL
+
+
+def random_every(trainer: Any) -> int:
+    """At every so-many-th step rows are drawn at random; 0: never. A number asks for it, 1 for another method."""
+    every = trainer.coreset.noise_scale
+    given = isinstance(every, int) and every > 1  # true is 1
+    return every if given and not trainer.coreset.track_error and can_draw(trainer) else 0
+
+
+def or_a_number(trainer: Any) -> str:
+    """What may be given in place of every step, or of `track_error`: the end of a sentence."""
+    if random_every(trainer) or not can_draw(trainer):
+        return ""
+    return (
+        ", or give coreset.noise_scale a number of steps from 2 on, at every so-many-th of which rows are drawn at "
+        "random in place of being chosen"
+    )

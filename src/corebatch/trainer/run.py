@@ -290,6 +290,8 @@ class SelectionRun:
             )
         if trainer.is_world_process_zero():
             logger.info("Scored: %s. Trained for %s.", self.scored, self.claimed)
+            if self.method.random_every:
+                logger.info("Noise: %s. Rows of other steps are chosen.", self.noise.in_words())
             for each in (self.draws, self.learnt):
                 if each is not None:
                     logger.warning("%s", each.in_words(trainer.coreset.claimed.corrects))

@@ -283,3 +283,33 @@ def test_a_group_beside_one_that_is_kept_makes_up_for_all():
         features=features.double(), budget=7, generator=generator, groups=(rest,), carried=carried.double()
     )
     torch.testing.assert_close(problem.within(rest).carried, carried[:8].double() * 12 / 8)
+
+
+def test_at_a_random_step_rows_are_a_random_part_and_what_they_miss_is_carried():
+    """Unbiased over draws, whatever was carried before; and what is carried is the whole of what was missed."""
+    features = population()[:POOL]
+    scores = Scores(features=features, losses=None, tokens=torch.ones(POOL, dtype=torch.long))
+    ids, sources = torch.arange(POOL), torch.arange(POOL) % 2
+    trained, draws = torch.zeros(POOL), 3000
+    for seed in range(draws):
+        step = CoresetStep(
+            scorer=make_scorer("last_layer"), selector=make_selector("balanced", {}), seed=seed, random_every=2
+        )
+        made = step.choose(scores, sources, BUDGET, step=1, ids=ids)
+        assert made.at_random
+        assert made.selection.uniform
+        trained[made.selection.indices] += POOL / BUDGET
+    assert (trained / draws - 1).abs().max() < 5 * (3 / draws) ** 0.5  # variance (1 - pi) / pi = 3
+    step = step_with(0.9)
+    step.random_every = 2
+    step.choose(scores, sources, BUDGET, step=0, ids=ids)
+    before = {key: value.clone() for key, value in step.feedback.state_dict().items()}
+    chosen = step.choose(scores, sources, BUDGET, step=1, ids=ids).selection.indices
+    after = step.feedback.state_dict()
+    weight = torch.zeros(POOL).index_fill(0, chosen, POOL / BUDGET)
+    assert torch.allclose(after["owed"][:POOL], 0.9 * (before["owed"][:POOL] + 1 - weight))
+    off = (features[chosen].mean(dim=0) - features.mean(dim=0)).double()
+    level = after["levels"][0].exp()  # features are the same, so that the level is
+    columns = features.shape[1]
+    assert torch.allclose(after["error"][:columns], 0.9 * (before["error"][:columns] + off / level), atol=1e-6)
+    assert not step.choose(scores, sources, BUDGET, step=2, ids=ids).at_random
