@@ -102,6 +102,41 @@ def by_shares(comparison: Comparison) -> str:
     return "".join(said)
 
 
+def verdict(comparison: Comparison) -> tuple[str, str]:
+    """What came out: whether the reference arm won against the strongest baseline at its own budget, by the mean that
+    it is judged by; and by how much. Where nothing could be tested, how many arms there are, and nothing. Raises
+    MissingExtraError: scipy is not installed."""
+    plan, metric, ours = comparison.plan, metrics(comparison)[0], comparison.plan.reference_arm
+    tests = [
+        (test, arm)
+        for test in paired_tests(comparison, metric)
+        if test.difference is not None and (arm := plan.arm(test.baseline)) is not None
+    ]
+    if not tests or ours is None:
+        nothing = "no result yet" if comparison.missing else "no baseline to test against"
+        return f"{_many(len(plan.arms), 'arm')} over {_many(len(plan.seeds), 'seed')}: {nothing}", ""
+    beside = [(test, arm) for test, arm in tests if arm.budget == ours.budget] or tests
+    test, other = max(beside, key=lambda each: each[0].difference or 0.0)  # ours less theirs, of a loss
+    name, against = clean(ours.name), clean(other.name)
+    several = f", the strongest of {len(beside)} baselines," if len(beside) > 1 else ""
+    said = {
+        "better": f"{name} won against {against}{several}",
+        "worse": f"{name} lost to {against}{several}",
+        "no difference shown": f"No difference could be shown between {name} and {against}{several}",
+    }.get(test.verdict, f"{name} against {against}{several}")
+    said += f" by the {metric.title} at {BUDGETS.get(other.budget, other.budget)}"
+    said += f": {test.verdict}" if test.verdict.startswith("no test") else ""
+    ends = [] if test.low is None else [f"95 % interval {interval(test)}"]
+    if test.p_holm is not None and test.family > 1:
+        shown = probability(test.p_holm)
+        ends.append(f"p {shown if shown.startswith('<') else f'= {shown}'} after Holm's correction")
+    much = f"{name} less {against}: {difference(metric, test.difference)} nats a token "
+    much += f"({', '.join([*ends, _many(test.n, 'seed')])})."
+    rows = other.steps * other.rows_trained_per_step / (ours.steps * ours.rows_trained_per_step)
+    much += f" {against} trained {rows:.2g} times as many rows." if rows > 1.05 and other.budget == "steps" else ""
+    return f"{'So far: ' * bool(comparison.missing)}{said}", much
+
+
 def headline(comparison: Comparison) -> list[str]:
     """How many runs count, and what the reference arm's tests say, one sentence for metrics that say the same."""
     plan, comparable = comparison.plan, len(comparison.comparable)
@@ -109,7 +144,7 @@ def headline(comparison: Comparison) -> list[str]:
     text = f"{_many(len(plan.arms), 'arm')}, {_many(len(plan.seeds), 'seed')}: {comparable:,} of "
     text += f"{_many(len(plan.arms) * len(plan.seeds), 'run')} {'is' if comparable == 1 else 'are'} comparable, "
     text += f"{left_out:,} left out with a reason, {len(comparison.missing):,} missing."
-    texts, reference = [text], plan.reference_arm
+    texts, reference = [*filter(None, verdict(comparison)[1:]), text], plan.reference_arm
     if plan.metric and reference is not None:
         text = f"{clean(reference.name)} trains for {clean(reference.objective)}, and is judged by the {plan.metric}"
         texts.append(f"{text} mean; the other means stand beside it.")

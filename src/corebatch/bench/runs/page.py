@@ -46,7 +46,7 @@ def render(comparison: Comparison) -> str:
         name=comparison.folder.resolve().name,
         over="corebatch compare",
         command="corebatch compare",
-        title=_title(comparison),
+        title=words.verdict(comparison)[0],
         outcome=words.headline(comparison),
         facts=" · ".join(f"{key}: {value}" for key, value in sheets.budgets(comparison)),
         notes=comparison.notes,
@@ -71,15 +71,6 @@ def render(comparison: Comparison) -> str:
         ],
         foot="Made from plan.json and runs.jsonl by corebatch compare",
     )
-
-
-def _title(comparison: Comparison) -> str:
-    plan, reference = comparison.plan, comparison.plan.reference_arm
-    others = [arm for arm in plan.baselines if arm is not reference]
-    seeds = f"{len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
-    if reference is None or not others:
-        return f"{len(plan.arms)} arm{'' if len(plan.arms) == 1 else 's'} over {seeds}"
-    return f"{reference.name} against {len(others)} baseline{'' if len(others) == 1 else 's'} over {seeds}"
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
@@ -135,6 +126,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
 def _sentences(comparison: Comparison) -> Table:
     table = Table.grid()
     table.add_column(overflow="fold")
+    table.add_row(terminal(words.verdict(comparison)[0], "bold"))
     for line in words.headline(comparison):
         table.add_row(terminal(line))
     for note in comparison.notes:
@@ -153,7 +145,7 @@ def markdown(comparison: Comparison) -> str:
     plan = comparison.plan
     tests, reaches = sheets.tests(comparison), sheets.reaches(comparison)
     parts = [
-        "# Comparison of methods",
+        f"# {markdown_text(words.verdict(comparison)[0])}",
         _bullets(words.headline(comparison)),
         "## The question",
         _bullets(f"{name}: {value}" for name, value in sheets.budgets(comparison)),

@@ -61,7 +61,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_page_tells_the_numbers_and_the_marks(full: str) -> None:
-    assert "<h1>coreset@wall_clock against 6 baselines over 5 seeds</h1>" in full
+    won = "coreset@wall_clock won against tokens_importance@wall_clock, the strongest of 4 baselines,"
+    assert f"<h1>{won} by the token mean at equal wall-clock</h1>" in full
+    assert "coreset@wall_clock less tokens_importance@wall_clock: -0.0222 nats a token (95 % interval -0.02" in full
     for title in ("Held-out loss", "Tasks", "Sources", "All arms in numbers", "Marked and missing runs", "The plan"):
         assert f"<h2>{title}</h2>" in full
     for number in ("2.9859 ± 0.0066", "&lt; 0.001", "50 steps, allowed are 40", "40.1 ± 0.1 %", "67 % (66 to 68; 5/5)"):
@@ -148,7 +150,7 @@ def test_an_unfinished_comparison_has_a_page(tmp_path: Path, seeds: int) -> None
 @pytest.mark.parametrize("arm", ["coreset@wall_clock", "hard@wall_clock"])
 def test_one_arm_alone_has_a_page(tmp_path: Path, arm: str) -> None:
     text = page(tmp_path, make_plan(arms=[arm], seeds=[1]))
-    assert "<h1>1 arm over 1 seed</h1>" in text
+    assert "<h1>1 arm over 1 seed: no baseline to test against</h1>" in text
     assert "The plan has no reference arm with a baseline beside it." in text
     assert Tags(text).open == []
 

@@ -11,6 +11,7 @@ from compare_runs import change, make_line, make_lines, make_plan, write_compari
 from rich.console import Console
 
 from corebatch.bench.runs import Comparison, markdown, read_comparison, terminal_tables
+from corebatch.bench.runs.format import verdict
 from corebatch.bench.runs.tables import flat
 from corebatch.bench.runs.tables import marks as marks_sheet
 from corebatch.rendering.sheet import without_repeats
@@ -162,3 +163,56 @@ def test_long_values_are_cut() -> None:
     ((name, value),) = flat({"a": {"b": ["x"] * 1000}})
     assert name == "a.b"
     assert len(value) <= 300
+
+
+def moved(lines, arm, by):
+    """The lines, with another final token mean of one arm."""
+    for line in lines:
+        if line["arm"] == arm:
+            line["final"]["token"] += by
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (-0.5, f"{CORESET} lost to {SMALL} by the token mean at equal wall-clock"),
+        (-0.05, f"No difference could be shown between {CORESET} and {SMALL} by the token mean at equal wall-clock"),
+        (0.5, f"{CORESET} won against {SMALL} by the token mean at equal wall-clock"),
+    ],
+)
+def test_the_title_says_who_won(tmp_path, by, said):
+    plan = make_plan([CORESET, SMALL], [1, 2, 3])
+    title, much = verdict(read_comparison(write_comparison(tmp_path, plan, moved(make_lines(plan), SMALL, by))))
+    assert title == said
+    assert re.fullmatch(rf"{CORESET} less {SMALL}: \S+ nats a token \(95 % interval \S+ to \S+, 3 seeds\).", much)
+
+
+def test_the_title_is_of_the_strongest_baseline_at_the_same_budget(tmp_path):
+    plan = make_plan()
+    lines = [line for line in make_lines(plan) if line["seed"] < 4]
+    found = read_comparison(write_comparison(tmp_path, plan, moved(moved(lines, "plain_small@steps", -9), RANDOM, -1)))
+    title, much = verdict(found)
+    said = f"So far: {CORESET} lost to {RANDOM}, the strongest of 4 baselines, by the token mean at equal wall-clock"
+    assert title == said
+    assert "p < 0.001 after Holm's correction, 3 seeds)." in much
+    assert markdown(found).startswith(f"# {said}".replace("_", "\\_"))
+    assert terminal(found).startswith(said)
+
+
+def test_the_title_tells_of_more_rows_at_equal_steps(tmp_path):
+    plan = make_plan([CORESET, "plain_large@wall_clock"])
+    for arm in plan["arms"]:
+        arm["budget"] = "steps"
+    title, much = verdict(read_comparison(write_comparison(tmp_path, plan, make_lines(plan))))
+    assert title == f"{CORESET} won against plain_large@wall_clock by the token mean at equal steps"
+    assert much.endswith("plain_large@wall_clock trained 1.5 times as many rows.")
+
+
+def test_the_title_of_one_seed_and_of_no_run(tmp_path):
+    plan = make_plan([CORESET, SMALL], [1])
+    title, much = verdict(read_comparison(write_comparison(tmp_path / "one", plan, make_lines(plan))))
+    assert title == f"{CORESET} against {SMALL} by the token mean at equal wall-clock: no test: one common seed"
+    assert much == f"{CORESET} less {SMALL}: -0.0405 nats a token (1 seed)."
+    none = read_comparison(write_comparison(tmp_path / "none", plan, []))
+    assert verdict(none) == ("2 arms over 1 seed: no result yet", "")
