@@ -70,14 +70,17 @@ def data(which: str) -> tuple[Any, Any, list[dict[str, Any]], list[dict[str, Any
     return tokenizer, PaddingCollator(tokenizer), [encoded(row) for row in train], [encoded(row) for row in held]
 
 
+FEW = ("simple_equations", "calendar_arithmetic", "basic_arithmetic", "products")
+REASONING = [
+    dataclasses.replace(each, examples=2 * each.examples) for each in DEMO_SOURCES if each.generator not in FEW
+]
+"""The demo's tasks that have twice as many different questions as the demo draws."""
+
+
 def reasoning() -> list[list[dict[str, Any]]]:
-    """Rows of the demo's tasks that have twice as many different questions as the demo draws."""
-    few = ("simple_equations", "calendar_arithmetic", "basic_arithmetic", "products")
-    sources = [
-        dataclasses.replace(each, examples=2 * each.examples) for each in DEMO_SOURCES if each.generator not in few
-    ]
+    """Rows of them, for training and held-out ones."""
     with tempfile.TemporaryDirectory() as folder:
-        files = make_mixture(folder, seed=0, sources=sources, heldout_per_source=80)
+        files = make_mixture(folder, seed=0, sources=REASONING, heldout_per_source=80)
         return [
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for path in (files.train, files.heldout)
@@ -215,7 +218,8 @@ def study(which: str) -> str:
             f"{statistics.mean(each[seed]['passes'] for seed in seeds):.1f}",
             *(spread([final[mean] for final in finals]) for mean in MEANS), losses.get(arm, ""), answers.get(arm, ""),
         ])  # fmt: skip
-    first, tasks = found["plain"][seeds[0]], len({row["source"] for row in data(which)[2]})
+    first = found["plain"][seeds[0]]
+    tasks = len(REASONING) if which == "reasoning" else len({row["source"] for row in easy_tasks.rows(2000, 0)})
     heads = ["arm", "rate", "of plain's steps / CPU seconds", "passes begun", "token mean", "example mean",
              "source mean", "exact answers", "token mean less plain's", "exact less plain's"]  # fmt: skip
     tested = f", 95 % intervals; p of paired t-tests, after Holm over {len(arms) - 1} arms" if len(seeds) > 1 else ""

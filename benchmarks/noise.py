@@ -291,7 +291,7 @@ def growth(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 WAYS = {
     "exact": "{rows:,} exact gradients",
     "sketched": "the same by sketches of 65,521 numbers",
-    "few": "{rows:,} of them, at random; eight of ten such draws give {single}",
+    "few": "{rows:,} of them{single}",
     "random": "{parts} micro-batches of rows in random order",
     "sorted": "{parts} micro-batches of rows sorted by length",
     "run plain": "a run's record, {steps} steps, micro_batches plain",
@@ -322,22 +322,28 @@ def _agreement(lines: Sequence[dict[str, Any]]) -> str:
     truth = lines[0]["scale"]
     rows = [
         (
-            WAYS[line["way"]].format(**line, single=_range(line.get("single_low"), line.get("single_high"))),
+            WAYS[line["way"]].format(**line, single=_drawn(line)),
             _number(line["scale"]),
             "-" if line["low"] is None else _range(line["low"], line["high"]),
             "-" if line["scale"] is None else f"{line['scale'] / truth - 1:+.0%}",
         )
         for line in lines
     ]
-    first = lines[0]
+    first, drawn = lines[0], " and some rows are drawn from them as often," * any(map(_drawn, lines))
     text = (
         f"A Llama of {first['parameters'] / 1e6:.1f} M parameters on mathmix, before it is fine-tuned. Steps have "
         f"{first['batch']} rows; micro-batches of random steps are cut from the same {first['rows']:,} rows, "
-        f"{lines[3]['draws']} times, and some rows are drawn from them as often, so that what is off there is the "
-        "estimate's own."
+        f"{lines[3]['draws']} times,{drawn} so that what is off there is the estimate's own."
     )
     heads = ("estimate", "noise scale, rows", "95 % interval", "against exact")
     return f"{text}\n\n{table(heads, rows)}\n\n({origin(first)})"
+
+
+def _drawn(line: dict[str, Any]) -> str:
+    """How far single draws of some rows are apart; nothing in lines that have one draw."""
+    if "single_low" not in line:
+        return ""
+    return f", at random; eight of ten such draws give {_range(line['single_low'], line['single_high'])}"
 
 
 def _cost(lines: Sequence[dict[str, Any]]) -> str:

@@ -29,6 +29,8 @@ from transformers import PreTrainedTokenizerFast
 
 import pages
 
+OUTPUT = pages.ROOT / "benchmarks" / "results" / "start_up.jsonl"
+
 
 def make(folder: Path, rows: int) -> None:
     """A file of short questions with answers, and a tokenizer trained on its beginning."""
@@ -140,14 +142,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="later starts")
     parser.add_argument("--output", type=Path, help="file of lines; docs/running/data.md is written as well")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--folder", type=Path, help="of a start that this script begins")
     options = parser.parse_args()
     if options.folder:
         print(json.dumps(start(options.folder, options.processes)))
         return
-    lines = measured(options.rows, options.processes, options.rounds)
-    if options.output:
+    if options.table:
+        lines = [json.loads(line) for line in (options.output or OUTPUT).read_text(encoding="utf-8").splitlines()]
+    else:
+        lines = measured(options.rows, options.processes, options.rounds)
+    if options.output and not options.table:
         pages.write_lines(options.output, lines)
+    if options.output or options.table:
         pages.write_between(pages.ROOT / "docs" / "running" / "data.md", "start-up", page(lines))
 
 
