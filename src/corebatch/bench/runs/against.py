@@ -15,6 +15,8 @@ from corebatch.report.summary import Summary
 
 NOT_COMPARED = ("seed", "track_error", "loss_by_source", "noise_scale")
 """Keys of the coreset block that choose nothing, or that differ from run to run."""
+INDEPENDENT = ("random", "importance")
+"""Selectors whose rows tell the noise as they are: with others a number of `noise_scale` has steps of random rows."""
 
 
 def against_plain(comparison: Comparison, summary: Summary) -> tuple[str, ...]:
@@ -43,11 +45,19 @@ def _differences(comparison: Comparison, arm: PlannedArm, summary: Summary) -> l
     """In what the run is not one of the arm, as far as both tell."""
     ours, theirs = _plain(summary.coreset), _plain(arm.coreset)
     pairs = {f"coreset.{key}": (ours[key], theirs[key]) for key in ours if key in theirs and key not in NOT_COMPARED}
+    pairs["coreset.noise_scale"] = (_random_every(ours), _random_every(theirs))
     pairs["model_name_or_path"] = (summary.model, comparison.plan.settings.get("model_name_or_path") or summary.model)
     if ours.get("budget", "constant") == "constant":
         pairs["rows drawn at a step"] = (summary.pool_size[1], arm.rows_drawn_per_step)
         pairs["rows trained at a step"] = (summary.chosen_size[1], arm.rows_trained_per_step)
     return [f"{key}: {clean(f'{a!r} here, {b!r} there')}" for key, (a, b) in pairs.items() if a != b]
+
+
+def _random_every(settings: Mapping[str, Any]) -> int | None:
+    """At every so-many-th step rows are random; None: at none."""
+    every, chosen = settings.get("noise_scale"), settings.get("pool_factor", 1) > 1
+    apart = settings.get("selector") in INDEPENDENT or settings.get("track_error")
+    return every if chosen and not apart and isinstance(every, int) and not isinstance(every, bool) else None
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

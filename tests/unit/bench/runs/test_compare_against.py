@@ -65,6 +65,7 @@ def test_what_shows_no_difference_or_has_one_seed_is_told_as_such(tmp_path: Path
         ({"pool": 60}, "rows drawn at a step: 60 here, 64 there"),
         ({"chosen": 16}, "rows trained at a step: 16 here, 32 there"),
         ({"pool_factor": 4}, "coreset.pool_factor: 4 here, 2 there"),
+        ({"noise_scale": 4}, "coreset.noise_scale: 4 here, None there"),
     ],
 )
 def test_a_comparison_of_another_selection_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
