@@ -117,6 +117,10 @@ class Objective:
             return f"a mean over {many} with shares that {self.online} changes"
         return WORDS[self.kind].format(sources=many)
 
+    def sources_counted(self) -> str:
+        """How sources count, however often they are drawn: "as in the data", or for what else."""
+        return f"for {self.in_words()}" if self.by_source else "as in the data"
+
     def plain(self) -> Any:
         """As a config file has it."""
         if self.schedule is not None:

@@ -178,6 +178,9 @@ def test_the_record_says_what_is_drawn(tmp_path, caplog):
     record = json.loads((tmp_path / "corebatch.json").read_text())
     assert record["coreset"]["sampling"] == {"shares": {"rare": 1.0}}
     assert record["claimed"] == "the mean over trained tokens, sources drawn with the shares rare 1"
+    with caplog.at_level("WARNING"):
+        run(trainer(tmp_path / "replayed", None, CoresetConfig(replay={"rare": 0.25}, pool_factor=1), max_steps=1))
+    assert "has them count for a mean over sources with the shares rare 0.25, by weights" in caplog.text
 
 
 def test_a_source_that_counts_and_is_never_drawn_is_an_error(tmp_path):

@@ -225,11 +225,12 @@ class DrawPlan:
             made = torch.tensor([whole[self.names[source]] for source in self.sources], dtype=torch.float64)
         return made / made.sum()
 
-    def in_words(self, corrects: bool, most: int = 8) -> str:
+    def in_words(self, corrects: bool, counted: str = "as in the data", most: int = 8) -> str:
         """Which sources come how often, in sentences; of many, the first.
 
         Args:
             corrects: whether the objective undoes it by weights.
+            counted: how it has them count then, in words.
         """
         in_data = (self.rows / self.rows.sum()).tolist()
         first, last = self.shares(0).tolist(), self._schedule.parts[-1].value.tolist()
@@ -240,7 +241,7 @@ class DrawPlan:
         more = f" and {len(self.sources) - most} more sources" if len(self.sources) > most else ""
         never = self.never_drawn()
         absent = f" Never drawn: {', '.join(never[:most])}{' and more' * (len(never) > most)}." if never else ""
-        undone = "The objective has them count as in the data, by weights; objective drawn trains what is drawn."
+        undone = f"The objective has them count {counted}, by weights; objective drawn trains what is drawn."
         trained = undone if corrects else "That is what is trained."
         return f"Shares of the rows that are drawn: {', '.join(told)}{more}. {trained}{absent}"
 

@@ -292,9 +292,11 @@ class SelectionRun:
             logger.info("Scored: %s. Trained for %s.", self.scored, self.claimed)
             if self.method.random_every:
                 logger.info("Noise: %s. Rows of other steps are chosen.", self.noise.in_words())
-            for each in (self.draws, self.learnt):
-                if each is not None:
-                    logger.warning("%s", each.in_words(trainer.coreset.claimed.corrects))
+            claimed = trainer.coreset.claimed
+            if self.draws is not None:
+                logger.warning("%s", self.draws.in_words(claimed.corrects, claimed.sources_counted()))
+            if self.learnt is not None:
+                logger.warning("%s", self.learnt.in_words(claimed.corrects))
         return None if folder is None else str(folder)
 
     def save(self, folder: Path) -> None:

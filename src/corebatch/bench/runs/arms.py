@@ -12,6 +12,7 @@ from corebatch.errors import ConfigError, CorebatchError
 from corebatch.launch.subset_settings import SubsetSettings
 from corebatch.options import hint
 from corebatch.trainer import CoresetConfig
+from corebatch.trainer.auto import AUTO
 from corebatch.trainer.recipes import RECIPES
 
 Budget = Literal["wall_clock", "flops", "steps"]
@@ -189,7 +190,7 @@ def make_arms(
     """
     methods = dict(METHODS)
     for name, values in extra.items():
-        methods[name] = _own(name, values, block)
+        methods[name] = _own(name, values, block, coreset)
     methods[REFERENCE] = ComparedMethod(name=REFERENCE, title="the coreset block of the config", coreset=dict(block))
     arms: dict[str, Arm] = {}
     for text in (REFERENCE, *wanted, *(name for name in extra if not _named(name, wanted))):
@@ -237,7 +238,7 @@ def _accumulation(training: Mapping[str, Any]) -> int:
     return int(training.get("gradient_accumulation_steps") or 1)
 
 
-def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
+def _own(name: str, values: Any, block: Mapping[str, Any], reference: CoresetConfig) -> ComparedMethod:
     keys = ("title", "coreset", "training", "baseline", "large", "subset")
     if name in METHODS or name == REFERENCE or not name.replace("_", "").replace("-", "").isalnum():
         raise ConfigError(
@@ -258,6 +259,8 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
                 f"which tunes rates and fixes steps and seeds for all arms. Found {key!r}."
             )
     own, large = values.get("coreset") or {}, bool(values.get("large", False))
+    if "replay" in own:
+        own = {**_claimed_anew(block, reference), **own}
     for key in own if large else ():
         if key != "micro_batches":
             raise ConfigError(
@@ -274,6 +277,17 @@ def _own(name: str, values: Any, block: Mapping[str, Any]) -> ComparedMethod:
         training=training,
         subset=_subset(name, values.get("subset")),
     )
+
+
+def _claimed_anew(block: Mapping[str, Any], reference: CoresetConfig) -> dict[str, Any]:
+    """What the block says of the objective and of drawing, without what the reference's own replay made of it: another
+    replay is another claim."""
+    said = {key: block[key] for key in ("objective", "loss", "weight_column", "source_tokens") if key in block}
+    sampling, replayed = block.get("sampling"), reference.replay or {}
+    if isinstance(sampling, Mapping) and isinstance(shares := sampling.get("shares"), Mapping):
+        left = {name: share for name, share in shares.items() if replayed.get(name) != share}
+        sampling = {**sampling, "shares": left} if left else "none"
+    return {"objective": AUTO, **said, "sampling": sampling or "none"}
 
 
 def _subset(name: str, block: Any) -> SubsetSettings | None:

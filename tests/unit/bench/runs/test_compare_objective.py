@@ -89,6 +89,22 @@ def test_an_extra_arm_may_have_an_objective_of_its_own() -> None:
     assert arms["both"].rows_drawn == arms["both"].rows_trained == 8
 
 
+@pytest.mark.parametrize("shares", [None, {"logic": 0.2}, {"kept": 0.1}])
+def test_an_arm_that_replays_otherwise_claims_and_draws_by_its_own_replay(shares: Any) -> None:
+    block: dict[str, Any] = {"pool_factor": 4, "replay": {"kept": 0.1}, "weight_column": "weight"}
+    block |= {} if shares is None else {"sampling": {"shares": {**shares, "kept": 0.1}}}
+    arms = arms_of(
+        block, extra={name: {"coreset": {"replay": of}} for name, of in (("more", {"kept": 0.5}), ("no", None))}
+    )
+    left = {name: share for name, share in (shares or {}).items() if name != "kept"}
+    assert (arms["more"].coreset.objective, arms["no"].coreset.objective) == ({"kept": 0.5}, "tokens")
+    assert arms["more"].coreset.sampling.plain() == {"shares": {"kept": 0.5, **left}}
+    assert (arms["no"].coreset.sampling is None) == (not left)
+    assert all(arm.coreset.weight_column == "weight" for arm in arms.values())
+    alone = arms_of({**block, "objective": "sources"}, extra={"more": {"coreset": {"replay": {"kept": 0.5}}}})
+    assert alone["more"].coreset.objective == "sources"  # what the config says of itself stands
+
+
 def test_the_loss_of_older_configs_is_an_objective() -> None:
     arms = arms_of({"pool_factor": 2, "loss": "example_mean"}, "random", "plain_small", "plain_weighted")
     assert [arms[name].coreset.objective for name in ("coreset", "random", "plain_small", "plain_weighted")] == [
