@@ -1,4 +1,5 @@
-"""What error feedback is worth in training at equal steps: writes four tables of docs/evidence/results.md.
+"""What error feedback is worth in training at equal steps: writes tables of results.md and noise_binds.md in
+docs/evidence.
 
     python benchmarks/compare.py mathmix --settings benchmarks/compare_following.yaml --rows 2400 --output FOLDER
     python benchmarks/following.py following FOLDER
@@ -28,7 +29,7 @@ from scipy.stats import t, ttest_rel
 from corebatch.bench.runs import Comparison, read_comparison
 from pages import ROOT, table, write_between
 
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "evidence" / "results.md"
+RESULTS, EVIDENCE = ROOT / "benchmarks" / "results", ROOT / "docs" / "evidence"
 STUDIES = {"following": RESULTS / "compare-following", "passes": RESULTS / "compare-passes"}
 STUDIES |= {name: RESULTS / f"compare-{name}" for name in ("exact", "wide")}
 SMALL, LARGE, REFERENCE = "plain_small@steps", "plain_large@steps", "coreset@wall_clock"
@@ -159,7 +160,8 @@ def main() -> None:
     args = parser.parse_args()
     lines = STUDIES[args.study]
     take(args.folder, lines)
-    write_between(PAGE, args.study, page(read_comparison(lines), lines))
+    name = "results.md" if args.study == "following" else "noise_binds.md"
+    write_between(EVIDENCE / name, args.study, page(read_comparison(lines), lines))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import torch
-from scipy.stats import t, ttest_rel
+from scipy.stats import t, ttest_1samp
 from transformers import LlamaForCausalLM, TrainingArguments, set_seed
 
 import easy_tasks
@@ -40,7 +40,7 @@ from corebatch.trainer import CoresetConfig, CoresetTrainer
 from pages import ROOT, origin, provenance, table, write_between
 from small_llama import configuration, tokenizer_for
 
-OUTPUT, PAGE = ROOT / "benchmarks" / "results" / "learnt.jsonl", ROOT / "docs" / "methods" / "learnt.md"
+OUTPUT, PAGE = ROOT / "benchmarks" / "results" / "learnt.jsonl", ROOT / "docs" / "evidence" / "learnt_rows.md"
 STEPS, SHARE, ROWS, HIDDEN, RATES, TUNED = 1600, 0.72, 8, 64, (1e-3, 2e-3, 4e-3), 100
 ARMS: dict[str, tuple[float, Mapping[str, Any] | None]] = {
     "plain": (1.0, None),
@@ -184,29 +184,43 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
-def differences(found: Mapping[str, Mapping[int, Any]], seeds: Sequence[int], mean: str) -> dict[str, str]:
-    """Of each arm to plain, with p after Holm where there are several seeds."""
-    pairs = {
-        arm: [[each[seed]["final"][mean] for seed in seeds] for each in (found[arm], found["plain"])]
-        for arm in found
+def apart_from_plain(found: Mapping[str, Mapping[int, Any]], seeds: Sequence[int], mean: str) -> dict[str, list[float]]:
+    """Of each arm, its number less plain's, by seed."""
+    return {
+        arm: [each[seed]["final"][mean] - found["plain"][seed]["final"][mean] for seed in seeds]
+        for arm, each in found.items()
         if arm != "plain"
     }
-    apart = {arm: statistics.mean(own) - statistics.mean(plain) for arm, (own, plain) in pairs.items()}
-    if len(seeds) == 1:
-        return {arm: f"{value:+.3f}" for arm, value in apart.items()}
-    adjusted = holm([float(ttest_rel(own, plain).pvalue) for own, plain in pairs.values()])
-    return {arm: f"{apart[arm]:+.3f} (p = {p:.2g})" for arm, p in zip(pairs, adjusted, strict=True)}
 
 
-def study(which: str) -> str:
-    """The table of one data set: of the seeds that every arm has, or where no arm was trained after tuning, of that."""
+def adjusted(apart: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """p of two-sided paired t-tests, after Holm over the arms."""
+    found = holm([float(ttest_1samp(each, 0.0).pvalue) for each in apart.values()])
+    return dict(zip(apart, found, strict=True))
+
+
+def differences(found: Mapping[str, Mapping[int, Any]], seeds: Sequence[int], mean: str) -> dict[str, str]:
+    """Of each arm to plain, with p where there are several seeds."""
+    apart = apart_from_plain(found, seeds, mean)
+    shown = {arm: f"{statistics.mean(each):+.3f}" for arm, each in apart.items()}
+    return shown if len(seeds) == 1 else {arm: f"{shown[arm]} (p = {p:.2g})" for arm, p in adjusted(apart).items()}
+
+
+def runs_of(which: str) -> tuple[dict[str, dict[int, Any]], dict[str, float], list[int]]:
+    """The lines of each arm at its best rate by seed, these rates, and the seeds that every arm has; where no arm was
+    trained after tuning, of that."""
     own = [line for line in lines(which) if line["seed"] != TUNED] or lines(which)
     arms = [arm for arm in ARMS if any(line["arm"] == arm for line in own)]
     rates = {arm: best_rate(which, arm) for arm in arms}
     found = {
         arm: {line["seed"]: line for line in own if (line["arm"], line["rate"]) == (arm, rates[arm])} for arm in arms
     }
-    seeds = sorted(set.intersection(*(set(each) for each in found.values())))
+    return found, rates, sorted(set.intersection(*(set(each) for each in found.values())))
+
+
+def study(which: str) -> str:
+    """The table of one data set."""
+    found, rates, seeds = runs_of(which)
     losses, answers = (differences(found, seeds, mean) for mean in ("token", "exact"))
     spent = {arm: statistics.mean(each[seed]["seconds"] for seed in seeds) for arm, each in found.items()}
     body = []
@@ -222,7 +236,7 @@ def study(which: str) -> str:
     tasks = len(REASONING) if which == "reasoning" else len({row["source"] for row in easy_tasks.rows(2000, 0)})
     heads = ["arm", "rate", "of plain's steps / CPU seconds", "passes begun", "token mean", "example mean",
              "source mean", "exact answers", "token mean less plain's", "exact less plain's"]  # fmt: skip
-    tested = f", 95 % intervals; p of paired t-tests, after Holm over {len(arms) - 1} arms" if len(seeds) > 1 else ""
+    tested = f", 95 % intervals; p of paired t-tests, after Holm over {len(found) - 1} arms" if len(seeds) > 1 else ""
     return f"""**{which}**: {first["rows"]:,} rows of {tasks} tasks. {len(seeds)} seed{"s" * (len(seeds) > 1)}{tested}.
 
 {table(heads, body)}

@@ -25,11 +25,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 import yaml
 
 from advised import CONFIG, advised, corebatch, spread
+from claims import shares_of_seconds
 from corebatch.bench.advise.advice import advice_folder, read_advice
-from corebatch.bench.runs import Comparison, read_comparison
-from corebatch.bench.runs.comparison import Promise, Run
+from corebatch.bench.runs import read_comparison
 from corebatch.bench.runs.kept_promises import CLOSE
-from corebatch.bench.runs.statistics import first_reached
 from corebatch.config.settings import settings_from
 from corebatch.errors import CorebatchError
 from following import RESULTS, take
@@ -74,24 +73,6 @@ def run(args: argparse.Namespace) -> None:
     take(folder / "promised", LINES)
 
 
-def curve(run: Run, mean: str) -> tuple[list[float], list[float]]:
-    points = [point for point in run.curve if mean in point.losses]
-    return [point.spent["seconds"] for point in points], [point.losses[mean] for point in points]
-
-
-def factors(comparison: Comparison, promise: Promise) -> list[float]:
-    """By seed: the arm's seconds to the higher of the two last losses, over the other's."""
-    mean, found = comparison.plan.means[0], []
-    ours, theirs = comparison.of(promise.arm), comparison.of(promise.against)
-    for seed in sorted(ours.keys() & theirs.keys()):
-        curves = [curve(runs[seed], mean) for runs in (ours, theirs)]
-        goal = max(losses[-1] for _, losses in curves)
-        first, second = (first_reached(*each, goal) for each in curves)
-        if first is not None and second:
-            found.append(first / second)
-    return found
-
-
 def interval(mean: float, low: float | None, high: float | None) -> str:
     return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
@@ -101,7 +82,7 @@ def page() -> str:
     plan, titles = comparison.plan, {arm.name: arm.title for arm in comparison.plan.arms}
     rows, signs, close = [], [], []
     for one in (promise for promise in plan.promises if promise.of == OF):
-        mean, low, high, p = spread(factors(comparison, one))
+        mean, low, high, p = spread(shares_of_seconds(comparison, one.arm, one.against))
         open_ = one.low is None or one.high is None or one.low <= 1 <= one.high
         signs += [] if open_ else [(mean < 1) == (one.factor < 1)]
         close.append(abs(math.log(mean / one.factor)) <= math.log(CLOSE))

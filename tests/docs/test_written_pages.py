@@ -16,9 +16,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(("ablations", "advice", "bias", "claimed", "dual_encoders", "feedback"), (("--table",),)),
     **dict.fromkeys(("many_rows", "micro_batches", "noise", "start_up", "subset", "windows"), (("--table",),)),
     **dict.fromkeys(("advised", "budget", "learnt", "promised"), (("page",),)),
-    **dict.fromkeys(("dirty", "gpu_page", "rates"), ((),)),
+    **dict.fromkeys(("claims", "gpu_page", "rates"), ((),)),
     "following": (("following",), ("passes",), ("exact",), ("wide",)),
-    "objective": (("objective",), ("pools",)),
 }
 """By script, with what it is called so that it measures nothing and writes its parts of pages."""
 OTHERS = {
@@ -56,7 +55,7 @@ def written(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     monkeypatch.setattr(holder, "write_between", keep)
     monkeypatch.setattr(module, "write_lines", lambda *_: None, raising=False)
     for command in COMMANDS[script]:
-        plot = ("--plot", str(folder / "plot.svg")) if script == "noise" else ()
+        plot = {"noise": ("--plot", str(folder / "noise.svg")), "claims": ("--plots", str(folder))}.get(script, ())
         monkeypatch.setattr(sys, "argv", [script, *command, *plot])
         module.main()
     return made
@@ -71,7 +70,11 @@ def test_pages_are_what_scripts_write(tmp_path: Path, monkeypatch: pytest.Monkey
         told = f"run benchmarks/{script}.py {' or '.join(' '.join(command) for command in COMMANDS[script])}"
         wrong += [f"{place}: {told}" for place, text in found.items() if there.get(place) != text]
         made |= found
+    plots = {plot.name: plot.read_bytes() for plot in tmp_path.glob("*.svg")}
+    kept = {plot.name: plot for folder in ("evidence", "methods") for plot in (ROOT / "docs" / folder).glob("*.svg")}
+    wrong += [f"{name}: drawn anew" for name in plots if name not in kept or kept[name].read_bytes() != plots[name]]
     assert not wrong, "\n".join(wrong)
+    assert set(plots) == set(kept), "a picture that no script draws, or that is not there"
     for place, test in OTHERS.items():
         assert (Path(__file__).parent / test).is_file(), place
     assert set(made) | set(OTHERS) == set(there), "a part that no script writes, or that is not there"
