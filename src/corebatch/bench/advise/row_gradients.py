@@ -133,7 +133,7 @@ def _measured(probe: Probe) -> RowGradients:
         row_seconds: float = probe.known.get("seconds of a row") or _seconds_of_a_row(probe)
         probe.known["seconds of a row"] = row_seconds
         rows = _rows_that_fit(probe, row_seconds)
-        population = _population(probe, range(rows))
+        population = population_of(probe, rows)
         norms = _norms(model, population, probe.seed)
         others = range(rows, len(sample)) if len(sample) - rows >= probe.batch_size else range(len(sample))
         seconds = 0.3 * probe.seconds_left
@@ -189,10 +189,16 @@ def epochs_of(probe: Probe) -> float:
     return float(drawn if args.max_steps > 0 else args.num_train_epochs)
 
 
-def _population(probe: Probe, rows: Sequence[int]) -> Population:
-    """Some rows of the sample, by length, with their u_i."""
-    sample, objective = probe.sample, objective_of(probe)
-    order = sorted(rows, key=lambda row: int(sample[row]["length"]))
+def population_of(probe: Probe, measured: int, drawn_of: int = 0) -> Population:
+    """So many rows of the sample whose gradients are measured, by length, and then others, so that there are `drawn_of`
+    or no fewer, by length as well; with their u_i.
+
+    Raises:
+        InputError: a source that counts without rows.
+    """
+    sample, objective, lengths = probe.sample, objective_of(probe), list(probe.sample["length"])
+    parts = range(measured), range(measured, drawn_of)
+    order = [row for part in parts for row in sorted(part, key=lambda row: int(lengths[row]))]
     batches = [
         probe.batch([sample[row] for row in order[start : start + ROWS_AT_A_TIME]])
         for start in range(0, len(order), ROWS_AT_A_TIME)

@@ -1,21 +1,31 @@
-"""What choosing the rows of a step is worth on this run: inclusion by tokens, by lengths of gradients, by cost."""
+"""What choosing the rows of a step is worth on this run: by counts of labels, or inclusion by tokens, by lengths of
+gradients, by cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from corebatch.bench.advise.finding import MORE_MINUTES, TO_LOSS, Finding
 from corebatch.bench.advise.probe import Probe
-from corebatch.bench.advise.row_gradients import NORMS, RowGradients, row_gradients, weights_kept
-from corebatch.bench.advise.worth import WINDOW, Arrival, chosen, gain, plain, worth
+from corebatch.bench.advise.row_gradients import (
+    NORMS,
+    RowGradients,
+    population_of,
+    row_gradients,
+    weights_kept,
+)
+from corebatch.bench.advise.worth import LEAST, WINDOW, Arrival, chosen, gain, plain, worth
 from corebatch.bench.gradients.costs import Costs, measure_costs
 from corebatch.bench.gradients.estimate import chooses_of
 from corebatch.bench.gradients.methods import Method
 from corebatch.bench.gradients.parsing import parse_method
+from corebatch.bench.gradients.population import Population
 from corebatch.bench.gradients.prices import prices
 from corebatch.bench.gradients.series import Series, positions
 from corebatch.errors import CorebatchError, InputError
@@ -32,14 +42,17 @@ SCORED, REMEMBERED = (
     {"scorer": "gradient_norm", "scoring": "remembered"},
 )
 BY_COST = {"selector_options": {"cost_power": 0.5}}
+DEFAULT = "by label counts, errors carried"
 ARMS: Mapping[str, Mapping[str, Any]] = {
+    DEFAULT: {"scorer": AUTO, "selector": AUTO, "feedback": AUTO},
     "by trained tokens": {"scorer": "tokens"},
     "by trained tokens and cost": {"scorer": "tokens", **BY_COST},
     "by gradient norms": SCORED,
     "by remembered gradient norms": REMEMBERED,
     "by remembered gradient norms and cost": {**REMEMBERED, **BY_COST},
 }
-"""Ways to choose in which rows are included independently, or nearly; settings of `coreset`."""
+"""Ways to choose: what a config that says nothing of it has, and some in which rows are included independently, or
+nearly; settings of `coreset`."""
 ALONE: Mapping[str, Any] = {
     "selector": "importance", "scorer_options": {}, "selector_options": {}, "normalise": None, "sparsify": None,
     "small_sources": None, "small_sources_cap": None, "feedback": AUTO, "scoring": AUTO, "target": None,
@@ -60,10 +73,28 @@ def measure(probe: Probe) -> list[Finding]:
         bench = _Choosing.of(probe)
     except CorebatchError as error:
         return [Finding(lever=LEVER, of=TO_LOSS, unmeasured=str(error))]
-    found = [bench.finding(name, {**ALONE, "pool_factor": bench.pool, **each}) for name, each in ARMS.items()]
+    ways = {name: {**ALONE, "pool_factor": bench.pool, **each} for name, each in ARMS.items()}
+    found = [bench.finding(name, each) for name, each in ways.items() if coreset.changed(**each) != coreset]
     if coreset.pool_factor > 1:
         found.insert(0, bench.finding("none", {"pool_factor": 1, "micro_batches": coreset.cut.plain()}))
     return gain(found, "of_choosing_high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pools:
+    """What a way chooses out of.
+
+    Attributes:
+        population: the rows of the pools; those with gradients come first.
+        series: the pools.
+        budget: rows that are chosen of each.
+        scores: of the rows, by the forwards that gave them.
+    """
+
+    population: Population
+    series: Series
+    budget: int
+    scores: dict[str, Scores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +102,17 @@ class _Choosing:
     """What all ways are measured on.
 
     Attributes:
+        pool: rows that are drawn for one that is trained.
         costs: of scoring and training, in forwards.
-        series: pools of the size that the rows allow, and of each so many rows are chosen (`budget`).
-        scores: of the rows, by the forwards that gave them.
+        alone: for ways that choose each step by itself; pools of the size that the gradients allow.
         before: the config as it is, and the same if plain rows were sorted into micro-batches as chosen ones are.
     """
 
     probe: Probe
     rows: RowGradients
     pool: int
-    budget: int
     costs: Costs
-    series: Series
-    scores: dict[str, Scores]
+    alone: _Pools
     before: list[Arrival]
 
     @classmethod
@@ -101,9 +130,8 @@ class _Choosing:
             costs = measure_costs(probe.model, rows.population, timed, rows=some, rounds=2, seed=probe.seed)
         width = int(probe.args.per_device_train_batch_size)
         series = Series.of(count, pool * budget, DRAWS, probe.seed, warm_up=2 * WINDOW, micro_batch=width)
-        bench = cls(
-            probe=probe, rows=rows, pool=pool, budget=budget, costs=costs, series=series, scores={}, before=[]
-        )  # fmt: skip
+        alone = _Pools(population=rows.population, series=series, budget=budget)
+        bench = cls(probe=probe, rows=rows, pool=pool, costs=costs, alone=alone, before=[])
         if coreset.pool_factor > 1:
             bench.before.extend([bench.chosen(_method(coreset, rows.steps))] * 2)
         else:
@@ -125,40 +153,73 @@ class _Choosing:
             found, alike = (worth(way, each, self.rows, batch) for each in self.before)
         except CorebatchError as error:
             return Finding(lever=lever, of=TO_LOSS, unmeasured=str(error))
-        cost = way.cost / self.before[0].cost
+        cost, choosing = (each / self.before[0].cost for each in (way.cost, way.choosing))
+        told = f"{found.why(batch)}; a step costs {cost:.2f} times as much, {choosing:.2g} for choosing itself; "
+        told += f"better filled micro-batches aside the factor is {alike.factor:.2f} "
+        told += f"({alike.low:.2f} to {alike.high:.2f})"
+        if batch > max(found.scale, found.raw_scale) and alike.high >= LEAST:
+            told += "; it does not pay: the batch is above the noise scale"
         return Finding(
             lever=lever, arm=_keys(coreset, changes), factor=found.factor, low=found.low, high=found.high, of=TO_LOSS,
-            why=f"{found.why(batch)}; a step costs {cost:.2f} times as much; of that choosing itself, better filled "
-            f"micro-batches aside, is {alike.factor:.2f} ({alike.low:.2f} to {alike.high:.2f})",
+            why=told,
             numbers={
-                **found.numbers(batch), "cost": cost, "of_choosing": alike.factor, "of_choosing_low": alike.low,
-                "of_choosing_high": alike.high, "rows_measured": len(self.rows.sizes), "steps_before": self.rows.steps,
+                **found.numbers(batch), "cost": cost, "choosing": choosing, "of_choosing": alike.factor,
+                "of_choosing_low": alike.low, "of_choosing_high": alike.high, "rows_measured": len(self.rows.sizes),
+                "steps_before": self.rows.steps,
             },
         )  # fmt: skip
 
     def chosen(self, method: Method) -> Arrival:
         """A way to choose, seen in a series of steps. Raises CorebatchError: the model has not what it goes by."""
-        rows, series = self.rows, self.series
+        rows, model = self.rows, self.probe.model
         if method.scorer == NORMS and isinstance(rows.norms, str):
             raise InputError(rows.norms)
         memory = rows.norms if method.remembered is not None and not isinstance(rows.norms, str) else None
-        with weights_kept(self.probe.model, rows.state), evaluating(self.probe.model), self.probe.autocast():
+        pools = self.carrying(method) if method.others.get("feedback") is not None else self.alone
+        series, budget, counted = pools.series, pools.budget, 0.0
+        with weights_kept(model, rows.state), evaluating(model), self.probe.autocast():
             chooses = chooses_of(
-                method, rows.snapshot, rows.population, series.pools_TN[0], self.budget, memory, self.scores,
+                method, rows.snapshot, pools.population, series.pools_TN[0], budget, memory, pools.scores,
                 self.probe.seed,
             )  # fmt: skip
-            seen = chooses.of(series, self.budget)
-        paid = prices(method, seen, self.costs, large=self.pool * self.budget, budget=self.budget)
-        lengths, pools = rows.population.lengths, series.pools_TN
-        of_pool = sum(positions(lengths[pool], series.micro_batch) for pool in pools[:100]) / pools[:100].numel()
+            if chooses.scores is not None and not (arm := chooses.make()).runs_forwards:
+                chooses = replace(chooses, scores=pools.scores[method.forward])  # as wide as a step has them
+                counted = 1000 * _seconds(partial(arm.score, model)) / len(pools.population) * self.pool * budget
+            seen = chooses.of(series, budget)
+        paid = prices(method, seen, self.costs, large=self.pool * budget, budget=budget)
+        lengths, plain_pools = rows.population.lengths, self.alone.series.pools_TN[:100]
+        of_pool = sum(positions(lengths[pool], series.micro_batch) for pool in plain_pools) / plain_pools.numel()
         c = self.costs.training.value
-        cost = paid.cost(paid.positions * of_pool / float(lengths.double().mean()), c) / self.budget
-        cost += seen.select_ms / (self.costs.forward_ms * c * self.probe.batch_size)
-        return chosen(cost, seen.coefficients_TP - series.large_TP, self.budget, self.pool, rows.metrics)
+        choosing = (seen.select_ms + counted) / (self.costs.forward_ms * c * budget)
+        cost = paid.cost(paid.positions * of_pool / float(lengths.double().mean()), c) / budget + choosing
+        return chosen(cost, seen.coefficients_TP - series.large_TP, budget, self.pool, rows.metrics, choosing)
+
+    def carrying(self, method: Method) -> _Pools:
+        """For a way that carries its errors. What a row is owed is made up for when it comes again, and by few rows all
+        that a choice is off by; so no row comes twice in a WINDOW unless it does in the run. That takes many rows: all
+        that the sample has where no forward is run for them, of which those with gradients tell.
+
+        Raises:
+            InputError: too few rows.
+        """
+        probe, rows, pool = self.probe, self.rows, self.pool
+        steps = len(probe.mixture.dataset) / (probe.batch_size * pool)
+        each = max(2, min(WINDOW, int(steps)))
+        most = len(rows.sizes) if method.build()[0].needs_forward else len(probe.sample)
+        budget = min(probe.batch_size, most // (pool * each))
+        if budget < 1:
+            raise InputError(f"{each} pools of {pool} rows for one need {pool * each} rows. Found {most}")
+        population = population_of(probe, len(rows.sizes), pool * budget * each)
+        series = Series.of(
+            len(population), pool * budget, DRAWS, probe.seed, warm_up=2 * WINDOW,
+            micro_batch=self.alone.series.micro_batch, most=each,
+        )  # fmt: skip
+        run = probe.args.max_steps if probe.args.max_steps > 0 else probe.args.num_train_epochs * steps
+        return _Pools(population=population, series=series.within(steps, run, each), budget=budget)
 
     def plain_cost(self, sort: bool) -> float:
         """Of a row in a step of plain rows, in trainings of one row of mean length without padding."""
-        lengths, width = self.rows.population.lengths, self.series.micro_batch
+        lengths, width = self.rows.population.lengths, self.alone.series.micro_batch
         batch = min(self.probe.batch_size, len(lengths))
         total = 0
         for number in range(100):
@@ -166,6 +227,16 @@ class _Choosing:
             own = [lengths[order]] if sort else lengths[order].split(width)
             total += sum(positions(part, width) for part in own)
         return total / (100 * batch) / float(lengths.double().mean())
+
+
+def _seconds(work: Callable[[], Any], rounds: int = 3) -> float:
+    """The least of some: what else the machine does only adds."""
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def _method(coreset: CoresetConfig, age: int = 0) -> Method:

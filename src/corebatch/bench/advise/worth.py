@@ -55,13 +55,17 @@ class Arrival:
         rates: float64 [P], how much more often than others a row is drawn, of mean 1; its weight undoes that.
         pool: rows that are drawn for one that is trained.
         chosen_PP: float64, B E[c_i c_j] of the choice out of the pool; None: all are trained.
-        spread: standard error of the choice's error by chance, as a share of it.
+        drawn_of: of how many rows these were drawn, of which P, at random, were measured; None: of these.
+        choosing: the part of the cost that is the time of choosing itself.
+        spread: standard error of the choice's error by chance, as a share of the step's, that of its pool included.
     """
 
     cost: float
     rates: Tensor
     pool: float = 1.0
     chosen_PP: Tensor | None = None
+    drawn_of: int | None = None
+    choosing: float = 0.0
     spread: float = 0.0
 
 
@@ -101,17 +105,36 @@ def plain(cost: float, rows: int) -> Arrival:
     return Arrival(cost=cost, rates=torch.ones(rows, dtype=torch.float64))
 
 
-def chosen(cost: float, off_TP: Tensor, budget: int, pool: float, metrics: Sequence[Tensor]) -> Arrival:
+def chosen(
+    cost: float, off_TQ: Tensor, budget: int, pool: float, metrics: Sequence[Tensor], choosing: float = 0.0
+) -> Arrival:
     """Of coefficients that were seen in a series of steps: those of the estimates less those of the large batches.
-    metrics: inner products of the rows' gradients."""
-    windows = len(off_TP) // WINDOW
-    off_KP = off_TP[: windows * WINDOW].view(windows, WINDOW, -1).mean(dim=1)
-    errors = [((off_KP @ gram_PP) * off_KP).sum(dim=1) for gram_PP in metrics]
+
+    Args:
+        off_TQ: float64, of all rows that were drawn of; those that were measured come first.
+        metrics: inner products of the gradients of the rows that were measured.
+    """
+    windows, count, drawn_of = len(off_TQ) // WINDOW, len(metrics[0]), off_TQ.shape[1]
+    off_KP = off_TQ[: windows * WINDOW, :count].view(windows, WINDOW, -1).mean(dim=1)
+    errors = [
+        _of_all(off_KP.square() @ gram_PP.diagonal(), ((off_KP @ gram_PP) * off_KP).sum(dim=1), drawn_of / count)
+        for gram_PP in metrics
+    ]
+    by_pool = [float(gram_PP.diagonal().mean() - gram_PP.mean()) / (pool * budget * WINDOW) for gram_PP in metrics]
     return Arrival(
-        cost=cost, rates=torch.ones(off_TP.shape[1], dtype=torch.float64), pool=pool,
+        cost=cost, rates=torch.ones(count, dtype=torch.float64), pool=pool, drawn_of=drawn_of, choosing=choosing,
         chosen_PP=budget * WINDOW * off_KP.T @ off_KP / windows,
-        spread=max(float(errors_K.std() / errors_K.mean()) for errors_K in errors) / math.sqrt(windows),
+        spread=max(
+            float(errors_K.std() / (errors_K.mean().clamp(min=0) + own))
+            for errors_K, own in zip(errors, by_pool, strict=True)
+        ) / math.sqrt(windows),
     )  # fmt: skip
+
+
+def _of_all(same: Any, pairs: Any, share: float) -> Any:
+    """A sum over all pairs of rows, told from one over pairs of some of them, drawn at random: `same` is the part of
+    pairs of a row with itself, `share` all rows over these."""
+    return share * same + share**2 * (pairs - same)
 
 
 def residuals(gram_PP: Tensor, sizes: Tensor) -> Tensor:
@@ -122,13 +145,12 @@ def residuals(gram_PP: Tensor, sizes: Tensor) -> Tensor:
 
 def relative_error(way: Arrival, gram_PP: Tensor, sizes: Tensor, kept: Tensor, noise: Noise) -> float:
     """r of a way, by some of the rows (LongTensor) and their noise."""
-    share, gram = len(way.rates) / len(kept), gram_PP[kept][:, kept]
+    gram = gram_PP[kept][:, kept]
     off = residuals(gram, sizes[kept]) / (1 - sizes[kept] / sizes[kept].sum())  # as in the trace of `noise`
     error = float((off / way.rates[kept]).mean()) / way.pool
     if way.chosen_PP is not None:
-        second = way.chosen_PP[kept][:, kept]
-        within = float((second.diagonal() * gram.diagonal()).sum())
-        error += share * within + share**2 * (float((second * gram).sum()) - within)
+        second, share = way.chosen_PP[kept][:, kept], (way.drawn_of or len(way.rates)) / len(kept)
+        error += _of_all(float(second.diagonal() @ gram.diagonal()), float((second * gram).sum()), share)
     return error * (len(kept) / float(sizes[kept].sum())) ** 2 / noise.trace
 
 

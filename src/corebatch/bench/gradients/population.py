@@ -197,6 +197,7 @@ class PopulationScoring:
         budget: int,
         draw: int,
         second_moments: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> Chosen:
         """M of the pool's rows (LongTensor [N], ascending, numbers in the population). What is carried moves on.
 
@@ -204,8 +205,14 @@ class PopulationScoring:
             scores: of the population; may be None where a step between two scorings looks at the memory alone.
             draw: the number of the step in its series; with the seed it determines all randomness.
             second_moments: the optimizer's, in the order of the features.
+            ids: LongTensor [N], by which error feedback knows the rows again. A memory knows them by their numbers
+                alone, so that with one nothing is carried for each row where ids are given.
         """
         made, step = self._pool(pool), self._step_of(draw)
+        if ids is not None and self.scoring.memory is None:
+            made = replace(made, ids=ids)
+        elif ids is not None and self.step.feedback is not None:
+            self.step.feedback.examples = 0.0
         plan = self.scoring.plan(made, budget, step)
         exact = pool[plan.exact]
         there = scores.take(exact) if scores is not None and len(exact) else None

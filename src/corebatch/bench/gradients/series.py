@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,23 +31,37 @@ class Series:
             the population is cut into disjoint pools; what is left of it does not come in this epoch.
         warm_up: how many steps come before the first that is measured; histories and carried errors fill in them.
         micro_batch: rows of a training micro-batch, by which positions are counted.
+        ids_TN: LongTensor [T, N], by which error feedback knows rows again; None: by their numbers.
     """
 
     population: int
     pools_TN: Tensor
     warm_up: int = 0
     micro_batch: int = 8
+    ids_TN: Tensor | None = None
 
     @staticmethod
-    def of(population: int, large: int, draws: int, seed: int, *, warm_up: int = 0, micro_batch: int = 8) -> Series:
-        """`draws` measured steps."""
-        steps, each = warm_up + draws, population // large
+    def of(
+        population: int, large: int, draws: int, seed: int, *, warm_up: int = 0, micro_batch: int = 8, most: int = 2**62
+    ) -> Series:
+        """`draws` measured steps. most: of an epoch; rows that are left then do not come in it."""
+        steps, each = warm_up + draws, min(most, population // large)
         epochs = [
             torch.randperm(population, generator=seeded(seed, "epoch", number))[: each * large].view(each, large)
             for number in range(-(-steps // each))
         ]
         pools_TN = torch.cat(epochs)[:steps].sort(dim=1).values
         return Series(population=population, pools_TN=pools_TN, warm_up=warm_up, micro_batch=micro_batch)
+
+    def within(self, pass_steps: float, run_steps: float, each: int) -> Series:
+        """As part of a run whose data are read once in so many steps, so that a row that comes again sooner stands for
+        another one; after `run_steps` the next run begins, which knows no row of the one before. each: steps of an
+        epoch of the series."""
+        epochs = max(1, round(run_steps / each))
+        copies = min(epochs, max(1, round(pass_steps / each)))
+        epoch = torch.arange(len(self.pools_TN)) // each
+        copy = epoch % epochs % copies + copies * (epoch // epochs)
+        return replace(self, ids_TN=self.pools_TN + self.population * copy[:, None])
 
     @property
     def large_TP(self) -> Tensor:
@@ -112,8 +126,9 @@ class Chooses:
         coefficients = torch.zeros(measured, series.population, dtype=torch.float64)
         milliseconds, others = [], []
         for number, pool in enumerate(pools):
+            ids = None if series.ids_TN is None else series.ids_TN[number]
             start = time.perf_counter()
-            chosen = arm.choose(pool, self.scores, budget, number, self.moments)
+            chosen = arm.choose(pool, self.scores, budget, number, self.moments, ids)
             seconds = time.perf_counter() - start
             if number < series.warm_up:
                 continue

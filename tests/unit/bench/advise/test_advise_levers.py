@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from corebatch.bench.advise import learnt, row_gradients, sources, spread
+from corebatch.bench.advise.advice import Advice, advice_folder, write_advice
 from corebatch.bench.advise.engine import PARTS as ALL
 from corebatch.bench.advise.engine import AdvicePart, measure_all
 from corebatch.bench.advise.finding import Finding
 from corebatch.bench.advise.probe import Probe
 from corebatch.bench.gradients.estimate import per_example_gradients
+from corebatch.bench.runs.from_config import Parts
+from corebatch.bench.runs.promises import promises_of
 from corebatch.config.settings import settings_from
 from corebatch.config.values import with_keys
 from corebatch.errors import CorebatchError
@@ -113,12 +116,79 @@ def test_a_config_that_chooses_is_told_what_not_choosing_is_worth(tmp_path: Path
     probe = tiny_probe(tmp_path, coreset=recipe)
     found = spread.measure(probe)
     assert not unmeasured(found)
-    none, tokens = found[0], found[1]
+    none, default, tokens = found[:3]
     assert none.lever == "choice of rows: none"
     assert none.arm == {"coreset.pool_factor": 1, "coreset.micro_batches": "positions"}, "auto would be plain there"
     assert none.numbers["cost"] < 0.9, "no forward is spent on scoring"
     assert tokens.arm == {"coreset.pool_factor": 2, "coreset.scorer": "tokens", "coreset.scoring": "auto"}
+    auto = {f"coreset.{key}": "auto" for key in ("scorer", "selector", "scoring")}
+    assert default.arm == {"coreset.pool_factor": 2, **auto}
+    assert settings_from(with_keys(advised_config(tmp_path, coreset=recipe), default.arm), "x").coreset.feedback == 0.99
     assert "with coreset.pool_factor above 1" in unmeasured(sources.measure(probe))[sources.LEVER]
+
+
+def test_the_default_choice_is_a_lever_of_one_key_that_a_comparison_knows(tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path)
+    found = {one.lever: one for one in spread.measure(probe)}
+    lever = f"{spread.LEVER}: {spread.DEFAULT}"
+    one = found[lever]
+    assert one.arm == {"coreset.pool_factor": 4}
+    assert 0 < one.numbers["choosing"] < one.numbers["cost"]
+    assert "for choosing itself" in one.why
+    values = advised_config(tmp_path)
+    write_advice(Advice(config=values, findings=[one], about={}), advice_folder(values["output_dir"]))
+    compare = {"arms": ["plain_small"]}
+    promises, without = promises_of(Parts.of({**values, "coreset": {"pool_factor": 4}, "compare": compare}, "x"))
+    assert without == ()
+    assert [(each.lever, each.arm, each.against) for each in promises] == [
+        (lever, "coreset@wall_clock", "plain_small@wall_clock")
+    ]
+    chooses = spread.measure(tiny_probe(tmp_path, coreset={"pool_factor": 4}))
+    assert lever not in {each.lever for each in chooses}, "it is the config that came in"
+    assert chooses[0].lever == f"{spread.LEVER}: none"
+
+
+@pytest.mark.parametrize(("signal", "pays"), [(0.5, True), (50.0, False)])
+def test_the_default_choice_pays_where_noise_binds_and_not_above_the_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: float, pays: bool
+) -> None:
+    """Gradients that are the rows' counts of labels, without and with a large common part."""
+    monkeypatch.setattr(row_gradients, "MOST_ROWS", 120)
+    probe = tiny_probe(tmp_path)
+    rows = row_gradients.row_gradients(probe)
+    population = rows.population
+    counts = torch.zeros(len(rows.sizes), probe.model.config.vocab_size, dtype=torch.float64)
+    start = 0
+    for batch in population.batches:
+        for row in batch["labels"][:, 1:]:
+            counts[start].index_add_(0, row[row >= 0], torch.ones(int((row >= 0).sum()), dtype=torch.float64))
+            start += 1
+    away = counts - rows.sizes[:, None] * counts.sum(dim=0) / rows.sizes.sum()
+    gradients = torch.cat([away, signal * rows.sizes[:, None]], dim=1)
+    gram_PP = gradients @ gradients.T
+    probe.known["row gradients"] = replace(rows, gram_PP=gram_PP, raw_PP=gram_PP)
+    cheap = replace(spread.measure_costs(probe.model, population, [], rows=8, rounds=1), forward_ms=1e6)
+    monkeypatch.setattr(spread, "measure_costs", lambda *args, **keys: cheap)  # choosing costs next to nothing
+    monkeypatch.setattr(spread, "ARMS", {spread.DEFAULT: spread.ARMS[spread.DEFAULT]})
+    monkeypatch.setattr(spread, "DRAWS", 200)
+    (one,) = spread.measure(probe)
+    assert one.unmeasured is None
+    assert one.recommended is pays, one
+    assert one.why.endswith("it does not pay: the batch is above the noise scale") is not pays
+
+
+def test_within_a_window_no_row_comes_twice_for_a_choice_that_carries_its_errors(tmp_path: Path) -> None:
+    probe = tiny_probe(tmp_path, per_device_train_batch_size=1, max_steps=1000)
+    bench = spread._Choosing.of(probe)
+    default = spread._method(probe.settings.coreset.changed(pool_factor=4))
+    pools = bench.carrying(default)
+    ids, count = pools.series.ids_TN, len(pools.population)
+    assert ids is not None
+    assert (count, pools.budget, ids.shape[1]) == (80, 2, 8), "ten steps of 8 rows, more than have gradients"
+    assert torch.equal(ids % count, pools.series.pools_TN)
+    assert all(len(ids[start : start + 10].unique()) == 80 for start in range(0, len(ids), 10))
+    steps = len(probe.mixture.dataset) / 8
+    assert len(ids[:20].unique()) == 80 + 80 * (round(steps / 10) > 1)
 
 
 def test_repeated_rows_are_counted_with_and_without_the_package(

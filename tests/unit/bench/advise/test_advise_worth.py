@@ -68,6 +68,29 @@ def test_errors_of_chosen_rows_are_those_that_were_seen() -> None:
     assert 0 < way.spread < 0.1
 
 
+def test_errors_of_chosen_rows_are_told_by_some_of_those_that_were_drawn_of() -> None:
+    """A third of the rows have gradients: the same error on average over which ones."""
+    rows, generator, steps, large, budget = measured(signal=0.5), seeded(2, "test"), 1000, 24, 8
+    off = torch.zeros(steps, ROWS, dtype=torch.float64)
+    for step in range(steps):
+        order = torch.randperm(ROWS, generator=generator)
+        off[step, order[:budget]] += 1 / budget
+        off[step, order[:large]] -= 1 / large
+    second = chosen(1.0, off, budget, 3.0, rows.metrics).chosen_PP
+    assert second is not None
+    whole, found = float((second * rows.gram_PP).sum()), []
+    for _ in range(200):
+        some = torch.randperm(ROWS, generator=generator)
+        first, gram_PP = some[: ROWS // 3], rows.gram_PP[some[: ROWS // 3]][:, some[: ROWS // 3]]
+        part = chosen(1.0, off[:, some], budget, 3.0, [gram_PP])
+        assert part.chosen_PP is not None
+        assert part.drawn_of == ROWS
+        same = float(part.chosen_PP.diagonal() @ gram_PP.diagonal())
+        found.append(3 * same + 9 * (float((part.chosen_PP * gram_PP).sum()) - same))
+        torch.testing.assert_close(part.chosen_PP, second[first][:, first])
+    assert torch.tensor(found).mean() == pytest.approx(whole, rel=0.1)
+
+
 def test_a_batch_above_the_scale_gains_nothing_and_one_far_below_as_the_errors_say() -> None:
     rates = torch.ones(ROWS, dtype=torch.float64)
     rates[: ROWS // 4] = 4
