@@ -28,6 +28,8 @@ def test_every_host_that_is_shown_did_what_it_should():
         host = next(host for host in hosts.HOSTS.values() if host.title == row["host"])
         assert f"{host.package}=={row['version']}" in host.pins
         assert row["refused"] == ", ".join(host.refused)
+        for key, failed in (("two ranks", "other choices"), ("refused", "[] alone"), ("sources", "{}"), ("steps", "3")):
+            assert not hosts.holds({**row, key: failed})
 
 
 def test_another_run_replaces_the_table_alone():

@@ -204,10 +204,15 @@ def write(page: str, rows: list[dict[str, Any]]) -> str:
 
 
 def holds(row: dict[str, Any]) -> bool:
-    """Whether a host did all that it should: four steps and more, resume exact where its own is, the same choices."""
+    """Whether a host did all that it should: four steps and more, resume exact where its own is, the same choices on two
+    ranks, and every key refused that should be."""
+    if not str(row["steps"]).isdigit() or int(row["steps"]) < 4:
+        return False
     ours, _, its = row["resumed"].partition(" (")
     exact = ours == "bit for bit" or "not exact" in its
-    return str(row["steps"]).isdigit() and int(row["steps"]) >= 4 and row["sources"] == "kept" and exact
+    refused = next(", ".join(host.refused) for host in HOSTS.values() if host.title == row["host"])
+    same = row["two ranks"] == "the same choices"
+    return row["sources"] == "kept" and exact and same and row["refused"] == refused
 
 
 def main() -> None:

@@ -75,8 +75,8 @@ def _sentence(comparison: Comparison, arm: PlannedArm, other: PlannedArm) -> str
     if test.difference is None:
         return ""
     seeds = "one seed" if test.n == 1 else f"{test.n} seeds"
-    said = f"{clean(other.title)}, at {words.BUDGETS.get(other.budget, other.budget)}, {seeds}: held-out loss "
-    said += f"{words.difference(loss, test.difference)} nats per token by the {loss.title}"
+    said = f"{clean(other.title)}, at {words.BUDGETS.get(other.budget, other.budget)}, {seeds}: held-out loss with the "
+    said += f"selection less without: {words.difference(loss, test.difference)} nats per token by the {loss.title}"
     said += f" ({words.interval(test)})" if test.low is not None else ""
     said += f", {test.verdict}"
     for verdict in ("better", "worse"):

@@ -41,7 +41,8 @@ def test_each_plain_baseline_has_a_sentence(tmp_path: Path) -> None:
         "plain, small batch, at equal FLOPs",
     ]
     assert found[0].startswith(
-        "plain, large batch, at equal wall-clock, 5 seeds: held-out loss -0.1031 nats per token by the token mean ("
+        "plain, large batch, at equal wall-clock, 5 seeds: held-out loss with the selection less without: "
+        "-0.1031 nats per token by the token mean ("
     )
     assert ", better; better on sums; its last loss was reached in 67 % of its time." in found[0]
 
@@ -51,11 +52,11 @@ def test_what_shows_no_difference_or_has_one_seed_is_told_as_such(tmp_path: Path
     lines = change(make_lines(plan), "coreset@wall_clock", 1, lambda line: line["final"].update(token=3.5))
     folder = write_comparison(tmp_path / "compared", plan, lines)
     (sentence,) = against_plain(read_comparison(folder), summary(tmp_path / "run"))
-    assert "2 seeds: held-out loss +" in sentence
+    assert "2 seeds: held-out loss with the selection less without: +" in sentence
     assert "no difference shown" in sentence
     folder = write_comparison(tmp_path / "once", plan, [line for line in lines if line["seed"] == 2])
     (sentence,) = against_plain(read_comparison(folder), summary(tmp_path / "again"))
-    assert "one seed: held-out loss -" in sentence
+    assert "one seed: held-out loss with the selection less without: -" in sentence
     assert "no test: one common seed" in sentence
 
 
