@@ -204,8 +204,8 @@ def write(page: str, rows: list[dict[str, Any]]) -> str:
 
 
 def holds(row: dict[str, Any]) -> bool:
-    """Whether a host did all that it should: four steps and more, resume exact where its own is, the same choices on two
-    ranks, and every key refused that should be."""
+    """Whether a host did all that it should: four steps and more, resume exact where its own is, the same choices on
+    two ranks, and every key refused that should be."""
     if not str(row["steps"]).isdigit() or int(row["steps"]) < 4:
         return False
     ours, _, its = row["resumed"].partition(" (")
