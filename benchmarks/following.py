@@ -27,6 +27,8 @@ from pathlib import Path
 from scipy.stats import t, ttest_rel
 
 from corebatch.bench.runs import Comparison, read_comparison
+from corebatch.bench.runs.power import detectable as smallest
+from corebatch.bench.runs.power import of_comparison
 from pages import ROOT, table, write_between
 
 RESULTS, EVIDENCE = ROOT / "benchmarks" / "results", ROOT / "docs" / "evidence"
@@ -75,15 +77,8 @@ def of_the_way(comparison: Comparison, arm: str) -> str:
 def detectable(first: Comparison, seeds: int) -> str:
     """By each mean, the difference that a paired t-test over so many seeds finds with power 0.8 at 5 %, where pairs
     differ as much as the reference and another small arm do in `first`."""
-    found = []
-    for mean in MEANS:
-        ours, variances = losses(first, REFERENCE, mean), []
-        for arm in (arm.name for arm in first.plan.arms if arm.name not in (REFERENCE, LARGE)):
-            theirs = losses(first, arm, mean)
-            variances.append(statistics.variance([ours[seed] - theirs[seed] for seed in ours]))
-        factor = t.ppf(0.975, seeds - 1) + t.ppf(0.8, seeds - 1)
-        found.append(f"{factor * (statistics.mean(variances) / seeds) ** 0.5:.3f}")
-    return ", ".join(f"{mean} mean {value}" for mean, value in zip(MEANS, found, strict=True))
+    spread = of_comparison(first, [arm.name for arm in first.plan.arms if arm.name not in (REFERENCE, LARGE)])
+    return ", ".join(f"{mean} mean {smallest(spread[mean].sd, seeds, 0.05):.3f}" for mean in MEANS)
 
 
 def against(comparison: Comparison, arm: str, other: str, mean: str) -> str:

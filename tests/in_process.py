@@ -12,6 +12,8 @@ from corebatch.bench.runs import jobs
 class InProcess:
     """In the place of `corebatch.bench.runs.processes.Processes`; what fails is told as from there."""
 
+    count = 1
+
     def __init__(self, parts: Any) -> None:
         self.place = jobs.Workplace(parts, "cpu")
 

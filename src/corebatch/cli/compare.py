@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from corebatch.bench.runs import read_comparison, terminal_tables, write_outputs
+from corebatch.bench.runs.ahead import end_in_words, plan_ahead
 from corebatch.bench.runs.engine import Setup
 from corebatch.bench.runs.engine import compare as run_comparison
 from corebatch.bench.runs.from_config import Parts, reference_steps
+from corebatch.bench.runs.power import power_sheet
 from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.promises import promises_of
 from corebatch.bench.runs.statistics import distributions
@@ -21,6 +23,7 @@ from corebatch.errors import ConfigError
 from corebatch.evaluation import parse_task
 from corebatch.mixture import Mixture, row_lengths
 from corebatch.rendering.page import require_matplotlib
+from corebatch.rendering.sheet import rich_table
 from corebatch.sampling.shares import plan_by_name
 from corebatch.text import say
 from corebatch.trainer.lengths import units_of_epoch
@@ -37,8 +40,27 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
         ConfigError: settings that do not go together, or a folder that holds something else.
         MissingExtraError: scipy or matplotlib is not installed.
     """
-    distributions()  # an error now, and not after hours; and so of what the page needs
-    require_matplotlib()
+    require_matplotlib()  # an error now, and not after hours
+    setup, _ = prepared(values, where, console)
+    run_comparison(setup)
+    show(setup.folder, console)
+    return setup.folder
+
+
+def plan(values: Mapping[str, Any], where: str, console: Console, earlier: Path | None = None) -> None:
+    """Prints what the comparison of a config will cost and find, and keeps it in its folder's plan.json. `earlier`: a
+    comparison whose spread is taken. Raises as `compare`."""
+    setup, tokens_a_row = prepared(values, where, console)
+    arms, found = plan_ahead(setup, earlier, tokens_a_row)
+    for sheet in (arms, power_sheet(found)):
+        if sheet is not None:
+            console.print(rich_table(sheet, ("arm", "mean")))
+    say(console, end_in_words(found))
+
+
+def prepared(values: Mapping[str, Any], where: str, console: Console) -> tuple[Setup, float]:
+    """What is compared, and the mean trained tokens of a row. Raises as `compare`."""
+    distributions()
     parts = Parts.of(values, where)
     settings, arms = parts.settings, parts.arms
     if not settings.data.eval_datasets:
@@ -69,9 +91,7 @@ def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
         promises=promises,
         without_arm=without_arm,
     )
-    run_comparison(setup)
-    show(folder, console)
-    return folder
+    return setup, sum(one.trained_tokens for one in mixture.counts.values()) / rows
 
 
 def _rows_of_epoch(settings: Settings, mixture: Mixture, drawn: int) -> int:

@@ -47,9 +47,26 @@ def validate(
     run(load_settings(config, context.args), console(), rows=rows, fast=fast)
 
 
-def compare(context: typer.Context, config: CONFIG) -> None:
+def compare(
+    context: typer.Context,
+    config: CONFIG,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="tell what it will cost and find; train nothing but pilots, if needed")
+    ] = False,
+    spread_of: Annotated[
+        Path | None,
+        typer.Option(help="with --plan: an earlier comparison's folder, whose spread over seeds is taken"),
+    ] = None,
+) -> None:
     """Compare the config's selection with plain training and other arms, at equal budgets, tuned, over seeds."""
     from corebatch.cli.compare import compare as run
+    from corebatch.cli.compare import plan as run_plan
     from corebatch.config.values import read_values
 
-    run(*read_values(config, context.args), console())
+    if spread_of is not None and not plan:
+        raise typer.BadParameter("--spread-of is for --plan.")
+    values, where = read_values(config, context.args)
+    if plan:
+        run_plan(values, where, console(), spread_of)
+    else:
+        run(values, where, console())

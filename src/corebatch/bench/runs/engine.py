@@ -21,7 +21,7 @@ from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.subsets import seconds_of
-from corebatch.bench.runs.tuning import Tuned, tune
+from corebatch.bench.runs.tuning import Spend, Tuned, tune
 from corebatch.errors import ConfigError
 from corebatch.files import write_json
 from corebatch.record.provenance import provenance
@@ -66,15 +66,23 @@ def compare(setup: Setup) -> None:
     """Runs what is missing in the folder. Raises ConfigError: it holds another comparison, or another process is at
     work there, or a budget buys no step."""
     with alone(setup.folder), setup.workers:
-        begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
-        subsets = _choose_subsets(setup)
-        costs = step_costs(setup, _time(setup), subsets)
-        steps = planned_steps(setup, costs)
-        lengths = {method: _tuning_steps(setup, method, steps) for method in setup.methods}
+        costs, steps = costs_and_steps(setup)
+        lengths = {method: tuning_steps(setup, method, steps) for method in setup.methods}
         settings = setup.settings.tune
-        tuned, spent = tune(settings, setup.learning_rate, lengths, setup.folder, setup.workers, setup.console)
+        seconds = {method: cost.seconds for method, cost in costs.items()}
+        after = len(setup.settings.seeds) * sum(seconds[a.method.name].of(steps[a.name]) for a in setup.arms)
+        spend = Spend(lengths, seconds, after)
+        tuned, spent = tune(settings, setup.learning_rate, spend, setup.folder, setup.workers, setup.console)
         write_plan(setup, costs, steps, tuned, spent)
         _run(setup, costs, steps, tuned)
+
+
+def costs_and_steps(setup: Setup) -> tuple[dict[str, MethodCost], dict[str, int]]:
+    """What a step of each method costs, timed where no lines tell it yet, and the steps of each arm."""
+    begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
+    subsets = _choose_subsets(setup)
+    costs = step_costs(setup, _time(setup), subsets)
+    return costs, planned_steps(setup, costs)
 
 
 def _choose_subsets(setup: Setup) -> dict[str, dict[str, Any]]:
@@ -156,17 +164,27 @@ def planned_steps(setup: Setup, costs: Mapping[str, MethodCost]) -> dict[str, in
     return steps
 
 
-def _tuning_steps(setup: Setup, method: str, steps: Mapping[str, int]) -> int:
+def tuning_steps(setup: Setup, method: str, steps: Mapping[str, int]) -> int:
     """A method is tuned once, for its longest run at equal wall-clock or its first arm's."""
     own = [arm for arm in setup.arms if arm.method.name == method]
     return steps[next((arm.name for arm in own if arm.budget == "wall_clock"), own[0].name)]
 
 
 def write_plan(
-    setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int], tuned: Mapping[str, Tuned], spent: int
+    setup: Setup,
+    costs: Mapping[str, MethodCost],
+    steps: Mapping[str, int],
+    tuned: Mapping[str, Tuned] | None = None,
+    spent: int = 0,
+    power: Mapping[str, Any] | None = None,
 ) -> None:
-    """plan.json: what every run is allowed, before any of them."""
-    arms = []
+    """plan.json: what every run is allowed, before any of them. `tuned`: None before anything is, with the config's
+    own rate. `power`: what its seeds will find; None keeps what the file has of it."""
+    arms, before = [], setup.folder / PLAN
+    if power is None:
+        power = json.loads(before.read_text(encoding="utf-8")).get("power", {}) if before.exists() else {}
+    own = Tuned(setup.learning_rate, None, edge_of_grid=False, rungs=[])
+    tuned = dict.fromkeys(setup.methods, own) if tuned is None else tuned
     for arm in setup.arms:
         cost, values = costs[arm.method.name], tuned[arm.method.name]
         arms.append(
@@ -201,6 +219,7 @@ def write_plan(
         "metric": setup.metric,
         "shares": dict(setup.shares),
         **_promised(setup),
+        "power": power,
         "arms": arms,
         "tuning": {
             **dataclasses.asdict(setup.settings.tune),
@@ -211,7 +230,7 @@ def write_plan(
         "settings": dict(setup.values),
         **provenance(),
     }
-    write_json(setup.folder / PLAN, plan)
+    write_json(before, plan)
 
 
 def _promised(setup: Setup) -> dict[str, Any]:
@@ -242,12 +261,14 @@ def _run(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int]
     ]
     if not jobs:
         return
-    with setup.workers.all() as each, progress(setup.console, "training", len(jobs)) as tick:
+    work = {(job.arm.name, job.seed): job.seconds.of(job.steps) for job in jobs}
+    whole = sum(work.values())
+    with setup.workers.all() as each, progress(setup.console, "training", len(jobs), whole) as tick:
         for job, found in each(jobs):
             line = _line(job, found)
             append(setup.folder / RUNS, line)
             text = f"{line['final'][setup.metric]:.4f}" if line["status"] == "ok" else line["error"]
-            tick(f"{job.arm.name}, seed {job.seed}: {text}")
+            tick(f"{job.arm.name}, seed {job.seed}: {text}", work[job.arm.name, job.seed])
 
 
 def _line(job: RunJob, found: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from corebatch.record.folder_lock import LOCK, OWNER, owned
 
 PLAN, TIMING, TUNING, RUNS, BEGUN = "plan.json", "timing.jsonl", "tuning.jsonl", "runs.jsonl", "comparison.json"
 SUBSETS = "subsets.jsonl"
-FREE = ("processes", "devices", "threads", "seeds", "advice")
+FREE = ("processes", "devices", "threads", "seeds", "advice", "smallest_effect")
 """Keys of the compare block that may differ when a comparison goes on."""
 
 

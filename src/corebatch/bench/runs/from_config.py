@@ -25,6 +25,9 @@ from corebatch.evaluation import HeldoutLoss, evaluate, heldout_loss, parse_task
 from corebatch.mixture import Mixture, PaddingCollator
 from corebatch.optimizers import takes_betas
 
+PARTS = 8
+"""Of the held-out rows, by which pilots tell what rows add to the spread."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -127,6 +130,7 @@ def read_data(parts: Parts, device: str) -> RunData:
         tune=batches(random.Random(2).sample(tune, min(own.tune.rows, len(tune)))),
         curve=batches(curve),
         final=batches(final),
+        parts=lambda: [batches(rows) for rows in parts_of(held["source"], final)],
         evaluate_tasks=task_accuracy(own, tokenizer) if own.tasks else None,
         target=read_target(settings, tokenizer),
     )
@@ -161,6 +165,13 @@ def split_rows(sources: Sequence[str], share: float) -> tuple[list[int], list[in
         tune += own[: round(share * len(own))] if len(own) > 1 else []
     kept = set(tune)
     return sorted(tune), [n for n in range(len(sources)) if n not in kept]
+
+
+def parts_of(sources: Sequence[str], rows: Sequence[int]) -> list[list[int]]:
+    """The rows in parts of about equal size, each source dealt over all of them."""
+    order = sorted(rows, key=lambda row: sources[row])
+    count = max(1, min(PARTS, len(order) // 2))
+    return [order[k::count] for k in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +229,7 @@ class RunData:
         train: tokenised rows with a column `source`.
         tune, curve, final: held-out rows, by what they are for.
         evaluate_tasks: model -> accuracy by name of the task.
+        parts: makes parts of the rows of `final`, for pilots.
         target: rows for arms with a `coreset.target`, or None.
     """
 
@@ -228,5 +240,6 @@ class RunData:
     tune: HeldOut
     curve: HeldOut
     final: HeldOut
+    parts: Callable[[], Sequence[HeldOut]] = tuple
     evaluate_tasks: Callable[[Any], dict[str, float]] | None = None
     target: Any = None

@@ -16,7 +16,7 @@ from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.from_config import Parts, RunData, read_data
 from corebatch.bench.runs.subsets import choose_rows, kept_rows
-from corebatch.bench.runs.training_run import RunPlan, count_flops, run_arm, time_arm, tune_arm, warm_up
+from corebatch.bench.runs.training_run import RunPlan, count_flops, pilot_arm, run_arm, time_arm, tune_arm, warm_up
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
 
@@ -138,7 +138,17 @@ class RunJob(RunPlan):
         return run_arm(self.arm, data, self, seconds=self.seconds, flops=self.flops, evaluations=evaluations)
 
 
-Job = SubsetRowsJob | TimeJob | FlopsJob | TuneJob | RunJob
+@dataclass(frozen=True, kw_only=True)
+class PilotJob(RunPlan):
+    """A run that tells how much runs differ, at the config's own rates."""
+
+    arm: Arm
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        return pilot_arm(self.arm, here.data_of(self.arm.method.name), self)
+
+
+Job = SubsetRowsJob | TimeJob | FlopsJob | TuneJob | RunJob | PilotJob
 Each = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
 """Runs jobs side by side: (job, result) pairs as they end; a run that fails is a result, an Exception, not the end."""
 

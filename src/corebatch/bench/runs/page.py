@@ -13,6 +13,7 @@ from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
 from corebatch.bench.runs.comparison import AXES, Comparison
 from corebatch.bench.runs.kept_promises import promises_sheet
+from corebatch.bench.runs.power import power_sheet
 from corebatch.bench.runs.statistics import losses, metrics, paired_tests
 from corebatch.rendering import page
 from corebatch.rendering.formats import NOTHING, count
@@ -63,6 +64,7 @@ def render(comparison: Comparison) -> str:
         sheets=sheets,
         marks=sheets.marks(comparison),
         promises=promises_sheet(comparison),
+        power=power_sheet(comparison.plan.power, comparison),
         plan=[
             ("The question", [*sheets.budgets(comparison), *sheets.flat(plan.settings)]),
             ("Tuning", sheets.flat(plan.tuning)),
@@ -117,6 +119,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
         *sheets.tests(comparison),
         *sheets.reaches(comparison)[:1],
         promises_sheet(comparison),
+        power_sheet(comparison.plan.power, comparison),
         sheets.marks(comparison),
     ]
     found = without_repeats(part for part in parts if part is not None)
@@ -158,6 +161,7 @@ def markdown(comparison: Comparison) -> str:
         *(map(_sheet, without_repeats(reaches)) if reaches else [NO_TESTS]),
         _sheet(sheets.reach_of_all(comparison)),
         *_section("## Expected by the advice", promises_sheet(comparison)),
+        *_section("## Computed beforehand", power_sheet(comparison.plan.power, comparison)),
         "## Sources",
         _sheet(sheets.sources(comparison)) or "No run has a loss by source.",
         "## Marked and missing runs",

@@ -16,11 +16,13 @@ from multiprocessing import get_context, parent_process
 from typing import Any
 
 import datasets
+import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
 from corebatch.bench.runs.from_config import Parts
 from corebatch.bench.runs.jobs import Each, Job, Workplace, failure
+from corebatch.config.building import skeleton
 from corebatch.config.quiet import hush
 from corebatch.errors import ConfigError, CorebatchError
 
@@ -35,8 +37,9 @@ class Processes:
         gpus = list(own.devices) if own.devices is not None else list(range(found))
         if any(not isinstance(gpu, int) or not 0 <= gpu < found for gpu in gpus):
             raise ConfigError(f"compare.devices should be indices of the {found} GPUs here. Found {gpus}.")
-        count = own.processes or max(1, len(gpus))
+        count = own.processes or len(gpus) or on_cores(parts)
         self._parts = parts
+        self.count = count
         self._gpus = [gpus[n % len(gpus)] if gpus else None for n in range(count)]
         self._threads = own.threads or max(1, (os.cpu_count() or 1) // count)
         self._held, self._workers = ExitStack(), list[_Worker]()
@@ -86,6 +89,28 @@ class Processes:
                     yield job, failure(found) if isinstance(found, Exception) else found
 
         yield each
+
+
+SMALL = 200_000_000
+"""Parameters up to which runs on a CPU go side by side, on a thread each."""
+_PROCESS, _PARAMETER = 1 << 30, 24
+"""Bytes of a worker process before it has a model (libraries, data), and of a parameter with gradient, moments and
+activations."""
+
+
+def on_cores(parts: Parts) -> int:
+    """How many processes a comparison has on a CPU: a small model is trained fastest by a run on each core, as many as
+    memory holds twice over and as there are runs; a larger one alone, on all of them."""
+    own = parts.own
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(cores // (own.threads or 1), len(parts.arms) * len(own.seeds))
+    if most < 2:
+        return 1
+    parameters = sum(each.numel() for each in skeleton(parts.settings).parameters())
+    if parameters > SMALL:
+        return 1
+    held = _PROCESS + _PARAMETER * parameters
+    return max(1, min(most, int(psutil.virtual_memory().available) // (2 * held)))
 
 
 class _Worker(ProcessPoolExecutor):

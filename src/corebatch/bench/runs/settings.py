@@ -65,7 +65,9 @@ class CompareSettings:
         tasks: evaluated at the end of each run; written as for `corebatch evaluate`.
         advice: an advice.json, or its folder: the report has what it expected beside what was measured. None: the one
             that `corebatch advise` wrote for this config, if there is one of this model and these data.
-        processes: side by side; None: one a GPU, or one.
+        smallest_effect: in nats a token: for which `--plan` tells the number of seeds.
+        processes: side by side; None: one a GPU; without one, one a core where the model has up to 200 M parameters
+            and memory holds them, else one.
         devices: indices of GPUs; None: all.
         threads: of each process on CPU; None: the cores over the processes.
     """
@@ -83,6 +85,7 @@ class CompareSettings:
     kept: tuple[str, ...] = ()
     tasks: tuple[Any, ...] = ()
     advice: str | None = None
+    smallest_effect: float = 0.01
     processes: int | None = None
     devices: tuple[int, ...] | None = None
     threads: int | None = None
@@ -122,6 +125,8 @@ class CompareSettings:
         for name in ("processes", "threads", "final_rows"):
             if getattr(self, name) is not None:
                 check_count(f"compare.{name}", getattr(self, name), more=", or none")
+        if not isinstance(self.smallest_effect, int | float) or not self.smallest_effect > 0:
+            raise ConfigError(f"compare.smallest_effect should be above 0. Found {self.smallest_effect!r}.")
         if self.advice is not None and not isinstance(self.advice, str):
             raise ConfigError(f"compare.advice should be a path. Found {self.advice!r}.")
         if not isinstance(self.extra_arms, Mapping):

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from corebatch.batch.budget import CONSTANT
 from corebatch.bench.runs.arms import Arm
+from corebatch.bench.runs.comparison import MEANS
 from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
 from corebatch.bench.runs.from_config import RunData
 from corebatch.optimizers import training_arguments
@@ -248,6 +249,16 @@ def tune_arm(arm: Arm, data: RunData, schedule: RunPlan) -> dict[str, Any]:
     """Held-out loss on the rows for tuning after a run of this length."""
     model, _ = train_arm(arm, data, schedule)
     return {key: value for key, value in data.tune.loss(model).items() if key != "sources"}
+
+
+def pilot_arm(arm: Arm, data: RunData, schedule: RunPlan) -> dict[str, Any]:
+    """Held-out loss after a run of this length, on all rows for the final evaluation and on parts of them."""
+    before = time.perf_counter()
+    model, _ = train_arm(arm, data, schedule)
+    final = data.final.loss(model)
+    wall = round(time.perf_counter() - before, 3)
+    losses = [part.loss(model) for part in data.parts()]
+    return {"final": final, "parts": [{mean: loss[mean] for mean in MEANS} for loss in losses], "wall_seconds": wall}
 
 
 def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.folder import TUNING, append, read_lines
 from corebatch.bench.runs.jobs import TuneJob, outcome
 from corebatch.bench.runs.processes import Processes
@@ -94,10 +95,20 @@ class _Race:
         self.left = [each for each, _ in ranked[:kept]]
 
 
+@dataclass(frozen=True)
+class Spend:
+    """What runs take. `lengths`: by method, the steps of the run that it is tuned for; `seconds`: of its steps;
+    `after`: seconds of all runs that come after tuning."""
+
+    lengths: Mapping[str, int]
+    seconds: Mapping[str, StepCost]
+    after: float
+
+
 def tune(
     settings: TuneSettings,
     learning_rate: float,
-    lengths: Mapping[str, int],
+    spend: Spend,
     folder: Path,
     workers: Processes,
     console: Console,
@@ -106,24 +117,27 @@ def tune(
 
     Args:
         learning_rate: the config's own.
-        lengths: by method, the steps of the run that it is tuned for.
     """
     grid = candidates(settings, learning_rate)
-    races = [_Race(name, rungs(len(grid), steps, settings.shortest), list(grid)) for name, steps in lengths.items()]
+    races = [
+        _Race(name, rungs(len(grid), steps, settings.shortest), list(grid)) for name, steps in spend.lengths.items()
+    ]
     total = sum(count for race in races for count, _ in race.plan)
     if total:
-        with workers.all() as each, progress(console, "tuning", total) as tick:
+        work = sum(spend.seconds[race.method].of(steps) * count for race in races for count, steps in race.plan)
+        with workers.all() as each, progress(console, "tuning", total, work, spend.after) as tick:
             scores = _known(folder, settings.metric)
             for level in range(max(len(race.plan) for race in races)):
                 jobs = [job for race in races for job in race.jobs(level, settings.seed)]
                 missing = [job for job in jobs if job not in scores]
                 for _ in range(len(jobs) - len(missing)):
-                    tick(None)
+                    tick(None, 0.0)
                 for job, found in each(missing):
                     line = {"kind": "tuning", "method": job.method, **dataclasses.asdict(job), **outcome(found)}
                     append(folder / TUNING, line)
                     scores[job] = line.get(settings.metric)
-                    tick(f"{job.method}, learning rate {job.learning_rate:g}: {_loss_text(line, settings.metric)}")
+                    text = f"{job.method}, learning rate {job.learning_rate:g}: {_loss_text(line, settings.metric)}"
+                    tick(text, spend.seconds[job.method].of(job.steps))
                 for race in races:
                     race.halve(level, settings.seed, scores)
     rates = sorted({each.learning_rate for each in grid})
