@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from corebatch.bench.runs.from_config import Parts, reference_steps
 from corebatch.bench.runs.power import power_sheet
 from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.promises import promises_of
+from corebatch.bench.runs.settings import MINUTES, QUICK
 from corebatch.bench.runs.statistics import distributions
 from corebatch.config.building import load_tokenizer, read_mixture
 from corebatch.config.settings import Settings
@@ -29,19 +31,22 @@ from corebatch.text import say
 from corebatch.trainer.lengths import units_of_epoch
 
 
-def compare(values: Mapping[str, Any], where: str, console: Console) -> Path:
+def compare(values: Mapping[str, Any], where: str, console: Console, *, quick: bool = False) -> Path:
     """Runs the comparison of a config, or what of it is missing, and returns its folder.
 
     Args:
         values: the keys of the config, `compare` among them.
         where: the config's name, for errors.
+        quick: whether within MINUTES, in a folder beside the config's.
 
     Raises:
         ConfigError: settings that do not go together, or a folder that holds something else.
         MissingExtraError: scipy or matplotlib is not installed.
     """
     require_matplotlib()  # an error now, and not after hours
-    setup, _ = prepared(values, where, console)
+    setup, _ = prepared(quickly(values) if quick else values, where, console)
+    if quick:
+        setup = dataclasses.replace(setup, quick={"minutes": MINUTES, "steps": setup.steps})
     run_comparison(setup)
     show(setup.folder, console)
     return setup.folder
@@ -56,6 +61,15 @@ def plan(values: Mapping[str, Any], where: str, console: Console, earlier: Path 
         if sheet is not None:
             console.print(rich_table(sheet, ("arm", "mean")))
     say(console, end_in_words(found))
+
+
+def quickly(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what a quick comparison has where it says nothing, and a folder of its own beside output_dir."""
+    folder = Path(str(values.get("output_dir") or "runs/compare"))
+    block = values.get("compare") or {}
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"compare should be a block of keys. Found {block!r}.")
+    return {**values, "compare": {**QUICK, **block}, "output_dir": str(folder.with_name(f"{folder.name}-quick"))}
 
 
 def prepared(values: Mapping[str, Any], where: str, console: Console) -> tuple[Setup, float]:

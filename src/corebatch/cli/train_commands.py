@@ -57,6 +57,9 @@ def compare(
         Path | None,
         typer.Option(help="with --plan: an earlier comparison's folder, whose spread over seeds is taken"),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="an answer within ten minutes, beside the folder; says what it cannot tell")
+    ] = False,
 ) -> None:
     """Compare the config's selection with plain training and other arms, at equal budgets, tuned, over seeds."""
     from corebatch.cli.compare import compare as run
@@ -65,8 +68,10 @@ def compare(
 
     if spread_of is not None and not plan:
         raise typer.BadParameter("--spread-of is for --plan.")
+    if quick and plan:
+        raise typer.BadParameter("--plan is for a whole comparison: leave out --quick.")
     values, where = read_values(config, context.args)
     if plan:
         run_plan(values, where, console(), spread_of)
     else:
-        run(values, where, console())
+        run(values, where, console(), quick=quick)

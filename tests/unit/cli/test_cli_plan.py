@@ -94,3 +94,33 @@ def test_an_effect_that_is_none_is_refused(values: dict[str, Any], effect: Any) 
     values["compare"]["smallest_effect"] = effect
     with pytest.raises(ConfigError, match=r"compare\.smallest_effect should be above 0"):
         told(values)
+
+
+def quick(values: dict[str, Any]) -> Any:
+    return read_comparison(command.compare(values, "config.yaml", Console(quiet=True), quick=True))
+
+
+def test_a_quick_comparison_fits_its_minutes_and_says_what_it_can_tell(values: dict[str, Any]) -> None:
+    values |= {"max_steps": 400, "compare": {"arms": ["plain_small"], "seeds": 2, "final_rows": 8}}
+    values["warmup_steps"] = 1
+    found = quick(values)  # a step takes a second, as it was timed: 0.6 of 600 s for two arms with two seeds
+    assert found.folder.name == "comparison-quick"
+    (steps,) = {arm.steps for arm in found.plan.arms}
+    assert 60 < steps <= 90
+    assert [arm.method for arm in found.plan.arms] == ["coreset", "plain_small"], "what the config says is honoured"
+    assert found.plan.tuning["enabled"] is False, "and what it leaves out is small"
+    text = markdown(found)
+    first = text.split("## The question")[0]
+    assert f"Quick, within 10 minutes: {steps} of the config's 400 steps, 2 seeds" in first
+    assert "It can tell what a step of each arm costs" in first
+    assert "by the token mean" in first
+    assert "It cannot tell smaller differences" in first
+    assert quick(values).plan.reference_arm.steps == steps, "it goes on with the steps of its plan"
+
+
+def test_a_model_that_is_too_slow_for_ten_minutes_is_refused(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "time_arm", lambda *_: (60.0, 60.0))
+    with pytest.raises(ConfigError, match=r"--quick should have time for 20 steps of 3 arms with 2 seeds"):
+        quick({**values, "max_steps": 400})

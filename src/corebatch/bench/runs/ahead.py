@@ -16,7 +16,7 @@ from typing import Any
 from corebatch.bench.runs import format as words
 from corebatch.bench.runs.arms import REFERENCE
 from corebatch.bench.runs.costs import MethodCost
-from corebatch.bench.runs.engine import Setup, costs_and_steps, tuning_steps, write_plan
+from corebatch.bench.runs.engine import Setup, costs_and_steps, spend_of, write_plan
 from corebatch.bench.runs.folder import PLAN, RUNS, alone, append, read_lines
 from corebatch.bench.runs.jobs import PilotJob, outcome
 from corebatch.bench.runs.power import (
@@ -30,7 +30,7 @@ from corebatch.bench.runs.power import (
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.reading import read_comparison
 from corebatch.bench.runs.statistics import LEVEL
-from corebatch.bench.runs.tuning import candidates, rungs
+from corebatch.bench.runs.tuning import candidates
 from corebatch.errors import ConfigError
 from corebatch.rendering.formats import clean, count, duration
 from corebatch.rendering.sheet import Sheet
@@ -163,13 +163,8 @@ def _hours(
     setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int], seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """Of tuning and of all runs, on as many processes as the comparison has here."""
-    tune, side = setup.settings.tune, setup.workers.count
-    grid = len(candidates(tune, setup.learning_rate))
-    tuning = sum(
-        number * costs[method].seconds.of(length)
-        for method in setup.methods
-        for number, length in rungs(grid, tuning_steps(setup, method, steps), tune.shortest)
-    )
+    side, grid = setup.workers.count, len(candidates(setup.settings.tune, setup.learning_rate))
+    tuning = spend_of(setup, costs, steps).of_tuning(grid, setup.settings.tune.shortest)
     runs = len(setup.settings.seeds) * sum(seconds.values())
     return {"tuning": tuning / side / 3600, "runs": runs / side / 3600, "processes": side}
 

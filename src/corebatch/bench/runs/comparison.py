@@ -111,6 +111,7 @@ class ComparisonPlan:
             were made before there was a choice.
         shares: of sources, by the name of each mean in BY_SHARES that runs were measured by.
         promises: what advice expected of arms, read before the first run; `without_arm`: levers that no arm pulls.
+        quick: of `compare --quick`: its minutes, and the config's steps; empty of others.
         power: what its seeds will find, as `compare --plan` computed it before the first run; empty without.
     """
 
@@ -124,6 +125,7 @@ class ComparisonPlan:
     promises: tuple[Promise, ...] = ()
     without_arm: tuple[str, ...] = ()
     power: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
     tuning: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,14 @@ from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.subsets import seconds_of
-from corebatch.bench.runs.tuning import Spend, Tuned, tune
+from corebatch.bench.runs.tuning import Spend, Tuned, candidates, tune
 from corebatch.errors import ConfigError
 from corebatch.files import write_json
 from corebatch.record.provenance import provenance
+
+LEAST_STEPS = 20
+QUICK_SHARE = 0.6
+"""Of a quick comparison's minutes after timing, the part that steps may take; the rest is evaluation and starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class Setup:
         metric: the held-out mean that the reference's objective is about.
         shares: of the sources, by the name of each mean that has shares of its own.
         promises, without_arm: see ComparisonPlan.
+        quick: of a comparison within minutes: these, and the config's steps; `began`: when it was, by time.monotonic.
     """
 
     arms: Sequence[Arm]
@@ -55,6 +61,8 @@ class Setup:
     shares: Mapping[str, Mapping[str, float]]
     promises: Sequence[Promise] = ()
     without_arm: Sequence[str] = ()
+    quick: Mapping[str, Any] | None = None
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def methods(self) -> dict[str, Arm]:
@@ -67,14 +75,41 @@ def compare(setup: Setup) -> None:
     work there, or a budget buys no step."""
     with alone(setup.folder), setup.workers:
         costs, steps = costs_and_steps(setup)
-        lengths = {method: tuning_steps(setup, method, steps) for method in setup.methods}
-        settings = setup.settings.tune
-        seconds = {method: cost.seconds for method, cost in costs.items()}
-        after = len(setup.settings.seeds) * sum(seconds[a.method.name].of(steps[a.name]) for a in setup.arms)
-        spend = Spend(lengths, seconds, after)
+        if setup.quick is not None:
+            setup = fitted(setup, costs, steps)
+            steps = planned_steps(setup, costs)
+        spend, settings = spend_of(setup, costs, steps), setup.settings.tune
         tuned, spent = tune(settings, setup.learning_rate, spend, setup.folder, setup.workers, setup.console)
         write_plan(setup, costs, steps, tuned, spent)
         _run(setup, costs, steps, tuned)
+
+
+def spend_of(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int]) -> Spend:
+    """What tuning and runs take."""
+    lengths = {method: tuning_steps(setup, method, steps) for method in setup.methods}
+    seconds = {method: cost.seconds for method, cost in costs.items()}
+    runs = sum(seconds[arm.method.name].of(steps[arm.name]) for arm in setup.arms)
+    return Spend(lengths, seconds, len(setup.settings.seeds) * runs)
+
+
+def fitted(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int]) -> Setup:
+    """With as many steps as a quick comparison's minutes hold, at most the config's; those of its plan where it goes
+    on. Raises ConfigError: they are fewer than `LEAST_STEPS` and than the config's."""
+    assert setup.quick is not None
+    plan = setup.folder / PLAN
+    if plan.exists():
+        return dataclasses.replace(setup, steps=int(json.loads(plan.read_text(encoding="utf-8"))["steps"]))
+    spend, grid = spend_of(setup, costs, steps), len(candidates(setup.settings.tune, setup.learning_rate))
+    whole = spend.after + spend.of_tuning(grid, setup.settings.tune.shortest)
+    left = QUICK_SHARE * (60 * setup.quick["minutes"] - (time.monotonic() - setup.began)) * setup.workers.count
+    found = int(setup.steps * min(1.0, max(0.0, left) / whole))
+    if found < min(LEAST_STEPS, setup.steps):
+        raise ConfigError(
+            f"--quick should have time for {LEAST_STEPS} steps of {len(setup.arms)} arms with "
+            f"{len(setup.settings.seeds)} seeds within {setup.quick['minutes']:g} minutes. Found time for {found}: "
+            "take a smaller model, shorter rows, fewer arms or seeds, or the whole comparison, without --quick."
+        )
+    return dataclasses.replace(setup, steps=found)
 
 
 def costs_and_steps(setup: Setup) -> tuple[dict[str, MethodCost], dict[str, int]]:
@@ -180,35 +215,12 @@ def write_plan(
 ) -> None:
     """plan.json: what every run is allowed, before any of them. `tuned`: None before anything is, with the config's
     own rate. `power`: what its seeds will find; None keeps what the file has of it."""
-    arms, before = [], setup.folder / PLAN
+    before = setup.folder / PLAN
     if power is None:
         power = json.loads(before.read_text(encoding="utf-8")).get("power", {}) if before.exists() else {}
     own = Tuned(setup.learning_rate, None, edge_of_grid=False, rungs=[])
     tuned = dict.fromkeys(setup.methods, own) if tuned is None else tuned
-    for arm in setup.arms:
-        cost, values = costs[arm.method.name], tuned[arm.method.name]
-        arms.append(
-            {
-                "arm": arm.name,
-                "method": arm.method.name,
-                "budget": arm.budget,
-                "title": arm.method.title,
-                "baseline": arm.method.baseline and arm.budget == "wall_clock",
-                "rows_drawn_per_step": arm.rows_drawn,
-                "rows_trained_per_step": arm.rows_trained,
-                "steps": steps[arm.name],
-                "preparation_seconds": cost.seconds.before,
-                "seconds_per_step": [cost.seconds.first, cost.seconds.later],
-                "flops_per_step": [cost.flops.first, cost.flops.later],
-                "learning_rate": values.learning_rate,
-                "adam_beta2": values.adam_beta2,
-                "edge_of_grid": values.edge_of_grid,
-                "objective": arm.objective,
-                "coreset": arm.coreset.to_dict(),
-                "training": dict(arm.method.training),
-                "subset": None if arm.method.subset is None else dataclasses.asdict(arm.method.subset),
-            }
-        )
+    arms = [_granted(arm, costs[arm.method.name], tuned[arm.method.name], steps[arm.name]) for arm in setup.arms]
     plan = {
         "reference": REFERENCE,
         "steps": setup.steps,
@@ -220,6 +232,7 @@ def write_plan(
         "shares": dict(setup.shares),
         **_promised(setup),
         "power": power,
+        "quick": dict(setup.quick or {}),
         "arms": arms,
         "tuning": {
             **dataclasses.asdict(setup.settings.tune),
@@ -231,6 +244,30 @@ def write_plan(
         **provenance(),
     }
     write_json(before, plan)
+
+
+def _granted(arm: Arm, cost: MethodCost, values: Tuned, steps: int) -> dict[str, Any]:
+    """An arm's entry in plan.json."""
+    return {
+        "arm": arm.name,
+        "method": arm.method.name,
+        "budget": arm.budget,
+        "title": arm.method.title,
+        "baseline": arm.method.baseline and arm.budget == "wall_clock",
+        "rows_drawn_per_step": arm.rows_drawn,
+        "rows_trained_per_step": arm.rows_trained,
+        "steps": steps,
+        "preparation_seconds": cost.seconds.before,
+        "seconds_per_step": [cost.seconds.first, cost.seconds.later],
+        "flops_per_step": [cost.flops.first, cost.flops.later],
+        "learning_rate": values.learning_rate,
+        "adam_beta2": values.adam_beta2,
+        "edge_of_grid": values.edge_of_grid,
+        "objective": arm.objective,
+        "coreset": arm.coreset.to_dict(),
+        "training": dict(arm.method.training),
+        "subset": None if arm.method.subset is None else dataclasses.asdict(arm.method.subset),
+    }
 
 
 def _promised(setup: Setup) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from corebatch.bench.runs import format as words
 from corebatch.bench.runs import tables as sheets
 from corebatch.bench.runs.comparison import AXES, Comparison
 from corebatch.bench.runs.kept_promises import promises_sheet
-from corebatch.bench.runs.power import power_sheet
+from corebatch.bench.runs.power import power_sheet, quick_words
 from corebatch.bench.runs.statistics import losses, metrics, paired_tests
 from corebatch.rendering import page
 from corebatch.rendering.formats import NOTHING, count
@@ -48,7 +48,7 @@ def render(comparison: Comparison) -> str:
         over="corebatch compare",
         command="corebatch compare",
         title=words.verdict(comparison)[0],
-        outcome=words.headline(comparison),
+        outcome=_said(comparison),
         facts=" · ".join(f"{key}: {value}" for key, value in sheets.budgets(comparison)),
         notes=comparison.notes,
         tiles=_tiles(comparison) if plan.arms else [],
@@ -126,11 +126,16 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
     return [_sentences(comparison), *(rich_table(sheet, _TEXTS) for sheet in found)]
 
 
+def _said(comparison: Comparison) -> list[str]:
+    """What a quick comparison can tell at all, then what came out."""
+    return [*quick_words(comparison), *words.headline(comparison)]
+
+
 def _sentences(comparison: Comparison) -> Table:
     table = Table.grid()
     table.add_column(overflow="fold")
     table.add_row(terminal(words.verdict(comparison)[0], "bold"))
-    for line in words.headline(comparison):
+    for line in _said(comparison):
         table.add_row(terminal(line))
     for note in comparison.notes:
         table.add_row(terminal(f"Note: {note}", "yellow"))
@@ -149,7 +154,7 @@ def markdown(comparison: Comparison) -> str:
     tests, reaches = sheets.tests(comparison), sheets.reaches(comparison)
     parts = [
         f"# {markdown_text(words.verdict(comparison)[0])}",
-        _bullets(words.headline(comparison)),
+        _bullets(_said(comparison)),
         "## The question",
         _bullets(f"{name}: {value}" for name, value in sheets.budgets(comparison)),
         _pairs(sheets.flat(plan.settings)),

@@ -199,3 +199,31 @@ def _span(values: Sequence[float | None], form: str) -> str:
 def _seeds(needed: Sequence[int | None]) -> str:
     first, low, high = (f"over {MOST_SEEDS:,}" if each is None else str(each) for each in needed)
     return f"{first} ({low} to {high})"
+
+
+def quick_words(comparison: Comparison) -> list[str]:
+    """What a quick comparison can tell and what it cannot, in sentences; none for another."""
+    plan = comparison.plan
+    if not plan.quick:
+        return []
+    first, names = plan.reference_arm, _baselines(plan)
+    of, seeds = plan.quick["steps"], len(plan.seeds)
+    steps = f"{first.steps:,} of the config's {of:,} steps" if first is not None and first.steps < of else "all steps"
+    tuned = "rates tuned" if plan.tuning.get("enabled") else "the config's one rate for all arms"
+    told = [f"Quick, within {plan.quick['minutes']:g} minutes: {steps}, {seeds} seeds, {tuned}."]
+    spread, alpha = of_comparison(comparison, names), (1 - LEVEL) / max(1, len(names or ()))
+    found = {mean: detectable(own.sd, own.freedom + 1, alpha) for mean, own in spread.items()}
+    if found:
+        effects = ", ".join(f"{effect:.4f} by the {mean} mean" for mean, effect in found.items())
+        told.append(
+            "It can tell what a step of each arm costs beside the others, and differences at these steps of at least "
+            f"{effects} (power {POWER:g}, by the spread that came out of {seeds} seeds)."
+        )
+    else:
+        told.append("It can tell what a step of each arm costs beside the others; no two seeds are there yet.")
+    left = "" if tuned.startswith("rates") else ", which arm has the better rate of its own"
+    told.append(
+        f"It cannot tell smaller differences (no difference shown is none of them excluded){left}, nor what longer "
+        "runs, more rows or other seeds would show: corebatch compare without --quick does."
+    )
+    return told

@@ -43,6 +43,20 @@ class TuneSettings:
     rows: int = 256
 
 
+MINUTES = 10
+QUICK: Mapping[str, Any] = {
+    "arms": ["plain_sorted", "plain_large_sorted", "tokens_importance"],
+    "seeds": 3,
+    "tune": {"enabled": False},
+    "evaluations": 4,
+    "curve_rows": 64,
+    "final_rows": 256,
+    "timing_pools": 3,
+    "timing_rounds": 2,
+}
+"""Keys of the `compare:` block as `compare --quick` has them where the config has none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
     """The keys of the `compare:` block.

@@ -104,6 +104,11 @@ class Spend:
     seconds: Mapping[str, StepCost]
     after: float
 
+    def of_tuning(self, count: int, shortest: float) -> float:
+        """Seconds of all tuning runs of so many candidates a method."""
+        plans = {method: rungs(count, steps, shortest) for method, steps in self.lengths.items()}
+        return sum(self.seconds[method].of(steps) * number for method, plan in plans.items() for number, steps in plan)
+
 
 def tune(
     settings: TuneSettings,
@@ -124,7 +129,7 @@ def tune(
     ]
     total = sum(count for race in races for count, _ in race.plan)
     if total:
-        work = sum(spend.seconds[race.method].of(steps) * count for race in races for count, steps in race.plan)
+        work = spend.of_tuning(len(grid), settings.shortest)
         with workers.all() as each, progress(console, "tuning", total, work, spend.after) as tick:
             scores = _known(folder, settings.metric)
             for level in range(max(len(race.plan) for race in races)):
