@@ -320,12 +320,31 @@ def seconds_to_loss(comparison: Comparison, study: Study) -> str:
     if other is None:
         return ""
     arm = tested(comparison, study)
-    found = geometric(shares_of_seconds(comparison, arm.name, other.name))
-    step = arm.seconds_per_step[-1] / other.seconds_per_step[-1]
-    reached = "no seed has both curves" if found is None else f"{ratio(found)}, {found.n} seeds"
+    step, reached = step_and_reached(comparison, arm, other)
     return (
         f"Seconds of {label(arm)} over those of {label(other)}: of a step {step:.2f}; to the higher of the two last "
         f"losses, by curves on a part of the held-out rows, geometric mean and 95 % interval: {reached}."
+    )
+
+
+def step_and_reached(comparison: Comparison, arm: PlannedArm, other: PlannedArm) -> tuple[float, str]:
+    """Seconds of a step, and to the same loss, over those of another arm."""
+    found = geometric(shares_of_seconds(comparison, arm.name, other.name))
+    reached = "no seed has both curves" if found is None else f"{ratio(found)}, {found.n} seeds"
+    return arm.seconds_per_step[-1] / other.seconds_per_step[-1], reached
+
+
+def in_readme(study: Study) -> str:
+    """What the README says of the same update."""
+    comparison = read(study)
+    other = None if comparison is None else comparison.plan.arm(study.to_loss_of)
+    if comparison is None or other is None:
+        return "**The same update for less work**: not run yet."
+    step, reached = step_and_reached(comparison, tested(comparison, study), other)
+    return (
+        f"**The same update for less work**: 64 rows a step cut by positions take {step:.2f} of the seconds of plain "
+        f"accumulation, and its loss is reached in {reached.replace(',', ' of them,', 1)} "
+        "([page](docs/evidence/same_update.md))."
     )
 
 
@@ -461,6 +480,7 @@ def write_pages(plots: Path) -> None:
                 nothing = NOT_RUN.format(study.folder.name)
                 text = nothing if comparison is None else text_of(comparison, study, plot)
                 write_between(EVIDENCE / f"{name}.md", study.name, text)
+    write_between(ROOT / "README.md", "same update", in_readme(CLAIMS[0].studies[0]))
     own: dict[str, Callable[[], Verdict]] = {"c": lambda: of_learnt(plots)}
     write_index({c.letter: own[c.letter]() if c.letter in own else verdict(c.studies) for c in CLAIMS})
 
