@@ -46,6 +46,7 @@ class TimedLine:
         mfu = None
         if self._at_peak is not None and seconds > 0 and self._phases.resolved:
             mfu = float(f"{self._at_peak / seconds:.4g}")
+            mfu = mfu if mfu <= 1 else None  # the peak was measured while the machine was busy with something else
         return StepLine(
             **self._values,
             mfu=mfu,

@@ -237,8 +237,11 @@ def _padding(counts: Iterable[tuple[int | None, int | None]]) -> float | None:
 
 
 def _utilisation(steps: tuple[StepLine, ...]) -> float | None:
-    """Over the time of the steps that tell it: a slow step counts for longer."""
+    """Over the time of the steps that tell it: a slow step counts for longer. None where one is above the peak, which
+    was measured too low then."""
     known = [(s.mfu, sum(s.ms.values())) for s in steps if s.mfu is not None]
+    if any(mfu > 1 for mfu, _ in known):
+        return None
     time = sum(ms for _, ms in known)
     return sum(mfu * ms for mfu, ms in known) / time if time else None
 
