@@ -342,10 +342,12 @@ def test_utilisation_is_model_flops_over_time_ranks_and_peak(tmp_path: Path) -> 
     means = made.recorder.take_means()
     assert means["mfu"] == pytest.approx(line["mfu"], rel=1e-3)
     assert means["tokens_scored_per_second"] == 300
-    low = step_log.TimedLine(
-        dict(STEP), made.recorder.phases, at_peak=1e9
-    )  # a peak that was measured on a busy machine
-    assert low.line().mfu is None
+    phases = Phases(Ticks())
+    phases.end("train")
+    for at_peak, told in ((0.5, 0.5), (1e9, None)):  # the last was measured while the machine had something else to do
+        timed = step_log.TimedLine({**STEP, "step": 1}, phases, at_peak)
+        assert timed.timed()
+        assert timed.line().mfu == told
 
 
 def test_means_for_the_trainers_log(tmp_path: Path) -> None:
