@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,6 +30,17 @@ OTHERS = {
     ("docs/running/combinations.md", "table of make wheel"): "test_versions.py",
 }
 """What is written from the code, or by commands that leave no lines, and which test holds it."""
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_its_own() -> Iterator[None]:
+    """Scripts silence loggers for their own process: not for the tests that follow."""
+    ours, disabled = logging.getLogger("corebatch"), logging.root.manager.disable
+    level, verbosity = ours.level, transformers_logging.get_verbosity()
+    yield
+    logging.disable(disabled)
+    ours.setLevel(level)
+    transformers_logging.set_verbosity(verbosity)
 
 
 def parts() -> dict[tuple[str, str], str]:
