@@ -106,6 +106,7 @@ CLAIMS = (
         studies=(
             Study(name="passes", told="4 of 16: ", written=False),
             Study(name="wide", told="8 of 64: ", written=False),
+            Study(name="above", told="64 of 256, noise below a step's: "),
         ),
     ),
     Claim(letter="f", text="A new skill, and what is kept", page="replay", studies=(Study(name="replay"),)),

@@ -37,7 +37,7 @@ def mathmix(folder: Path, settings: Path, data: Path, model: Path, rows: int) ->
     if not (model / "config.json").is_file():
         subprocess.run([sys.executable, HERE / "small_llama.py", "--data", data, "--output", model], check=True)
     return {
-        **yaml.safe_load(settings.read_text()),
+        **yaml.safe_load(settings.read_text().replace("TEST", str(data / "test.jsonl"))),
         "model_name_or_path": str(model),
         "datasets": [{"path": str(train)}],
         "eval_datasets": [{"path": str(data / "test.jsonl")}],

@@ -53,10 +53,12 @@ class Workplace:
 
     def rehearsal_rows(self, pools: int, method: str) -> list[int]:
         """So many large batches of rows at random, the same for every arm that trains on the same rows; of every source
-        if they are enough. All rows of a subset that is less than one."""
-        train = self.data_of(method).train
+        if they are enough. All rows of a subset that is less than one. Rounded up to whole steps of the arm, which may
+        have more rows than a large batch: the cost of a part of a step is no step's."""
+        train, step = self.data_of(method).train, self.methods[method].rows_drawn
         rows = len(train)
         count = min(rows // self.rows_drawn, pools) * self.rows_drawn or rows
+        count = min(-(-count // step), rows // step) * step or count
         return with_every_source(random.Random(0).sample(range(rows), rows), train["source"], count)
 
 

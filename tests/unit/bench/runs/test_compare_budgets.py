@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from corebatch.batch.cuts import Cut
 from corebatch.bench.runs.arms import METHODS, make_arms
 from corebatch.bench.runs.costs import StepCost, flop_counter, side_by_side, step_seconds
 from corebatch.bench.runs.from_config import split_rows
+from corebatch.bench.runs.jobs import Workplace
 from corebatch.bench.runs.settings import CompareSettings, TuneSettings
 from corebatch.bench.runs.training_run import _rehearsal, points
 from corebatch.bench.runs.tuning import candidates, rungs
@@ -51,6 +54,21 @@ def test_ratios_are_taken_within_a_round() -> None:
     found = side_by_side(lines, "coreset")
     assert found["coreset"] == pytest.approx((2.0, 1.0))
     assert found["plain_small"] == pytest.approx((0.75, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("step", "rows", "found"),
+    [(16, 400, 96), (32, 400, 96), (64, 400, 128), (24, 400, 96), (64, 100, 64), (64, 40, 32), (8, 20, 16)],
+)
+def test_an_arm_is_timed_on_whole_steps_of_its_own(step: int, rows: int, found: int) -> None:
+    """Three large batches of 32 rows, or as many more as fill its last step, where there are so many."""
+    place = Workplace.__new__(Workplace)
+    place.rows_drawn = 32
+    place.methods = {"mine": SimpleNamespace(rows_drawn=step)}  # type: ignore[dict-item]  # what is read of an arm
+    train = Dataset.from_dict({"source": ["a"] * rows})
+    place.data_of = lambda method: SimpleNamespace(train=train)  # type: ignore[assignment,method-assign,return-value]
+    chosen = place.rehearsal_rows(3, "mine")
+    assert len(chosen) == len(set(chosen)) == found
 
 
 def test_seconds_of_a_step_leave_the_first_out() -> None:
