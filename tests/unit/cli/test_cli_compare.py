@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def values(settings: dict[str, Any], data_file: Path, tmp_path: Path) -> dict[st
 
 def held_out(folder: Path) -> Path:
     path = folder / "items.jsonl"
-    path.write_text(json.dumps({"prompt": "sums 1?", "answer": "7", "source": "sums"}) + "\n")
+    items = [{"prompt": f"{source} 1?", "answer": "7", "source": source} for source in ("sums", "products")]
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
     return path
 
 
@@ -154,6 +156,8 @@ def test_the_table_is_honest(compare: Any, values: dict[str, Any]) -> None:
         assert spent + each * (1 + 1e-6) > allowed or run["method"] == "coreset"
         assert run["curve"][-1]["step"] == run["steps"]
         assert 0 <= run["final"]["tasks"]["items"] <= 1
+        by_source = run["final"]["task_sources"]["items"]
+        assert run["final"]["tasks"]["items, mean of sources"] == pytest.approx(statistics.mean(by_source.values()))
     assert arms["plain_large_sorted@wall_clock"]["steps"] == 3  # 6 x 1.25 / 2
     assert arms["plain_small@wall_clock"]["steps"] == 7
     assert arms["plain_small@steps"]["steps"] == 6

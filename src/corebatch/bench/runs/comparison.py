@@ -191,9 +191,14 @@ class Point(Losses):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Final(Losses):
-    """Losses on all held-out rows, and accuracies (shares)."""
+    """Losses on all held-out rows, and accuracies (shares).
+
+    Attributes:
+        task_sources: accuracies by source, of tasks that have several.
+    """
 
     tasks: Mapping[str, float] = field(default_factory=dict)
+    task_sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

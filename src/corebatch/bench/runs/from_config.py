@@ -136,19 +136,22 @@ def read_data(parts: Parts, device: str) -> RunData:
     )
 
 
-def task_accuracy(own: CompareSettings, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
-    """Model -> share of correct answers by task, and for tasks of several sources their mean. Raises ConfigError,
-    DataError: a task that is unknown or cannot be read."""
+def task_accuracy(own: CompareSettings, tokenizer: Any) -> Callable[[Any], dict[str, Any]]:
+    """Model -> `tasks`: share of correct answers by task, and for tasks of several sources their mean; and of these
+    `task_sources`: the share of each source. Raises ConfigError, DataError: a task that is unknown or cannot be
+    read."""
     tasks = [parse_task(task) for task in own.tasks]
 
-    def measure(model: Any) -> dict[str, float]:
+    def measure(model: Any) -> dict[str, Any]:
         found: dict[str, float] = {}
+        by_source: dict[str, dict[str, float]] = {}
         for task in tasks:
             result = evaluate(model, tokenizer, task, progress=False)
             found[task.name] = result.overall.accuracy
             if len(result.sources) > 1:
                 found[f"{task.name}, mean of sources"] = result.source_mean
-        return found
+                by_source[task.name] = {name: count.accuracy for name, count in result.sources.items()}
+        return {"tasks": found, "task_sources": by_source}
 
     return measure
 
@@ -228,7 +231,7 @@ class RunData:
         make_model: a fresh model, on no device; the same for the same seed of the global generator.
         train: tokenised rows with a column `source`.
         tune, curve, final: held-out rows, by what they are for.
-        evaluate_tasks: model -> accuracy by name of the task.
+        evaluate_tasks: model -> what `task_accuracy` measures.
         parts: makes parts of the rows of `final`, for pilots.
         target: rows for arms with a `coreset.target`, or None.
     """
@@ -241,5 +244,5 @@ class RunData:
     curve: HeldOut
     final: HeldOut
     parts: Callable[[], Sequence[HeldOut]] = tuple
-    evaluate_tasks: Callable[[Any], dict[str, float]] | None = None
+    evaluate_tasks: Callable[[Any], dict[str, Any]] | None = None
     target: Any = None

@@ -15,6 +15,7 @@ from corebatch.bench.runs.comparison import AXES, Comparison
 from corebatch.bench.runs.kept_promises import promises_sheet
 from corebatch.bench.runs.power import power_sheet, quick_words
 from corebatch.bench.runs.statistics import losses, metrics, paired_tests
+from corebatch.bench.runs.task_tables import task_sources
 from corebatch.rendering import page
 from corebatch.rendering.formats import NOTHING, count
 from corebatch.rendering.sheet import Sheet, markdown_table, rich_table, without_repeats
@@ -58,6 +59,7 @@ def render(comparison: Comparison) -> str:
         shown=shown_first(comparison),
         losses=by_mean,
         tasks=tasks,
+        task_sources=task_sources(comparison),
         no_tests="" if sheets.tests(comparison) else NO_TESTS,
         source_differences=charts.source_differences(comparison),
         comparison=comparison,
@@ -169,6 +171,7 @@ def markdown(comparison: Comparison) -> str:
         *_section("## Computed beforehand", power_sheet(comparison.plan.power, comparison)),
         "## Sources",
         _sheet(sheets.sources(comparison)) or "No run has a loss by source.",
+        *map(_sheet, task_sources(comparison)),
         "## Marked and missing runs",
         _sheet(sheets.marks(comparison)) or "None.",
         _bullets(comparison.notes),

@@ -230,7 +230,7 @@ def run_arm(
     model, counts = train_arm(arm, data, schedule, callbacks=measure)
     final = data.final.loss(model)
     if data.evaluate_tasks is not None:
-        final["tasks"] = data.evaluate_tasks(model)
+        final |= data.evaluate_tasks(model)
     for point in curve:  # tokens a step are those of the run, on average
         point["tokens_trained"] = round(counts.tokens_trained * point["step"] / steps)
     return {

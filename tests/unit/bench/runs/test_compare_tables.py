@@ -12,8 +12,11 @@ from rich.console import Console
 
 from corebatch.bench.runs import Comparison, markdown, read_comparison, terminal_tables
 from corebatch.bench.runs.format import verdict
+from corebatch.bench.runs.page import render
 from corebatch.bench.runs.tables import flat
 from corebatch.bench.runs.tables import marks as marks_sheet
+from corebatch.bench.runs.task_tables import task_sources
+from corebatch.rendering.formats import NOTHING
 from corebatch.rendering.sheet import without_repeats
 
 pytest.importorskip("scipy.stats", reason="the statistics of a comparison need scipy (extra bench)")
@@ -95,6 +98,24 @@ def test_names_from_outside_cannot_break_markdown(tmp_path: Path) -> None:
     assert "<b>" not in text
     assert "\n# <" not in text.replace("# Comparison", "")
     assert "a\\|b�# &lt;b>\\_x\\_\\*" in text
+
+
+def test_accuracies_by_source_are_told(tmp_path: Path) -> None:
+    """Means over the seeds that have the source; a name from outside breaks nothing."""
+    lines = make_lines(make_plan())
+    for line in lines:
+        if line["arm"] in (CORESET, SMALL):
+            own = {"hard|er": 0.25 if line["arm"] == CORESET else 0.5} if line["seed"] == 1 else {}
+            line["final"]["task_sources"] = {"sums": {"easy": 0.1 * line["seed"], **own}}
+    comparison = read_comparison(write_comparison(tmp_path, lines=lines))
+    (sheet,) = task_sources(comparison)
+    found = {row[0]: dict(zip(sheet.header[1:], row[1:], strict=True)) for row in sheet.rows}
+    seeds = [line["seed"] for line in lines if line["arm"] == CORESET]
+    assert found["easy"][CORESET] == found["easy"][SMALL] == f"{10 * sum(seeds) / len(seeds):.1f} %"
+    (hard,) = (name for name in found if name.startswith("hard"))
+    assert (found[hard][CORESET], found[hard][SMALL], found[hard][HARD]) == ("25.0 %", "50.0 %", NOTHING)
+    assert "accuracy by source" in markdown(comparison)
+    assert "accuracy by source" in render(comparison)
 
 
 @pytest.mark.parametrize("seeds", [0, 1, 2])
