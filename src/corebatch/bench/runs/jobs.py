@@ -21,7 +21,7 @@ from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
 
 FLOPS_POOLS = 3
-"""Large batches on which FLOPs are counted."""
+"""Large batches on which FLOPs are counted, at most."""
 
 
 class Workplace:
@@ -113,7 +113,7 @@ class FlopsJob:
     method: str
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        rows = here.rehearsal_rows(FLOPS_POOLS, self.method)
+        rows = here.rehearsal_rows(min(FLOPS_POOLS, here.settings.timing_pools), self.method)
         return {"flops": list(count_flops(here.methods[self.method], here.data_of(self.method), rows))}
 
 
