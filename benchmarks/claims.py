@@ -34,6 +34,7 @@ from corebatch.bench.runs.statistics import (
     paired_tests,
     values,
 )
+from corebatch.bench.runs.task_tables import task_sources
 from following import RESULTS, detectable, learning_rates, spread, take
 from pages import ROOT, table, write_between
 
@@ -53,6 +54,7 @@ class Study:
         before: the study whose spread told beforehand what its seeds can find.
         to_loss_of: an arm to whose last loss the seconds are told; empty: to none.
         told: what stands before its verdict in the index.
+        against: arms that it is tested against as well, which the plan calls no baselines.
         written: False where another script writes its part, and only plot and verdict are made here.
     """
 
@@ -62,6 +64,7 @@ class Study:
     before: str = ""
     to_loss_of: str = ""
     told: str = ""
+    against: tuple[str, ...] = ()
     written: bool = True
 
     @property
@@ -82,6 +85,11 @@ class Claim:
     text: str
     page: str
     studies: tuple[Study, ...] = field(default=())
+
+
+def at_steps(*methods: str) -> tuple[str, ...]:
+    """Names of arms at equal steps."""
+    return tuple(f"{method}@steps" for method in methods)
 
 
 CLAIMS = (
@@ -110,7 +118,19 @@ CLAIMS = (
         ),
     ),
     Claim(letter="f", text="A new skill, and what is kept", page="replay", studies=(Study(name="replay"),)),
-    Claim(letter="g", text="CoLM's own table", page="colm_table", studies=(Study(name="colm"),)),
+    Claim(
+        letter="g",
+        text="CoLM's own table",
+        page="colm_table",
+        studies=(
+            Study(name="colm", told="64 of 128: ", against=at_steps("plain_sorted", "plain_large_sorted", "plain_256")),
+            Study(
+                name="colm-smollm2",
+                told="SmolLM2, 8 of 16: ",
+                against=at_steps("plain_sorted", "plain_large_sorted", "plain_32"),
+            ),
+        ),
+    ),
 )
 BESIDE = {"results": (Study(name="pools", before="objective"),)}
 """Studies that are no claim of the index, by page."""
@@ -125,10 +145,13 @@ def read(study: Study) -> Comparison | None:
     if not (study.folder / "plan.json").is_file():
         return None
     found = read_comparison(study.folder)
-    if found.plan.baselines:
+    first, more = found.plan.reference_arm, study.against
+    if found.plan.baselines and not more:
         return found
-    first = found.plan.reference_arm
-    arms = (replace(arm, baseline=arm is not first and arm.method != LARGE) for arm in found.plan.arms)
+    if more:
+        arms = (replace(arm, baseline=arm.baseline or arm.name in more) for arm in found.plan.arms)
+    else:
+        arms = (replace(arm, baseline=arm is not first and arm.method != LARGE) for arm in found.plan.arms)
     return replace(found, plan=replace(found.plan, arms=tuple(arms)))
 
 
@@ -218,6 +241,13 @@ def of_sources(comparison: Comparison) -> str:
     return table(["source", *(named[arm.name] for arm in arms)], rows)
 
 
+def of_answers(comparison: Comparison) -> str:
+    """Exact answers by source; empty without a task of several sources."""
+    named = labels(comparison)
+    heads = ["source", *(named[arm.name] for arm in comparison.plan.arms if comparison.of(arm.name))]
+    return "\n\n".join(f"{sheet.title}:\n\n{table(heads, sheet.rows)}" for sheet in task_sources(comparison))
+
+
 def left_out(comparison: Comparison) -> str:
     """The first means of arms of which no run is in the tables, in a sentence for each, with the reason."""
     told, mean = [], comparison.plan.means[0]
@@ -274,6 +304,7 @@ def text_of(comparison: Comparison, study: Study, plot: str) -> str:
         against(comparison, first) if first is not None and first is not arm else "",
         "Final loss by source:",
         of_sources(comparison),
+        of_answers(comparison),
         made(comparison, study),
         left_out(comparison),
     ]

@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(("ablations", "advice", "bias", "claimed", "dual_encoders", "feedback"), (("--table",),)),
     **dict.fromkeys(("many_rows", "micro_batches", "noise", "start_up", "subset", "windows"), (("--table",),)),
-    **dict.fromkeys(("advised", "budget", "learnt", "promised"), (("page",),)),
+    **dict.fromkeys(("advised", "advised_choice", "budget", "learnt", "promised"), (("page",),)),
     **dict.fromkeys(("claims", "gpu_page", "rates"), ((),)),
     "following": (("following",), ("passes",), ("exact",), ("wide",)),
 }
