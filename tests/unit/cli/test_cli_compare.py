@@ -25,7 +25,7 @@ from corebatch.bench.runs.folder import alone
 from corebatch.bench.runs.from_config import Parts
 from corebatch.bench.runs.jobs import Workplace
 from corebatch.bench.runs.subsets import KEPT, choose_rows
-from corebatch.bench.runs.training_run import _CountingTrainer
+from corebatch.bench.runs.training_run import CountingTrainer
 from corebatch.cli import compare as command
 from corebatch.errors import ConfigError
 from in_process import InProcess
@@ -85,7 +85,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict
     monkeypatch.setattr(jobs, "FLOPS_POOLS", 1)
     # A tiny model's steps take what the machine makes of them; budgets should not depend on that in a test.
     price = {"plain_large_sorted": 2.0, "colm": 1.6, "coreset": 1.25}
-    monkeypatch.setattr(jobs, "time_arm", lambda arm, *_: (price.get(arm.method.name, 1.0),) * 2)
+    monkeypatch.setattr(jobs, "time_arm", lambda arm, *_: {"seconds": [price.get(arm.method.name, 1.0)] * 2})
 
     def run(values: dict[str, Any]) -> Any:
         return read_comparison(command.compare(values, "config.yaml", Console(quiet=True)))
@@ -243,7 +243,7 @@ def test_an_arm_that_takes_more_than_its_budget_is_marked(
 ) -> None:
     """A trainer that takes more rows than its arm may is seen by what is counted, not by what it says."""
     values["compare"] |= {"arms": ["plain_small"], "extra_arms": {}, "tune": {"enabled": False}, "tasks": []}
-    honest = _CountingTrainer.get_batch_samples
+    honest = CountingTrainer.get_batch_samples
 
     def greedy(self: Any, iterator: Any, count: int, *args: Any) -> Any:
         batches, items = honest(self, iterator, count, *args)
@@ -254,7 +254,7 @@ def test_an_arm_that_takes_more_than_its_budget_is_marked(
             ]
         return batches, items
 
-    monkeypatch.setattr(_CountingTrainer, "get_batch_samples", greedy)
+    monkeypatch.setattr(CountingTrainer, "get_batch_samples", greedy)
     found = compare(values)
     marked = {(mark.arm, mark.seed) for mark in found.marks if mark.excludes}
     assert marked == {("plain_small@wall_clock", 2)}

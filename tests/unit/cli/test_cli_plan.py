@@ -25,7 +25,7 @@ def values(
         del settings[key]
     monkeypatch.setattr(command, "Processes", Here)
     monkeypatch.setattr(jobs, "FLOPS_POOLS", 1)
-    monkeypatch.setattr(jobs, "time_arm", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(jobs, "time_arm", lambda *_: {"seconds": [1.0, 1.0]})
     own = {"arms": ["plain_small", "random"], "seeds": 2, "evaluations": 1, "curve_rows": 4, "timing_pools": 2}
     own |= {"timing_rounds": 1, "tune": {"enabled": False}, "smallest_effect": 0.5}
     run = {"gradient_accumulation_steps": 1, "max_steps": 3, "eval_datasets": [{"path": str(data_file)}]}
@@ -121,6 +121,6 @@ def test_a_quick_comparison_fits_its_minutes_and_says_what_it_can_tell(values: d
 def test_a_model_that_is_too_slow_for_ten_minutes_is_refused(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "time_arm", lambda *_: (60.0, 60.0))
+    monkeypatch.setattr(jobs, "time_arm", lambda *_: {"seconds": [60.0, 60.0]})
     with pytest.raises(ConfigError, match=r"--quick should have time for 20 steps of 3 arms with 2 seeds"):
         quick({**values, "max_steps": 400})

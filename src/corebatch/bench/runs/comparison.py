@@ -30,6 +30,10 @@ class PlannedArm:
         baseline: one of those that the others have to beat.
         steps: optimizer steps, fixed before any run.
         preparation_seconds: what precedes its first step: choosing its rows.
+        positions: of its run, padding included, scored and trained, as they were counted beforehand; None in plans that
+            were made before they were counted.
+        positions_spread: standard deviation of a step's, as a share of their mean.
+        seconds_error: standard error of its seconds a step over the reference's, as a share; None: not known.
         seconds_per_step, flops_per_step: in the first epoch and in later ones, or one number for all; may be empty.
         edge_of_grid: the learning rate is the least or the greatest that was tried.
         objective: what its update estimates, in words; empty in plans that were made before there was a choice.
@@ -45,6 +49,9 @@ class PlannedArm:
     rows_trained_per_step: int
     steps: int
     preparation_seconds: float = 0.0
+    positions: float | None = None
+    positions_spread: float = 0.0
+    seconds_error: float | None = None
     seconds_per_step: tuple[float, ...] = ()
     flops_per_step: tuple[float, ...] = ()
     learning_rate: float | None = None
@@ -212,6 +219,7 @@ class Run:
         seconds: by the ratios that were measured side by side; comparable.
         wall_seconds: what it took; noisy, shown nowhere beside others.
         steps: of the configured rows. updates: optimizer steps that were made of them; fewer where the batch grows.
+        positions: computed, padding included, scored and trained; None in lines of before they were counted.
         order: running hash of the drawn examples after every 64 of them.
         not_finite: losses that are NaN or infinite, by name.
     """
@@ -229,6 +237,7 @@ class Run:
     tokens_drawn: int | None = None
     tokens_trained: int | None = None
     tokens_scored: int | None = None
+    positions: int | None = None
     flops: float | None = None
     seconds: float | None = None
     wall_seconds: float | None = None

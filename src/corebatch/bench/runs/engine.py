@@ -15,13 +15,14 @@ from rich.console import Console
 
 from corebatch.bench.runs.arms import REFERENCE, Arm, by_method
 from corebatch.bench.runs.comparison import Promise
-from corebatch.bench.runs.costs import MethodCost, StepCost, side_by_side
-from corebatch.bench.runs.folder import PLAN, RUNS, SUBSETS, TIMING, alone, append, begin, read_lines
-from corebatch.bench.runs.jobs import FlopsJob, RunJob, SubsetRowsJob, TimeJob, outcome
+from corebatch.bench.runs.costs import MethodCost
+from corebatch.bench.runs.folder import PLAN, RUNS, SUBSETS, alone, append, begin, read_lines
+from corebatch.bench.runs.jobs import RunJob, SubsetRowsJob, outcome
 from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.subsets import seconds_of
+from corebatch.bench.runs.timing_rounds import MORE, Timing
 from corebatch.bench.runs.tuning import Spend, Tuned, candidates, tune
 from corebatch.errors import ConfigError
 from corebatch.files import write_json
@@ -116,7 +117,20 @@ def costs_and_steps(setup: Setup) -> tuple[dict[str, MethodCost], dict[str, int]
     """What a step of each method costs, timed where no lines tell it yet, and the steps of each arm."""
     begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
     subsets = _choose_subsets(setup)
-    costs = step_costs(setup, _time(setup), subsets)
+    rounds = setup.settings.timing_rounds
+    timing = Timing(
+        methods=setup.methods,
+        folder=setup.folder,
+        steps=setup.steps,
+        rounds=rounds,
+        most=rounds if setup.quick is not None else MORE * rounds,
+        epochs={
+            name: (subsets[name]["rows"] if name in subsets else setup.rows) / arm.rows_drawn
+            for name, arm in setup.methods.items()
+        },
+        before={name: seconds_of(line) for name, line in subsets.items()},
+    )
+    costs = timing.costs(setup.workers, setup.console)
     return costs, planned_steps(setup, costs)
 
 
@@ -131,52 +145,6 @@ def _choose_subsets(setup: Setup) -> dict[str, dict[str, Any]]:
                 append(setup.folder / SUBSETS, done[name])
                 tick(f"{name}: {done[name]['rows']:,} of {done[name]['of']:,} rows in {seconds_of(done[name]):.1f} s")
     return done
-
-
-def _time(setup: Setup) -> list[dict[str, Any]]:
-    """The lines of timing.jsonl: seconds of a step for each method in each round, and FLOPs once."""
-    lines = read_lines(setup.folder / TIMING)
-    done = {(line["kind"], line["method"], line.get("round")) for line in lines}
-    missing: list[tuple[TimeJob | FlopsJob, int | None]] = [
-        (FlopsJob(method=method), None) for method in setup.methods if ("flops", method, None) not in done
-    ]
-    for number in range(setup.settings.timing_rounds):
-        # A round counts as a whole: its ratios are of one time of day.
-        if any(("time", method, number) not in done for method in setup.methods):
-            missing += [(TimeJob(method=method), number) for method in setup.methods]
-    if not missing:
-        return lines
-    with setup.workers.one() as run, progress(setup.console, "timing the arms side by side", len(missing)) as tick:
-        for job, turn in missing:
-            line = {"kind": job.kind, "method": job.method, "round": turn, **run(job), **provenance()}
-            lines.append(line)
-            append(setup.folder / TIMING, line)
-            tick(f"{job.method}: {_cost_text(line)}")
-    return lines
-
-
-def _cost_text(line: Mapping[str, Any]) -> str:
-    if line["kind"] == "flops":
-        return f"{line['flops'][0] / 1e9:.1f} GFLOPs a step"
-    return f"{line['seconds'][0]:.3f} s a step, later {line['seconds'][1]:.3f} s"
-
-
-def step_costs(
-    setup: Setup, lines: Sequence[Mapping[str, Any]], subsets: Mapping[str, Mapping[str, Any]]
-) -> dict[str, MethodCost]:
-    """By method: its seconds, with those of choosing its rows, and the FLOPs of its steps."""
-    latest = {(line["kind"], line["method"], line.get("round")): line for line in lines}
-    seconds = side_by_side([line for line in latest.values() if line["kind"] == "time"], REFERENCE)
-    flops = {line["method"]: line["flops"] for line in latest.values() if line["kind"] == "flops"}
-    made = {}
-    for method, arm in setup.methods.items():
-        epoch = (subsets[method]["rows"] if method in subsets else setup.rows) / arm.rows_drawn
-        before = seconds_of(subsets[method]) if method in subsets else 0.0
-        made[method] = MethodCost(
-            seconds=StepCost(first=seconds[method][0], later=seconds[method][1], epoch=epoch, before=before),
-            flops=StepCost(first=flops[method][0], later=flops[method][1], epoch=epoch),
-        )
-    return made
 
 
 def planned_steps(setup: Setup, costs: Mapping[str, MethodCost]) -> dict[str, int]:
@@ -258,6 +226,9 @@ def _granted(arm: Arm, cost: MethodCost, values: Tuned, steps: int) -> dict[str,
         "rows_trained_per_step": arm.rows_trained,
         "steps": steps,
         "preparation_seconds": cost.seconds.before,
+        "positions": None if cost.positions is None else cost.positions.of(steps),
+        "positions_spread": cost.spread,
+        "seconds_error": cost.error,
         "seconds_per_step": [cost.seconds.first, cost.seconds.later],
         "flops_per_step": [cost.flops.first, cost.flops.later],
         "learning_rate": values.learning_rate,

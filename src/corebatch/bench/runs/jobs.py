@@ -15,8 +15,10 @@ import torch
 from corebatch.bench.runs.arms import Arm, by_method
 from corebatch.bench.runs.costs import StepCost
 from corebatch.bench.runs.from_config import Parts, RunData, read_data
+from corebatch.bench.runs.rehearsals import count_flops, time_arm, warm_up
+from corebatch.bench.runs.step_positions import count_positions
 from corebatch.bench.runs.subsets import choose_rows, kept_rows
-from corebatch.bench.runs.training_run import RunPlan, count_flops, pilot_arm, run_arm, time_arm, tune_arm, warm_up
+from corebatch.bench.runs.training_run import RunPlan, pilot_arm, run_arm, tune_arm
 from corebatch.errors import CorebatchError
 from corebatch.record.provenance import provenance
 
@@ -51,15 +53,15 @@ class Workplace:
             self._own[method] = dataclasses.replace(self.data, train=train)
         return self._own[method]
 
-    def rehearsal_rows(self, pools: int, method: str) -> list[int]:
-        """So many large batches of rows at random, the same for every arm that trains on the same rows; of every source
-        if they are enough. All rows of a subset that is less than one. Rounded up to whole steps of the arm, which may
-        have more rows than a large batch: the cost of a part of a step is no step's."""
+    def rehearsal_rows(self, pools: int, method: str, number: int = 0) -> list[int]:
+        """So many large batches of rows at random, by the round's number, the same for every arm that trains on the
+        same rows; of every source if they are enough. All rows of a subset that is less than one. Rounded up to whole
+        steps of the arm, which may have more rows than a large batch: the cost of a part of a step is no step's."""
         train, step = self.data_of(method).train, self.methods[method].rows_drawn
         rows = len(train)
         count = min(rows // self.rows_drawn, pools) * self.rows_drawn or rows
         count = min(-(-count // step), rows // step) * step or count
-        return with_every_source(random.Random(0).sample(range(rows), rows), train["source"], count)
+        return with_every_source(random.Random(number).sample(range(rows), rows), train["source"], count)
 
 
 def with_every_source(order: Sequence[int], sources: Sequence[str], count: int) -> list[int]:
@@ -85,20 +87,34 @@ class SubsetRowsJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PositionsJob:
+    """How many positions a step of a method computes. `steps`: of a run."""
+
+    kind: ClassVar[str] = "positions"
+    method: str
+    steps: int
+
+    def run(self, here: Workplace) -> dict[str, Any]:
+        least = max(2, here.settings.timing_pools)
+        return count_positions(here.methods[self.method], here.data_of(self.method), self.steps, least)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeJob:
-    """How many seconds a step of a method takes."""
+    """How many seconds a step of a method takes, on the rows of a round."""
 
     kind: ClassVar[str] = "time"
     method: str
+    round: int
 
     def run(self, here: Workplace) -> dict[str, Any]:
-        arm, rows = here.methods[self.method], here.rehearsal_rows(here.settings.timing_pools, self.method)
+        arm, rows = here.methods[self.method], here.rehearsal_rows(here.settings.timing_pools, self.method, self.round)
         data = here.data_of(self.method)
         if self.method not in here.warm:  # compiled kernels, and memory that is held from then on
             warm_up(arm, data, rows)
             here.warm.add(self.method)
         return {
-            "seconds": list(time_arm(arm, data, rows, here.device)),
+            **time_arm(arm, data, rows, here.device, self.round),
             "rows": len(rows),
             "threads": torch.get_num_threads(),
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -114,7 +130,7 @@ class FlopsJob:
 
     def run(self, here: Workplace) -> dict[str, Any]:
         rows = here.rehearsal_rows(min(FLOPS_POOLS, here.settings.timing_pools), self.method)
-        return {"flops": list(count_flops(here.methods[self.method], here.data_of(self.method), rows))}
+        return count_flops(here.methods[self.method], here.data_of(self.method), rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +166,7 @@ class PilotJob(RunPlan):
         return pilot_arm(self.arm, here.data_of(self.arm.method.name), self)
 
 
-Job = SubsetRowsJob | TimeJob | FlopsJob | TuneJob | RunJob | PilotJob
+Job = SubsetRowsJob | PositionsJob | TimeJob | FlopsJob | TuneJob | RunJob | PilotJob
 Each = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
 """Runs jobs side by side: (job, result) pairs as they end; a run that fails is a result, an Exception, not the end."""
 

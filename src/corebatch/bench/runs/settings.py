@@ -72,8 +72,8 @@ class CompareSettings:
         curve_rows: held-out rows of a point.
         final_rows: of the final evaluation; None: all that are not for tuning. The rows of the curve are among them.
         eval_rows: rows of an evaluation's forward.
-        timing_pools, timing_rounds: how many pools each arm is timed on, pool_factor times over, and how often all
-            in turn.
+        timing_pools: of a round, on which each arm is timed, pool_factor times over; each round has others.
+        timing_rounds: in each of which all arms are timed in turn; up to four times as many where needed.
         kept: sources whose held-out loss is to be kept while others are trained for: the mean over them ("kept") and
             that over all others ("target") stand beside the other means. Empty: those that are replayed.
         tasks: evaluated at the end of each run; written as for `corebatch evaluate`.

@@ -6,19 +6,18 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from corebatch.batch.budget import CONSTANT
 from corebatch.bench.runs.arms import Arm
 from corebatch.bench.runs.comparison import MEANS
-from corebatch.bench.runs.costs import StepCost, flop_counter, row_tokens, step_seconds
+from corebatch.bench.runs.costs import StepCost, row_tokens
 from corebatch.bench.runs.from_config import RunData
 from corebatch.optimizers import training_arguments
 from corebatch.record.step_log import LOG
@@ -36,7 +35,8 @@ ORDER_EVERY = 64
 @dataclass(kw_only=True)
 class Counts:
     """What a run drew, scored and trained. Tokens are counted without padding. `updates`: optimizer steps, of which a
-    batch that grows makes fewer out of the rows of as many configured steps."""
+    batch that grows makes fewer out of the rows of as many configured steps. `positions`: of each of them, scored and
+    trained, padding included."""
 
     updates: int = 0
     rows_drawn: int = 0
@@ -45,9 +45,10 @@ class Counts:
     tokens_trained: int = 0
     tokens_scored: int = 0
     order: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
 
 
-class _Watched:
+class WatchedCollator:
     """A collator that notes the rows that pass, in order: a hash of each, and its tokens."""
 
     def __init__(self, inner: Callable[[Any], dict[str, Tensor]]) -> None:
@@ -71,7 +72,7 @@ class _Watched:
         return found
 
 
-class _CountingTrainer(CoresetTrainer):
+class CountingTrainer(CoresetTrainer):
     """Counts the rows and tokens that go into training, where the Trainer takes them."""
 
     counts: Counts
@@ -79,7 +80,11 @@ class _CountingTrainer(CoresetTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
-        for batch in unfolded(batches):
+        parts = unfolded(batches)
+        if parts:
+            scored = self._recorder.step.get("positions_scored") if self.coreset.takes_part else 0
+            self.counts.positions.append((scored or 0) + sum(part["input_ids"].numel() for part in parts))
+        for batch in parts:
             weights = batch.get("loss_weights")
             tokens = row_tokens(batch)
             if weights is not None and weights.ndim == 1:  # a row of weight 0 fills an empty place
@@ -104,22 +109,11 @@ class _Curve(TrainerCallback):
 class _Begins(TrainerCallback):
     """Forgets the rows that passed before the first step: an objective by source has all of them counted."""
 
-    def __init__(self, watched: _Watched) -> None:
+    def __init__(self, watched: WatchedCollator) -> None:
         self.watched = watched
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.watched.rows.clear()
-
-
-class _Stamps(TrainerCallback):
-    def __init__(self, device: str) -> None:
-        self.times: list[float] = []
-        self._cuda = device.startswith("cuda")
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,25 +155,25 @@ def arguments(arm: Arm, folder: str, schedule: RunPlan) -> TrainingArguments:
     return made
 
 
-def train_arm(
+@contextmanager
+def trainer_of(
     arm: Arm,
     data: RunData,
     schedule: RunPlan,
-    *,
+    kind: type[CountingTrainer] = CountingTrainer,
     dataset: Any = None,
     callbacks: Callable[[Any, Callable[[], int]], list[TrainerCallback]] | None = None,
-) -> tuple[Any, Counts]:
-    """The trained model and what was counted. `callbacks`: made of the model, and of what gives the number of
-    configured steps whose rows were drawn."""
+) -> Iterator[tuple[Any, WatchedCollator]]:
+    """A trainer of the arm, and the collator that sees its rows; its folder goes in the end."""
     set_seed(schedule.seed)
     model = data.make_model()
-    watched = _Watched(data.collate)
+    watched = WatchedCollator(data.collate)
 
     def position() -> int:
         return steps_of_rows(trainer)
 
     with temporary_folder("corebatch-compare-") as folder:
-        trainer: Any = _CountingTrainer(
+        trainer: Any = kind(
             model=model,
             args=arguments(arm, folder, schedule),
             train_dataset=data.train if dataset is None else dataset,
@@ -191,20 +185,35 @@ def train_arm(
         )
         trainer.target_collator = SourceCollator(data.collate, arm.coreset.source_column)
         trainer.remove_callback(PrinterCallback)
-        counts = trainer.counts = Counts()
+        trainer.counts = Counts()
+        yield trainer, watched
+
+
+def train_arm(
+    arm: Arm,
+    data: RunData,
+    schedule: RunPlan,
+    *,
+    dataset: Any = None,
+    callbacks: Callable[[Any, Callable[[], int]], list[TrainerCallback]] | None = None,
+) -> tuple[Any, Counts]:
+    """The trained model and what was counted. `callbacks`: made of the model, and of what gives the number of
+    configured steps whose rows were drawn."""
+    with trainer_of(arm, data, schedule, dataset=dataset, callbacks=callbacks) as (trainer, watched):
+        counts: Counts = trainer.counts
         trainer.train()
         if arm.coreset.takes_part:
-            lines = read_steps(Path(folder) / LOG)
+            lines = read_steps(Path(trainer.args.output_dir) / LOG)
             counts.rows_drawn = sum(line.pool_examples for line in lines)
             counts.tokens_scored = sum(line.tokens_scored or 0 for line in lines)
         else:
             counts.rows_drawn = counts.rows_trained
-        reached, counts.updates = position(), int(trainer.state.global_step)
+        reached, counts.updates = steps_of_rows(trainer), int(trainer.state.global_step)
     counts.tokens_drawn = sum(tokens for _, tokens in watched.rows[: counts.rows_drawn])
     counts.order = watched.order(counts.rows_drawn)
     if reached != schedule.steps:
         raise RuntimeError(f"The run should have the rows of {schedule.steps} steps. Found those of {reached}.")
-    return model, counts
+    return trainer.model, counts
 
 
 def points(steps: int, evaluations: int) -> list[int]:
@@ -235,7 +244,8 @@ def run_arm(
         point["tokens_trained"] = round(counts.tokens_trained * point["step"] / steps)
     return {
         "steps": steps,
-        **{key: value for key, value in dataclasses.asdict(counts).items() if key != "order"},
+        **{key: value for key, value in dataclasses.asdict(counts).items() if key not in ("order", "positions")},
+        "positions": sum(counts.positions),
         "flops": flops.of(steps),
         "seconds": seconds.of(steps),
         "wall_seconds": round(time.perf_counter() - before, 3),
@@ -259,54 +269,3 @@ def pilot_arm(arm: Arm, data: RunData, schedule: RunPlan) -> dict[str, Any]:
     wall = round(time.perf_counter() - before, 3)
     losses = [part.loss(model) for part in data.parts()]
     return {"final": final, "parts": [{mean: loss[mean] for mean in MEANS} for loss in losses], "wall_seconds": wall}
-
-
-def time_arm(arm: Arm, data: RunData, rows: Sequence[int], device: str) -> tuple[float, float]:
-    """Seconds of a step, first pass and later, on a part of the data."""
-    stamps = _Stamps(device)
-    arm = _constant(arm)
-    steps, epoch = _rehearsal(arm, rows)
-    rehearsal = RunPlan(steps=steps, seed=0)
-    train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda *_: [stamps])
-    return step_seconds(stamps.times, epoch, remembers(arm))
-
-
-def warm_up(arm: Arm, data: RunData, rows: Sequence[int]) -> None:
-    """A few steps that are not timed, on the rows of those that are: settings may name every source of them."""
-    train_arm(_constant(arm), data, RunPlan(steps=3, seed=0), dataset=data.train.select(rows))
-
-
-def count_flops(arm: Arm, data: RunData, rows: Sequence[int]) -> tuple[float, float]:
-    """FLOPs of a step, first pass and later, counted while it runs."""
-    found: list[int] = []
-    counter = flop_counter()
-
-    class Reads(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            found.append(counter.get_total_flops())
-
-    arm = _constant(arm)
-    steps, epoch = _rehearsal(arm, rows)
-    with counter:
-        rehearsal = RunPlan(steps=steps, seed=0)
-        train_arm(arm, data, rehearsal, dataset=data.train.select(rows), callbacks=lambda *_: [Reads()])
-    return step_seconds(found, epoch, remembers(arm))
-
-
-def _constant(arm: Arm) -> Arm:
-    """The arm with steps of the configured rows, by which rows are accounted for in a batch that grows too."""
-    return dataclasses.replace(arm, coreset=arm.coreset.changed(budget=CONSTANT))
-
-
-def _rehearsal(arm: Arm, rows: Sequence[int]) -> tuple[int, int]:
-    """Steps of a rehearsal, and of one pass in it: pool_factor passes, so that every arm trains as many rows, and
-    what a few choices happen to be long or short of evens out."""
-    epoch = max(1, len(rows) // arm.rows_drawn)
-    return max(3, epoch * arm.coreset.pool_factor), epoch
-
-
-def remembers(arm: Arm) -> bool:
-    """Whether the first pass over the data costs other than later ones."""
-    step = arm.coreset.build()
-    scores = arm.coreset.pool_factor > 1 and step.scores and step.scorer.needs_forward
-    return scores and (arm.coreset.scoring_settings.first_pass_differs or step.scorer.stands_for_loss)

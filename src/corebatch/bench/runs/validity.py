@@ -19,6 +19,11 @@ HASHED = 64
 """How many drawn examples lie between two entries of `order`."""
 
 _COUNTED = ("steps", "rows_drawn", "rows_trained", "tokens_drawn", "tokens_trained", "flops", "seconds")
+KNOWN_TO = 0.03
+"""Standard error of an arm's seconds a step beside the reference's, as a share, up to which steps count as timed."""
+AS_TIMED = 0.1
+"""Share by which positions of runs may differ from those that their seconds and FLOPs were planned by."""
+_ERRORS = 3  # standard errors by which they may differ by chance, where that is more
 _SLACK = 0.01  # of seconds and FLOPs, which are products of rounded numbers
 
 _Reason = tuple[str, str, bool]  # kind, text, excludes
@@ -34,6 +39,8 @@ def find_marks(plan: ComparisonPlan, runs: Sequence[Run]) -> tuple[Mark, ...]:
     for alike in _by([run for run in runs if run.ok], lambda run: (plan.arm(run.arm) or plan.arms[0]).drawing).values():
         found += _other_order(alike)
         found += _other_tokens(alike)
+    excluded = {(mark.arm, mark.seed) for mark in found if mark.excludes}
+    found += _other_positions(plan, [run for run in runs if (run.arm, run.seed) not in excluded])
     there = {(run.arm, run.seed) for run in runs}
     found += [
         Mark(arm=arm.name, seed=seed, kind="missing", text="no run yet")
@@ -66,6 +73,9 @@ def _alone(plan: ComparisonPlan, run: Run, first: Run) -> Iterator[_Reason]:
     if arm is not None:
         yield from _allowance(plan, arm, run)
         yield from _rates(arm, run)
+        if arm.budget == "wall_clock" and (arm.seconds_error or 0.0) > KNOWN_TO:
+            text = f"its seconds a step beside the reference's have a standard error of {arm.seconds_error:.1%}"
+            yield "uncertain", f"{text}, wanted is {KNOWN_TO:.0%}: its steps may be too few or too many", False
     if run.steps is not None and run.updates not in (None, run.steps):
         yield "updates", f"its batch grew: the rows of {run.steps:,} steps in {run.updates:,} updates", False
     yield from _tokens(arm, run)
@@ -177,6 +187,40 @@ def _other_tokens(runs: Sequence[Run]) -> Iterator[Mark]:
                 f"{run.tokens_drawn:,} tokens drawn in {rows:,} examples; other arms of seed {seed} drew another number"
             )
             yield Mark(arm=run.arm, seed=run.seed, kind="tokens", text=text)
+
+
+def _other_positions(plan: ComparisonPlan, runs: Sequence[Run]) -> Iterator[Mark]:
+    """Runs of arms at equal seconds or FLOPs whose steps were not as those that they were planned by: by the mean over
+    seeds, beside the reference, whose steps set the budgets."""
+    grouped = _by(runs, lambda run: run.arm)
+
+    def of(arm: PlannedArm | None) -> tuple[float, float] | None:
+        """Positions of its runs over the planned ones, and the standard error that they have by chance."""
+        own = [run.positions for run in grouped.get(arm.name, ()) if run.positions is not None] if arm else []
+        if arm is None or not own or not arm.positions or not arm.steps:
+            return None
+        return math.fsum(own) / len(own) / arm.positions, arm.positions_spread / math.sqrt(arm.steps * len(own))
+
+    reference = plan.reference_arm
+    base = of(reference)
+    for arm in plan.arms:
+        found = of(arm)
+        if base is None or found is None or reference is None:
+            continue
+        share = found[0] if arm is reference else found[0] / base[0]
+        chance = found[1] if arm is reference else math.hypot(found[1], base[1])
+        if abs(share - 1) <= max(AS_TIMED, _ERRORS * chance) or arm.budget == "steps":
+            continue
+        planned = (arm.positions or 0.0) / arm.steps
+        text = f"{found[0] * planned:,.0f} positions a step, its steps were planned by {planned:,.0f}"
+        if arm is not reference:
+            text += f" ({share:.2f} times as many beside the reference's): not at equal {_EQUAL[arm.budget]}"
+        text += ". Raise compare.timing_pools in another folder"
+        for run in grouped[arm.name]:
+            yield Mark(arm=arm.name, seed=run.seed, kind="positions", text=text, excludes=arm is not reference)
+
+
+_EQUAL = {"wall_clock": "wall-clock", "flops": "FLOPs"}
 
 
 def _by(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from corebatch.batch.cuts import Cut
 from corebatch.bench.runs.arms import METHODS, make_arms
-from corebatch.bench.runs.costs import StepCost, flop_counter, side_by_side, step_seconds
+from corebatch.bench.runs.costs import StepCost, flop_counter, side_by_side, step_means
 from corebatch.bench.runs.from_config import split_rows
 from corebatch.bench.runs.jobs import Workplace
+from corebatch.bench.runs.rehearsals import _rehearsal
 from corebatch.bench.runs.settings import CompareSettings, TuneSettings
-from corebatch.bench.runs.training_run import _rehearsal, points
+from corebatch.bench.runs.training_run import points
 from corebatch.bench.runs.tuning import candidates, rungs
 from corebatch.errors import ConfigError
 from corebatch.trainer import CoresetConfig
@@ -51,9 +52,9 @@ def test_ratios_are_taken_within_a_round() -> None:
         for number, slow in enumerate((1.0, 3.0, 1.0))
         for method, first, later in (("coreset", 2.0, 1.0), ("plain_small", 0.75, 0.75))
     ]
-    found = side_by_side(lines, "coreset")
-    assert found["coreset"] == pytest.approx((2.0, 1.0))
-    assert found["plain_small"] == pytest.approx((0.75, 0.75))
+    found = side_by_side(lines, "coreset", {})
+    assert found["coreset"] == pytest.approx((2.0, 1.0, 0.0))
+    assert found["plain_small"] == pytest.approx((0.75, 0.75, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,9 @@ def test_an_arm_is_timed_on_whole_steps_of_its_own(step: int, rows: int, found: 
 
 
 def test_seconds_of_a_step_leave_the_first_out() -> None:
-    stamps = [100.0, 102.0, 104.0, 105.0, 106.0, 107.0]  # two passes of three steps
-    assert step_seconds(stamps, epoch=3, remembers=True) == (2.0, 1.0)
-    assert step_seconds(stamps, epoch=3, remembers=False) == (1.4, 1.4)
+    seconds = [2.0, 2.0, 1.0, 1.0, 1.0]  # two passes of three steps, without the first
+    assert step_means(seconds, epoch=3, remembers=True) == (2.0, 1.0)
+    assert step_means(seconds, epoch=3, remembers=False) == (1.4, 1.4)
 
 
 def test_flops_of_matrix_products_and_attention() -> None:
