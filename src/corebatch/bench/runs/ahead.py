@@ -125,7 +125,7 @@ def _pilots(
                 if line["status"] != "ok":
                     raise ConfigError(f"The pilot of {job.arm.name} with the seed {job.seed} failed: {line['error']}")
                 lines.append(line)
-                tick(f"{job.arm.name}, seed {job.seed}: {line['final'][setup.metric]:.4f}", work[job.arm.name])
+                tick(f"{job.title}: {line['final'][setup.metric]:.4f}", work[job.arm.name])
     return lines, seeds
 
 

@@ -276,7 +276,7 @@ def _run(setup: Setup, costs: Mapping[str, MethodCost], steps: Mapping[str, int]
             line = _line(job, found)
             append(setup.folder / RUNS, line)
             text = f"{line['final'][setup.metric]:.4f}" if line["status"] == "ok" else line["error"]
-            tick(f"{job.arm.name}, seed {job.seed}: {text}", work[job.arm.name, job.seed])
+            tick(f"{job.title}: {text}", work[job.arm.name, job.seed])
 
 
 def _line(job: RunJob, found: Any) -> dict[str, Any]:

@@ -77,21 +77,28 @@ def with_every_source(order: Sequence[int], sources: Sequence[str], count: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetRowsJob:
-    """Which rows an arm trains on."""
-
+class _OfMethod:
     method: str
+
+    @property
+    def title(self) -> str:
+        """What it is of, in a few words; so have all jobs."""
+        return self.method
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetRowsJob(_OfMethod):
+    """Which rows an arm trains on."""
 
     def run(self, here: Workplace) -> dict[str, Any]:
         return choose_rows(here.methods[self.method], here.parts.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionsJob:
+class PositionsJob(_OfMethod):
     """How many positions a step of a method computes. `steps`: of a run."""
 
     kind: ClassVar[str] = "positions"
-    method: str
     steps: int
 
     def run(self, here: Workplace) -> dict[str, Any]:
@@ -100,11 +107,10 @@ class PositionsJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeJob:
+class TimeJob(_OfMethod):
     """How many seconds a step of a method takes, on the rows of a round."""
 
     kind: ClassVar[str] = "time"
-    method: str
     round: int
 
     def run(self, here: Workplace) -> dict[str, Any]:
@@ -122,11 +128,10 @@ class TimeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlopsJob:
+class FlopsJob(_OfMethod):
     """How many FLOPs a step of a method takes."""
 
     kind: ClassVar[str] = "flops"
-    method: str
 
     def run(self, here: Workplace) -> dict[str, Any]:
         rows = here.rehearsal_rows(min(FLOPS_POOLS, here.settings.timing_pools), self.method)
@@ -139,15 +144,27 @@ class TuneJob(RunPlan):
 
     method: str
 
+    @property
+    def title(self) -> str:
+        return f"{self.method}, learning rate {self.learning_rate:g}"
+
     def run(self, here: Workplace) -> dict[str, Any]:
         return tune_arm(here.methods[self.method], here.data_of(self.method), self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunJob(RunPlan):
+class _OfArm(RunPlan):
+    arm: Arm
+
+    @property
+    def title(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob(_OfArm):
     """A whole run of an arm. `seconds`, `flops`: what its steps cost, by which it is accounted for."""
 
-    arm: Arm
     seconds: StepCost
     flops: StepCost
 
@@ -157,10 +174,8 @@ class RunJob(RunPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PilotJob(RunPlan):
+class PilotJob(_OfArm):
     """A run that tells how much runs differ, at the config's own rates."""
-
-    arm: Arm
 
     def run(self, here: Workplace) -> dict[str, Any]:
         return pilot_arm(self.arm, here.data_of(self.arm.method.name), self)

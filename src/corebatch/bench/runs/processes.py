@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import pickle
 import signal
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import get_context, parent_process
 from typing import Any
 
@@ -25,6 +26,8 @@ from corebatch.bench.runs.jobs import Each, Job, Workplace, failure
 from corebatch.config.building import skeleton
 from corebatch.config.quiet import hush
 from corebatch.errors import ConfigError, CorebatchError
+
+logger = logging.getLogger(__name__)
 
 
 class Processes:
@@ -54,7 +57,7 @@ class Processes:
     def _started(self, count: int) -> list[_Worker]:
         """The first `count` processes, those that were there before among them."""
         for gpu in self._gpus[len(self._workers) : count]:
-            self._workers.append(self._held.enter_context(_Worker(self._parts, gpu, self._threads)))
+            self._workers.append(self._held.enter_context(closing(_Worker(self._parts, gpu, self._threads))))
         return self._workers[:count]
 
     @contextmanager
@@ -63,7 +66,9 @@ class Processes:
         (worker,) = self._started(1)
 
         def run(job: Job) -> dict[str, Any]:
-            found = _result(worker.submit(_run, job))
+            found = _result(worker.submit(job))
+            if isinstance(found, ProcessLostError):
+                raise ProcessLostError(f"The process of {job.title} ended before its run. {KEPT}")
             if isinstance(found, Exception):
                 raise found
             return found
@@ -72,21 +77,31 @@ class Processes:
 
     @contextmanager
     def all(self) -> Iterator[Each]:
-        """All processes."""
+        """All processes. A job whose process is gone begins anew in another one, once; the others go on, and a
+        ProcessLostError comes after them where that one went too."""
         workers = self._started(len(self._gpus))
 
         def each(jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-            waiting, idle = deque(jobs), list(workers)
+            waiting, idle, lost = deque(jobs), list(workers), list[Job]()
             busy: dict[Future[Any], tuple[_Worker, Job]] = {}
             while waiting or busy:
                 while waiting and idle:
                     worker, job = idle.pop(), waiting.popleft()
-                    busy[worker.submit(_run, job)] = worker, job
+                    busy[worker.submit(job)] = worker, job
                 for ended in wait(busy, return_when=FIRST_COMPLETED).done:
                     worker, job = busy.pop(ended)
                     idle.append(worker)
                     found = _result(ended)
-                    yield job, failure(found) if isinstance(found, Exception) else found
+                    if not isinstance(found, ProcessLostError):
+                        yield job, failure(found) if isinstance(found, Exception) else found
+                        continue
+                    if not any(job is each for each in lost):
+                        logger.warning("%s: its process ended (killed, or out of memory). It begins anew.", job.title)
+                        waiting.appendleft(job)
+                    lost.append(job)
+            twice = [job.title for number, job in enumerate(lost) if any(job is each for each in lost[:number])]
+            if twice:
+                raise ProcessLostError(f"The processes of {'; '.join(twice)} ended twice before their runs. {KEPT}")
 
         yield each
 
@@ -113,28 +128,42 @@ def on_cores(parts: Parts) -> int:
     return max(1, min(most, int(psutil.virtual_memory().available) // (2 * held)))
 
 
-class _Worker(ProcessPoolExecutor):
-    """One process, which starts with its first job."""
+class ProcessLostError(CorebatchError):
+    """A worker process is gone."""
+
+
+KEPT = "It was killed, or out of memory. What is finished is kept: run the same command again to go on."
+
+
+class _Worker:
+    """One process, which starts with its first job, and again where it is gone."""
 
     def __init__(self, parts: Parts, gpu: int | None, threads: int) -> None:
-        about = (parts, "cpu" if gpu is None else "cuda:0", threads)
-        super().__init__(1, mp_context=get_context("spawn"), initializer=_begin, initargs=about)
-        self._gpu = gpu
+        self._about, self._gpu = (parts, "cpu" if gpu is None else "cuda:0", threads), gpu
+        self._pool = self._new()
 
-    def submit(self, *job: Any) -> Future[Any]:  # type: ignore[override]
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=self._about)
+
+    def submit(self, job: Job) -> Future[Any]:
         with _one_gpu_seen(self._gpu):
-            return super().submit(*job)
+            try:
+                return self._pool.submit(_run, job)
+            except BrokenProcessPool:
+                self.close()
+                self._pool = self._new()
+                return self._pool.submit(_run, job)
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
 
 def _result(job: Future[Any]) -> Any:
-    """What a job found, or the Exception that it raised. Raises CorebatchError: its process is gone."""
+    """What a job found, or the Exception that it raised: a ProcessLostError where its process is gone."""
     try:
         return job.result()
     except BrokenProcessPool:
-        raise CorebatchError(
-            "A process of the comparison ended before its run (killed, or out of memory). What is finished is kept: "
-            "run the same command again to go on."
-        ) from None
+        return ProcessLostError()
 
 
 @contextmanager

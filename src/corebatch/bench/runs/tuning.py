@@ -141,7 +141,7 @@ def tune(
                     line = {"kind": "tuning", "method": job.method, **dataclasses.asdict(job), **outcome(found)}
                     append(folder / TUNING, line)
                     scores[job] = line.get(settings.metric)
-                    text = f"{job.method}, learning rate {job.learning_rate:g}: {_loss_text(line, settings.metric)}"
+                    text = f"{job.title}: {_loss_text(line, settings.metric)}"
                     tick(text, spend.seconds[job.method].of(job.steps))
                 for race in races:
                     race.halve(level, settings.seed, scores)

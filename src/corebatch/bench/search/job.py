@@ -31,6 +31,10 @@ class TrialJob(RunPlan):
     model_name_or_path: str | None = None
     held_out: str = "tune"
 
+    @property
+    def title(self) -> str:
+        return f"run {self.number}"
+
     def run(self, here: Workplace) -> dict[str, Any]:
         arm, data = here.parts.arms[0], here.data
         coreset = arm.coreset.changed(objective="drawn", sampling={"shares": dict(self.shares)})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,8 @@ import torch
 from rich.console import Console
 
 from corebatch.bench.runs import processes
-from corebatch.bench.runs.processes import on_cores
+from corebatch.bench.runs.jobs import Each
+from corebatch.bench.runs.processes import Processes, ProcessLostError, on_cores
 from corebatch.bench.runs.progress import progress, to_the_end
 
 
@@ -67,3 +71,45 @@ def test_work_that_is_not_known_says_nothing_of_the_end() -> None:
     with progress(Console(file=text, width=200), "timing", 1) as tick:
         tick("one")
     assert text.getvalue().splitlines() == ["timing: 1 runs", "one"]
+
+
+@dataclass(frozen=True)
+class Fragile:
+    """A job whose process is killed in the middle of it, the first `deaths` times."""
+
+    title: str
+    folder: Path
+    deaths: int = 0
+
+    def run(self, here: Any) -> dict[str, Any]:
+        before = self.folder / self.title
+        times = before.stat().st_size if before.exists() else 0
+        with open(before, "ab") as file:
+            file.write(b".")
+        if times < self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"times": times + 1}
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_run_but_one_that_is_killed_twice_and_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = SimpleNamespace(devices=None, processes=1, threads=1)
+    arm = SimpleNamespace(rows_drawn=1, method=SimpleNamespace(name="mine"))
+    parts: Any = SimpleNamespace(own=own, settings=SimpleNamespace(training={"use_cpu": True}), arms=[arm])
+    jobs: list[Any] = [Fragile("once", tmp_path, 1), Fragile("twice", tmp_path, 2), Fragile("whole", tmp_path)]
+    timed: Any = Fragile("timed", tmp_path, 1)
+    ended = {}
+
+    def drain(each: Each) -> None:
+        for job, found in each(jobs):
+            ended[job.title] = found["times"]
+
+    with Processes(parts) as workers:
+        with workers.all() as each, pytest.raises(ProcessLostError, match="of twice ended twice before their runs"):
+            drain(each)
+        assert ended == {"once": 2, "whole": 1}
+        assert "once: its process ended" in caplog.text
+        with workers.one() as run, pytest.raises(ProcessLostError, match="The process of timed ended before its run"):
+            run(timed)
