@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from test_cli_compare import Here
 
-from corebatch.bench.runs import jobs, markdown, read_comparison
+from corebatch.bench.runs import engine, jobs, markdown, read_comparison
 from corebatch.cli import compare as command
 from corebatch.errors import ConfigError
 from corebatch.files import write_text
@@ -124,3 +124,11 @@ def test_a_model_that_is_too_slow_for_ten_minutes_is_refused(
     monkeypatch.setattr(jobs, "time_arm", lambda *_: {"seconds": [60.0, 60.0]})
     with pytest.raises(ConfigError, match=r"--quick should have time for 20 steps of 3 arms with 2 seeds"):
         quick({**values, "max_steps": 400})
+
+
+def test_a_quick_comparison_whose_timing_alone_is_too_slow_ends_early(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TIMING_SHARE", 0.0)
+    with pytest.raises(ConfigError, match=r"--quick should have its steps timed within .* Found 0 of 15 measurements"):
+        quick({**values, "max_steps": 400, "compare": {"arms": ["plain_small", "random"], "timing_pools": 1}})

@@ -22,7 +22,7 @@ from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
 from corebatch.bench.runs.settings import CompareSettings
 from corebatch.bench.runs.subsets import seconds_of
-from corebatch.bench.runs.timing_rounds import MORE, Timing
+from corebatch.bench.runs.timing_rounds import MORE, TIMING_SHARE, Timing
 from corebatch.bench.runs.tuning import Spend, Tuned, candidates, tune
 from corebatch.errors import ConfigError
 from corebatch.files import write_json
@@ -117,7 +117,10 @@ def costs_and_steps(setup: Setup) -> tuple[dict[str, MethodCost], dict[str, int]
     """What a step of each method costs, timed where no lines tell it yet, and the steps of each arm."""
     begin(setup.values, setup.folder, {arm.name: arm.objective for arm in setup.arms})
     subsets = _choose_subsets(setup)
-    rounds = setup.settings.timing_rounds
+    rounds, quick = setup.settings.timing_rounds, {}
+    if setup.quick is not None:
+        minutes = setup.quick["minutes"]
+        quick = {"counting": minutes, "until": setup.began + 60 * minutes * TIMING_SHARE}  # a second a minute
     timing = Timing(
         methods=setup.methods,
         folder=setup.folder,
@@ -129,6 +132,7 @@ def costs_and_steps(setup: Setup) -> tuple[dict[str, MethodCost], dict[str, int]
             for name, arm in setup.methods.items()
         },
         before={name: seconds_of(line) for name, line in subsets.items()},
+        **quick,
     )
     costs = timing.costs(setup.workers, setup.console)
     return costs, planned_steps(setup, costs)

@@ -96,14 +96,16 @@ class SubsetRowsJob(_OfMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class PositionsJob(_OfMethod):
-    """How many positions a step of a method computes. `steps`: of a run."""
+    """How many positions a step of a method computes. `steps`: of a run; `seconds`: of a processor, at most."""
 
     kind: ClassVar[str] = "positions"
     steps: int
+    seconds: float
 
     def run(self, here: Workplace) -> dict[str, Any]:
         least = max(2, here.settings.timing_pools)
-        return count_positions(here.methods[self.method], here.data_of(self.method), self.steps, least)
+        data = here.data_of(self.method)
+        return count_positions(here.methods[self.method], data, self.steps, least, self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ QUICK: Mapping[str, Any] = {
     "curve_rows": 64,
     "final_rows": 256,
     "timing_pools": 3,
-    "timing_rounds": 2,
+    "timing_rounds": 3,
 }
 """Keys of the `compare:` block as `compare --quick` has them where the config has none."""
 

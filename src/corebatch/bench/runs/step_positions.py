@@ -19,7 +19,6 @@ from corebatch.bench.runs.training_run import CountingTrainer, RunPlan, trainer_
 PRECISION = 0.01
 """Standard error of the mean at which counting ends, as a share."""
 SECONDS = 60.0
-"""Of a processor, spent on drawing and choosing, after which it ends anyway."""
 PASSES, FIRST_SEED = 50, 10_000
 """Of the data, at most, each in another order; the seed of the first."""
 _EVERY = 25  # steps between two looks at the error
@@ -53,17 +52,18 @@ def may_be_counted(arm: Arm) -> bool:
     return not (learnt or remembers(arm) or OnlineObjective.of(arm.coreset.claimed, 0) is not None)
 
 
-def count_positions(arm: Arm, data: RunData, steps: int, least: int) -> dict[str, Any]:
+def count_positions(arm: Arm, data: RunData, steps: int, least: int, most_seconds: float = SECONDS) -> dict[str, Any]:
     """Mean positions of a step, their spread and the mean's standard error.
 
     Args:
         steps: of a run. So many are counted, if time allows, and more until the mean is known.
         least: counted in any case.
+        most_seconds: of a processor, spent on drawing and choosing, after which it ends anyway.
     """
     arm, found, spent = constant(arm), list[int](), 0.0
 
     def enough(more: Sequence[int], seconds: float) -> bool:
-        count, late = len(found) + len(more), spent + seconds > SECONDS
+        count, late = len(found) + len(more), spent + seconds > most_seconds
         if count < least or late or count < steps or (more and count % _EVERY):
             return late and count >= least
         return relative_error([*found, *more]) <= PRECISION

@@ -4,6 +4,7 @@ as many rounds as it takes until the ratios are known."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,16 @@ from corebatch.bench.runs.folder import TIMING, append, read_lines
 from corebatch.bench.runs.jobs import FlopsJob, PositionsJob, TimeJob
 from corebatch.bench.runs.processes import Processes
 from corebatch.bench.runs.progress import progress
-from corebatch.bench.runs.step_positions import may_be_counted
+from corebatch.bench.runs.step_positions import SECONDS, may_be_counted
 from corebatch.bench.runs.validity import KNOWN_TO
+from corebatch.errors import ConfigError
 from corebatch.record.provenance import provenance
 from corebatch.text import say
 
 MORE = 4
 """Times as many rounds at most, where the ratios are not known to KNOWN_TO by the configured ones."""
+TIMING_SHARE = 0.4
+"""Of a quick comparison's minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Timing:
         rounds, most: how many at least, and at most.
         epochs: steps of a pass, by method.
         before: seconds of choosing its rows, by method, where it does.
+        counting: seconds of a processor that counting a method's positions may take.
+        until: by time.monotonic, when it should be over.
     """
 
     methods: Mapping[str, Arm]
@@ -46,9 +52,12 @@ class Timing:
     most: int
     epochs: Mapping[str, float]
     before: Mapping[str, float]
+    counting: float = SECONDS
+    until: float = math.inf
 
     def costs(self, workers: Processes, console: Console) -> dict[str, MethodCost]:
-        """By method, from lines that are there and those that are missing; says whose seconds are not well known."""
+        """By method, from lines that are there and those that are missing; says whose seconds are not well known.
+        Raises ConfigError: it is not over when it should be."""
         lines = read_lines(self.folder / TIMING)
         number = max([self.rounds, *(line["round"] + 1 for line in lines if line["kind"] == "time")])
         self._add(lines, number, workers, console)
@@ -74,7 +83,7 @@ class Timing:
         missing: list[tuple[PositionsJob | FlopsJob | TimeJob, int | None]] = []
         for method, arm in self.methods.items():
             if may_be_counted(arm) and ("positions", method, None) not in done:
-                missing.append((PositionsJob(method=method, steps=self.steps), None))
+                missing.append((PositionsJob(method=method, steps=self.steps, seconds=self.counting), None))
             if ("flops", method, None) not in done:
                 missing.append((FlopsJob(method=method), None))
         for number in range(rounds):
@@ -84,7 +93,13 @@ class Timing:
         if not missing:
             return
         with workers.one() as run, progress(console, "timing the arms side by side", len(missing)) as tick:
-            for job, turn in missing:
+            for number, (job, turn) in enumerate(missing):
+                if time.monotonic() > self.until:
+                    raise ConfigError(
+                        f"--quick should have its steps timed within {TIMING_SHARE:.0%} of its minutes. Found {number} "
+                        f"of {len(missing)} measurements made: take a smaller model, shorter rows or fewer arms, or "
+                        "the whole comparison, without --quick."
+                    )
                 line = {"kind": job.kind, "method": job.method, "round": turn, **run(job), **provenance()}
                 lines.append(line)
                 append(self.folder / TIMING, line)
