@@ -46,6 +46,7 @@ def test_a_plan_trains_pilots_alone_and_the_comparison_keeps_it(values: dict[str
         "seeds for 0.5",
         "1 degree of freedom",
         "seeds 1001 and 1002",
+        "6 pilots will tell how much runs differ, in about 18.0 s",  # of 3 steps, each of a second
         "To the end about",
     ):
         assert words in text

@@ -34,6 +34,7 @@ from corebatch.bench.runs.tuning import candidates
 from corebatch.errors import ConfigError
 from corebatch.rendering.formats import clean, count, duration
 from corebatch.rendering.sheet import Sheet
+from corebatch.text import say
 
 PILOTS = "pilots.jsonl"
 FIRST_PILOT = 1001
@@ -117,6 +118,12 @@ def _pilots(
     if jobs:
         work = {arm.name: costs[arm.method.name].seconds.of(steps[arm.name]) for arm in setup.arms}
         whole = sum(work[job.arm.name] for job in jobs)
+        told = duration(whole / setup.workers.count)
+        say(
+            setup.console,
+            f"{len(jobs)} pilots will tell how much runs differ, in about {told} and what evaluating them takes. What "
+            "is finished is kept; --spread-of takes an earlier comparison's in their place.",
+        )
         with setup.workers.all() as each, progress(setup.console, "training pilots", len(jobs), whole) as tick:
             for job, result in each(jobs):
                 line = {"kind": "pilot", "arm": job.arm.name, "seed": job.seed, "planned": {"steps": job.steps}}
