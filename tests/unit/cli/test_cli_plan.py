@@ -133,3 +133,25 @@ def test_a_quick_comparison_whose_timing_alone_is_too_slow_ends_early(
     monkeypatch.setattr(engine, "TIMING_SHARE", 0.0)
     with pytest.raises(ConfigError, match=r"--quick should have its steps timed within .* Found 0 of 15 measurements"):
         quick({**values, "max_steps": 400, "compare": {"arms": ["plain_small", "random"], "timing_pools": 1}})
+
+
+def test_a_comparison_that_has_runs_is_timed_no_further(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arms would have other steps than their runs. Before, rounds that differ are followed by more."""
+    turn = iter(range(100))
+
+    def unsteady(arm: Any, *_: Any) -> dict[str, Any]:
+        return {"seconds": [1.0 + next(turn) % 2 if arm.method.name == "plain_small" else 1.0] * 2}
+
+    monkeypatch.setattr(jobs, "time_arm", unsteady)
+    values["compare"] |= {"arms": ["plain_small"], "timing_rounds": 2, "seeds": 1}
+    folder = Path(values["output_dir"])
+    command.compare(values, "config.yaml", Console(quiet=True))
+    timing = (folder / "timing.jsonl").read_text()
+    rounds = {line["round"] for line in map(json.loads, timing.splitlines()) if line["kind"] == "time"}
+    assert rounds == set(range(8))
+    fewer = [line for line in timing.splitlines() if json.loads(line)["round"] in (None, 0, 1)]
+    write_text(folder / "timing.jsonl", "".join(line + "\n" for line in fewer))
+    command.compare(values, "config.yaml", Console(quiet=True))
+    assert (folder / "timing.jsonl").read_text().splitlines() == fewer

@@ -121,12 +121,13 @@ def costs_and_steps(setup: Setup) -> tuple[dict[str, MethodCost], dict[str, int]
     if setup.quick is not None:
         minutes = setup.quick["minutes"]
         quick = {"counting": minutes, "until": setup.began + 60 * minutes * TIMING_SHARE}  # a second a minute
+    begun = bool(read_lines(setup.folder / RUNS))  # more rounds would give its arms other steps
     timing = Timing(
         methods=setup.methods,
         folder=setup.folder,
         steps=setup.steps,
         rounds=rounds,
-        most=rounds if setup.quick is not None else MORE * rounds,
+        most=rounds if setup.quick is not None or begun else MORE * rounds,
         epochs={
             name: (subsets[name]["rows"] if name in subsets else setup.rows) / arm.rows_drawn
             for name, arm in setup.methods.items()
