@@ -128,7 +128,11 @@ CLAIMS = (
         text="CoLM's own table",
         page="colm_table",
         studies=(
-            Study(name="colm", told="64 of 128: ", against=at_steps("plain_sorted", "plain_large_sorted", "plain_256")),
+            Study(
+                name="colm",
+                told="16 of 32: ",
+                against=at_steps("plain_sorted", "plain_large_sorted", "plain_64", "default"),
+            ),
             Study(
                 name="colm-smollm2",
                 told="SmolLM2, 8 of 16: ",
