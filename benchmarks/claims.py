@@ -121,7 +121,7 @@ CLAIMS = (
         letter="f",
         text="A new skill, and what is kept",
         page="replay",
-        studies=(Study(name="replay", arm="chosen", against=("half@wall_clock",)),),
+        studies=(Study(name="replay", against=("half@wall_clock", "chosen@wall_clock")),),
     ),
     Claim(
         letter="g",
