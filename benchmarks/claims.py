@@ -284,6 +284,9 @@ def made(comparison: Comparison, study: Study) -> str:
     edge = f" (at the edge of the grid: {', '.join(dict.fromkeys(edges))})" if edges else ""
     tuned = f"Learning rates, tuned by the {tuning['metric']} mean on rows of their own: {rates}{edge}."
     out = len(comparison.runs) - len(comparison.comparable)
+    errors = {arm.method: arm.seconds_error for arm in comparison.plan.arms if arm.seconds_error}
+    unsure = ", ".join(f"{method} {100 * error:.1f} %" for method, error in errors.items())
+    timed = f" Standard errors of seconds a step over the reference's: {unsure}." if unsure else ""
     seeds = len({run.seed for run in comparison.runs})
     before = ""
     if study.before:
@@ -295,7 +298,7 @@ def made(comparison: Comparison, study: Study) -> str:
     return (
         f"{plan['train_rows']:,} rows; {plan['steps']:,} steps of the reference, whose {plan['seconds']:.1f} seconds "
         f"are the budget of all; {seeds} seeds; means ± half of their 95 % interval; two-sided paired t-tests, Holm's "
-        f"correction over the baselines. {out} runs are left out. "
+        f"correction over the baselines. {out} runs are left out.{timed} "
         f"{tuned if rates else 'One rate for all, not tuned.'} {hardware['machine']}, {hardware['cpu_cores']} cores, "
         f"{hardware['torch_threads']} thread a run, no GPU; torch {versions['torch']}, transformers "
         f"{versions['transformers']}; {plan['time'][:10]}, commit {', '.join(code)}.{before}"
