@@ -455,7 +455,8 @@ def grouped(found: Mapping[str, str]) -> str:
     for verdict, told in (("better", "**better** than"), ("worse", "**worse** than"), ("", "no difference shown to")):
         names = [name for name, own in found.items() if own == (verdict or "no difference shown")]
         parts += [f"{told} {', '.join(names)}"] if names else []
-    untested = [f"{name}: {own}" for name, own in found.items() if own.startswith("no test")]
+    reasons = dict.fromkeys(own for own in found.values() if own.startswith("no test"))
+    untested = [f"{', '.join(name for name, own in found.items() if own == reason)}: {reason}" for reason in reasons]
     return "; ".join(parts + untested)
 
 
