@@ -7,13 +7,15 @@ from quicker import quicken
 
 SECONDS = {
     "test_two_ranks_selectors.py": 65,
-    "test_two_ranks.py": 60,
-    "test_scoring_ways.py": 50,
+    "test_two_ranks.py": 55,
+    "test_killed_ranks.py": 55,
+    "test_cli_compare.py": 50,
+    "test_cli_ranks.py": 45,
+    "test_two_ranks_every_row.py": 45,
     "test_pool_scoring.py": 45,
-    "test_cli_compare.py": 45,
+    "test_scoring_ways.py": 45,
     "test_compile.py": 40,
     "test_selector_blocks.py": 40,
-    "test_killed_ranks.py": 35,
     "test_regrouped.py": 35,
     "test_failures.py": 35,
     "test_step_memory.py": 35,
@@ -31,8 +33,6 @@ SECONDS = {
     "test_cli_validate.py": 20,
     "test_hosts.py": 20,
     "test_swapped_weights.py": 20,
-    "test_two_ranks_every_row.py": 15,
-    "test_cli_ranks.py": 15,
 }
 """About how long a file takes on a quiet core. Processes that share the files take the long ones first, so that none
 is left for the end; the others follow in their order."""
@@ -84,11 +84,10 @@ SERVER = pytest.StashKey()
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session):
     """What is imported by now need not be imported again by processes that tests start."""
-    config = session.config
-    if any("forks" in item.fixturenames for item in session.items) and not config.option.collectonly:
+    if any("forks" in item.fixturenames for item in session.items) and not session.config.option.collectonly:
         from forks import Server
 
-        config.stash[SERVER] = Server()
+        session.config.stash[SERVER] = Server()
 
 
 def pytest_unconfigure(config):

@@ -6,14 +6,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import multiprocessing
 import os
 import runpy
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import types
@@ -33,12 +31,11 @@ class Server:
 
     def __init__(self) -> None:
         (hears, asks), (answers, tells) = os.pipe(), os.pipe()
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._pid = os.fork()
         if self._pid == 0:
             os.close(asks)
             os.close(answers)
-            _serve_apart(hears, tells, self._log.fileno())
+            _serve_apart(hears, tells)
         os.close(hears)
         os.close(tells)
         self._asks, self._answers = os.fdopen(asks, "w"), os.fdopen(answers)
@@ -46,9 +43,7 @@ class Server:
     def ask(self, **job: Any) -> Any:
         self._asks.write(json.dumps(job) + "\n")
         self._asks.flush()
-        answer = self._answers.readline()
-        assert answer, self._said()
-        return json.loads(answer)
+        return json.loads(self._answers.readline())
 
     def run(self, script: Path, folder: Path, *, world: int, **job: Any) -> list[int]:
         """Runs the `main(job, rank)` of a script to its end: the exit codes of its ranks, whose outputs are in the
@@ -58,11 +53,10 @@ class Server:
         ranks = self.ranks(world, logs, lambda rank: {"script": str(script), "job": job, "rank": rank})
         return [each.wait() for each in ranks]
 
-    def commands(self, *words: Any, world: int, folder: Path, spawns: bool = False) -> list[Forked]:
-        """`corebatch words...` on so many ranks. `spawns`: whether the processes of a comparison are spawned, as they
-        are outside of tests; else they are forks."""
+    def commands(self, *words: Any, world: int, folder: Path) -> list[Forked]:
+        """`corebatch words...` on so many ranks."""
         logs = [folder / f"{rank}.log" for rank in range(world)]
-        return self.ranks(world, logs, lambda rank: {"words": [str(word) for word in words], "spawns": spawns})
+        return self.ranks(world, logs, lambda rank: {"words": [str(word) for word in words]})
 
     def ranks(self, world: int, logs: list[Path], what: Callable[[int], dict[str, Any]]) -> list[Forked]:
         """Processes that find each other by the variables that torchrun sets."""
@@ -93,12 +87,7 @@ class Server:
         self._asks.close()
         self._answers.close()
         _, status = os.waitpid(self._pid, 0)
-        assert status == 0, self._said()
-        self._log.close()
-
-    def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        assert status == 0
 
 
 class Forked:
@@ -132,7 +121,7 @@ class Forked:
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def _serve_apart(hears: int, tells: int, log: int) -> NoReturn:
+def _serve_apart(hears: int, tells: int) -> NoReturn:
     """This process is the server. What pytest has put around it is taken away."""
     code = 1
     try:
@@ -143,12 +132,11 @@ def _serve_apart(hears: int, tells: int, log: int) -> NoReturn:
         os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
         # Processes that are spawned import this module anew.
         sys.modules["__main__"] = types.ModuleType("__main__")
-        _outputs(log)
+        _outputs(2)
         serve(hears, tells)
         code = 0
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
     os._exit(code)
 
 
@@ -211,11 +199,8 @@ def _live(log: str, environment: dict[str, str], what: dict[str, Any]) -> NoRetu
         sys.argv = [what["launcher"], *what["words"]]
         _until_end(importlib.import_module(what["launcher"]).main)
     elif "words" in what:
-        from corebatch.bench.runs import processes
         from corebatch.cli.main import main
 
-        if not what["spawns"]:
-            processes.get_context = lambda _: multiprocessing.get_context("fork")
         sys.argv = ["corebatch", *what["words"]]
         _until_end(main)
     elif "argv" in what:

@@ -85,7 +85,6 @@ def compare(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[[dict
     monkeypatch.setattr(jobs, "FLOPS_POOLS", 1)
     # A tiny model's steps take what the machine makes of them; budgets should not depend on that in a test.
     price = {"plain_large_sorted": 2.0, "colm": 1.6, "coreset": 1.25}
-    monkeypatch.setattr(jobs, "warm_up", lambda *_: None)
     monkeypatch.setattr(jobs, "time_arm", lambda arm, *_: {"seconds": [price.get(arm.method.name, 1.0)] * 2})
 
     def run(values: dict[str, Any]) -> Any:
@@ -489,7 +488,7 @@ def test_a_killed_comparison_goes_on(values: dict[str, Any], tmp_path: Path, for
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump(values))
     folder = Path(values["output_dir"])
-    (process,) = forks.commands("compare", config, world=1, folder=tmp_path, spawns=True)
+    (process,) = forks.commands("compare", config, world=1, folder=tmp_path)
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         if (folder / "runs.jsonl").exists() and "\n" in (folder / "runs.jsonl").read_text():
