@@ -78,27 +78,14 @@ def rows_kept_apart(tmp_path_factory):
     os.environ["COREBATCH_CACHE"] = str(tmp_path_factory.mktemp("kept"))
 
 
-SERVER = pytest.StashKey()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session):
-    """What is imported by now need not be imported again by processes that tests start."""
-    if any("forks" in item.fixturenames for item in session.items) and not session.config.option.collectonly:
-        from forks import Server
-
-        session.config.stash[SERVER] = Server()
-
-
-def pytest_unconfigure(config):
-    if SERVER in config.stash:
-        config.stash[SERVER].close()
-
-
 @pytest.fixture(scope="session")
-def forks(request, rows_kept_apart):
+def forks(rows_kept_apart):
     """A server that starts ranks and commands at once."""
-    return request.config.stash[SERVER]
+    from forks import Server
+
+    made = Server()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,19 @@
 """A server that has imported everything and forks processes, so that a start costs a fraction of a second: ranks that
-train together, and `corebatch` commands and launchers where the start of Python is not what a test is about."""
+train together, and `corebatch` commands where the start of Python is not what a test is about."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
-import runpy
 import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import corebatch
 
@@ -26,24 +22,25 @@ SECONDS = 280
 
 
 class Server:
-    """A fork of this process, which has imported most of what is needed. It is to be made before the first test, which
-    may leave something behind; it ends when this process does."""
+    """This script in a process of its own."""
 
     def __init__(self) -> None:
-        (hears, asks), (answers, tells) = os.pipe(), os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(asks)
-            os.close(answers)
-            _serve_apart(hears, tells)
-        os.close(hears)
-        os.close(tells)
-        self._asks, self._answers = os.fdopen(asks, "w"), os.fdopen(answers)
+        package = Path(corebatch.__file__).parents[1]
+        path = os.pathsep.join([str(package), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-    def ask(self, **job: Any) -> Any:
-        self._asks.write(json.dumps(job) + "\n")
-        self._asks.flush()
-        return json.loads(self._answers.readline())
+    def _ask(self, **job: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
 
     def run(self, script: Path, folder: Path, *, world: int, **job: Any) -> list[int]:
         """Runs the `main(job, rank)` of a script to its end: the exit codes of its ranks, whose outputs are in the
@@ -70,24 +67,12 @@ class Server:
             for rank in range(world)
         ]
 
-    def script(self, script: Path, *words: Any, folder: Path, environment: Mapping[str, str]) -> Forked:
-        """`python script words...`"""
-        return self.start(folder / "said.log", environment, argv=[str(script), *map(str, words)])
-
-    def launch(self, launcher: str, *words: Any, folder: Path) -> Forked:
-        """`python -m launcher words...`, of torchrun's kind, with a Python script among the words: the ranks that it
-        starts are forks as well, and run the script as the interpreter would."""
-        return self.start(folder / "launched.log", {}, launcher=launcher, words=[str(word) for word in words])
-
     def start(self, log: Path, environment: Mapping[str, str], **what: Any) -> Forked:
-        kept = {"COREBATCH_CACHE": os.environ["COREBATCH_CACHE"], **environment}
-        return Forked(self.ask(do="start", log=str(log), environment=kept, **what), log, self.ask)
+        return Forked(self._ask(do="start", log=str(log), environment=dict(environment), **what), log, self._ask)
 
     def close(self) -> None:
-        self._asks.close()
-        self._answers.close()
-        _, status = os.waitpid(self._pid, 0)
-        assert status == 0
+        self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
 
 
 class Forked:
@@ -121,55 +106,18 @@ class Forked:
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def _serve_apart(hears: int, tells: int) -> NoReturn:
-    """This process is the server. What pytest has put around it is taken away."""
-    code = 1
-    try:
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # under `nohup` a hang-up is ignored, by runs as well
-        os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        folders = [str(Path(corebatch.__file__).parents[1]), str(Path(__file__).parent)]
-        os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
-        # Processes that are spawned import this module anew.
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        _outputs(2)
-        serve(hears, tells)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    os._exit(code)
-
-
-def _outputs(handle: int) -> None:
-    """Lets this process print, and log, into a file that is open."""
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
-    logging.root.handlers.clear()  # pytest's own
-    for found in logging._handlerList:  # type: ignore[attr-defined]
-        handler = found()
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.stderr)
-
-
-def serve(hears: int, tells: int) -> None:
-    """Answers each line that it hears, a JSON object."""
+def serve() -> None:
+    """Answers each line of standard input, a JSON object."""
     import corebatch.cli.compare
     import corebatch.cli.train  # noqa: F401
     import training  # noqa: F401
     from quicker import before_forks
 
     before_forks()
-    with os.fdopen(hears) as lines, os.fdopen(tells, "w") as answers:
-        for line in lines:
-            asked = json.loads(line)
-            answer = {"start": start, "end": end, "live": live}[asked.pop("do")](**asked)
-            print(json.dumps(answer), flush=True, file=answers)
-
-
-def live(**job: Any) -> Any:
-    """The lives of runs, to their ends (tests/faults)."""
-    return importlib.import_module("fork_server").serve(job)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answer = {"start": start, "end": end}[asked.pop("do")](**asked)
+        print(json.dumps(answer), flush=True)
 
 
 def start(log: str, environment: dict[str, str], **what: Any) -> int:
@@ -186,42 +134,25 @@ def end(pid: int, block: bool) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
-def _live(log: str, environment: dict[str, str], what: dict[str, Any]) -> NoReturn:
-    """This process is what was asked for."""
+def _live(log: str, environment: dict[str, str], what: dict[str, Any]) -> None:
+    """Never returns: this process is what was asked for."""
     signal.alarm(SECONDS)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    _outputs(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
     os.environ |= environment
-    if "launcher" in what:
-        from torch.distributed.elastic.multiprocessing import subprocess_handler
-
-        subprocess_handler.subprocess_handler.Popen = Script
-        sys.argv = [what["launcher"], *what["words"]]
-        _until_end(importlib.import_module(what["launcher"]).main)
-    elif "words" in what:
-        from corebatch.cli.main import main
-
-        sys.argv = ["corebatch", *what["words"]]
-        _until_end(main)
-    elif "argv" in what:
-        _interpret(what["argv"])
-    script = Path(what["script"])
-    sys.path.insert(0, str(script.parent))
-    _until_end(lambda: importlib.import_module(script.stem).main(what["job"], what["rank"]))
-
-
-def _interpret(argv: list[str]) -> NoReturn:
-    """A script and its words, as by the interpreter."""
-    sys.argv = argv
-    sys.path.insert(0, str(Path(argv[0]).parent))
-    _until_end(lambda: runpy.run_path(argv[0], run_name="__main__"))
-
-
-def _until_end(main: Callable[[], Any]) -> NoReturn:
-    """Ends this process as the interpreter would, but for what waits for its exit."""
     code = 1
     try:
-        main()
+        if "words" in what:
+            from corebatch.cli.main import main
+
+            sys.argv = ["corebatch", *what["words"]]
+            main()
+        else:
+            script = Path(what["script"])
+            sys.path.insert(0, str(script.parent))
+            importlib.import_module(script.stem).main(what["job"], what["rank"])
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -232,35 +163,5 @@ def _until_end(main: Callable[[], Any]) -> NoReturn:
     os._exit(code)
 
 
-class Script:
-    """In the place of the `subprocess.Popen` by which torchrun starts `python -u script words...`: a fork, in a session
-    of its own."""
-
-    def __init__(self, args: tuple[str, ...], env: dict[str, str], start_new_session: bool, **outputs: Any) -> None:
-        assert start_new_session
-        assert args[0] == sys.executable
-        assert not any(outputs.values())
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setsid()
-            os.environ.clear()
-            os.environ |= env
-            _interpret([word for word in args[1:] if word != "-u"])
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            self.returncode = end(self.pid, block=False)
-        return self.returncode
-
-    def wait(self, timeout: float) -> int:
-        deadline = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("a forked script", timeout)
-            time.sleep(0.01)
-        return code
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+if __name__ == "__main__":
+    serve()

@@ -11,9 +11,6 @@ from typing import Any
 
 def quicken() -> None:
     """For the packages that are imported by now; may be called again."""
-    # A training makes and drops objects by the thousand, a tenth of its time at the usual 700 between collections. What
-    # a file of tests leaves is collected at the next file's beginning.
-    gc.set_threshold(50_000, 20, 100)
     if memory := sys.modules.get("accelerate.utils.memory"):
         # Accelerate collects garbage whenever a training begins; Python's own collections are left.
         memory.gc = SimpleNamespace(collect=lambda: 0)

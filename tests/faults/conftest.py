@@ -1,12 +1,18 @@
 import json
+import signal
 
 import pytest
 from lives import Lives
 
 
 @pytest.fixture(scope="session")
-def lives(forks):
-    return Lives(forks)
+def lives():
+    """Under `nohup` a hang-up is ignored, by runs as well: what the tests send is not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    made = Lives()
+    yield made
+    made.close()
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Forks a child of the server for each life of a run, so that a kill costs a fraction of a second. A job is
+"""Imports everything once and forks a child for each life of a run, so that a kill costs a fraction of a second.
+
+Reads jobs from standard input and answers on standard output, a JSON object a line. A job is
 
     {"runs": [{"case", "folder", "settings", "resume", "rank", "world", "port", ...}, ...],
      "kill": {"run": 0, "delay": seconds}, "seconds": bound}
@@ -8,6 +10,7 @@ told that its moment has come (see `cases.py`). What the processes leave is in `
 folders.
 """
 
+import json
 import os
 import signal
 import sys
@@ -15,6 +18,8 @@ import time
 from pathlib import Path
 
 from cases import live
+
+from quicker import before_forks
 
 
 def child(run: dict, tell: int, log: int) -> None:
@@ -82,3 +87,10 @@ def read_all(pipe: int) -> bytes:
         if not part:
             return text
         text += part
+
+
+if __name__ == "__main__":
+    before_forks()
+    print(json.dumps({"ready": Path(__file__).name}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(serve(json.loads(line))), flush=True)

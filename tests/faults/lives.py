@@ -1,19 +1,44 @@
-"""Lives of runs in children of the server of forks, and what they have come to."""
+"""A server that has imported everything, lives of runs in children of it, and what they have come to."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
+import corebatch
+
+HERE = Path(__file__).parent
 TIMED = ("ms", "memory_mb", "mfu", "seconds")
 
 
-class Lives:
-    """Starts runs in children of the server of forks."""
+def environment():
+    """Of a process that finds this corebatch and these tests."""
+    package = Path(corebatch.__file__).parents[1]
+    path = os.pathsep.join(map(str, (package, HERE, HERE.parent)))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
 
-    def __init__(self, forks) -> None:
-        self.forks = forks
+
+class Lives:
+    """Starts runs in forked children of a server."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "fork_server.py")],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert json.loads(self._process.stdout.readline()) == {"ready": "fork_server.py"}
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        assert self._process.wait(60) == 0
 
     def live(self, case, folder, *, resume=None, world=1, kill=None, seconds=120, ranks=None, **run):
         """One life of a run, on `world` processes.
@@ -36,7 +61,9 @@ class Lives:
             job |= {"result": str(result), "log": str(result.with_suffix(".log")), **run, **(ranks or {}).get(rank, {})}
             job["killed"] = kill is not None and kill["run"] == rank and "signal" not in kill
             jobs.append(job)
-        answer = self.forks.ask(do="live", runs=jobs, kill=kill, seconds=seconds)
+        self._process.stdin.write(json.dumps({"runs": jobs, "kill": kill, "seconds": seconds}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
         found = []
         for job, code, took in zip(jobs, answer["codes"], answer["seconds"], strict=True):
             result = Path(job["result"])

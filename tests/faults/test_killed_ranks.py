@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cases import NEW
-from lives import assert_same, final
+from lives import assert_same, environment, final
 
 from corebatch.record.checkpoint import last_complete
 from training import largest_difference
@@ -88,14 +90,20 @@ def test_when_one_of_two_ranks_is_killed_the_other_ends_too(lives, uninterrupted
 
 
 @resumes_ranks_on_cpu
-def test_under_torchrun_one_of_two_ranks_is_killed(lives, forks, uninterrupted, tmp_path):
+def test_under_torchrun_one_of_two_ranks_is_killed(lives, uninterrupted, tmp_path):
     run = {"case": "float64", "folder": str(tmp_path / "run"), "settings": TWO, "result": str(tmp_path / "run-0.json")}
     killed = run | {"moment": 8, "event": 1, "killed_rank": 1}
-    words = ["--standalone", "--nproc_per_node=2", Path(__file__).with_name("cases.py"), json.dumps(killed)]
-    assert forks.launch("torch.distributed.run", *words, folder=tmp_path).wait() != 0
+    assert torchrun(killed) != 0
     assert last_complete(tmp_path / "run").name == "checkpoint-6"
     lives.whole("float64", tmp_path / "run", world=2, settings=TWO, resume=True)
     assert_goes_on_like(uninterrupted("float64"), tmp_path / "run")
+
+
+def torchrun(run):
+    """The exit code of a run's two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(Path(__file__).with_name("cases.py")), json.dumps(run)]
+    return subprocess.run(command, env=environment(), capture_output=True, timeout=120).returncode
 
 
 def assert_goes_on_like(whole, folder):

@@ -2,7 +2,9 @@
 both ranks."""
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from corebatch.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
 LAUNCHERS = {
-    "torch.distributed.run": ["--standalone", "--nproc_per_node=2"],
-    "accelerate.commands.launch": [
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "accelerate": [
         # --cpu would start ranks by mpirun; the config says use_cpu
-        *("--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
     ],
 }
@@ -29,13 +31,16 @@ def words(config, run, rows):
     return ["train", str(config), "--output_dir", str(run), "--per_device_train_batch_size", str(rows)]
 
 
-def launched(forks, launcher, config, run):
+def launch(launcher, config, run):
     before = list(LAUNCHERS[launcher])
-    if launcher == "accelerate.commands.launch":
+    if launcher == "accelerate":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             before += ["--main_process_port", str(free.getsockname()[1])]
-    return forks.launch(launcher, *before, SCRIPT, *words(config, run, 2), "--ddp_backend", "gloo", folder=run.parent)
+    source = str(Path(corebatch.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": source}
+    command = [sys.executable, *before, str(SCRIPT), *words(config, run, 2), "--ddp_backend", "gloo"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
 
 def left(run):
@@ -52,9 +57,9 @@ def test_on_two_ranks_the_command_chooses_the_same(config, tmp_path, monkeypatch
     alone, weights = left(tmp_path / "one")
     for launcher in LAUNCHERS:
         run = tmp_path / launcher
-        done = launched(forks, launcher, config, run)
-        assert done.wait() == 0, done.said()[-6000:]
-        assert done.said().count("The model is in") == 1
+        done = launch(launcher, config, run)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert done.stdout.count("The model is in") == 1
         lines, found = left(run)
         assert [line["step"] for line in lines] == [1, 2, 3, 4]
         assert all((line["pool_examples"], line["chosen_examples"]) == (16, 8) for line in lines)
@@ -66,8 +71,6 @@ def test_on_two_ranks_the_command_chooses_the_same(config, tmp_path, monkeypatch
         assert all(torch.allclose(found[key], weights[key], atol=1e-5) for key in weights)
         assert json.loads((run / "corebatch.json").read_text())["training"]["world_size"] == 2
         assert (run / "report.html").is_file()
-    again = forks.commands(
-        *words(config, tmp_path / "torch.distributed.run", 2), "--ddp_backend", "gloo", world=2, folder=tmp_path
-    )
+    again = forks.commands(*words(config, tmp_path / "torchrun", 2), "--ddp_backend", "gloo", world=2, folder=tmp_path)
     assert [each.wait() for each in again] == [2, 2]
     assert all("corebatch: output_dir:" in each.said() and "not empty" in each.said() for each in again)
